@@ -1,0 +1,1 @@
+"""The only sockets of IEMS: streams, listeners, TLS, the resolver."""

@@ -1,0 +1,855 @@
+"""Settings: one declaration each, from which parsing, checks, `docs/config.md` and the sample in `conf/` come.
+
+A file is TOML. `load` reports every error of a file at once, each as `FILE:LINE: KEY: what`; an unknown key is
+refused with the nearest known name. Ports, paths and pools live here and need a reload; policy lives in the directory
+and acts at once. Each role's owner keeps the fields of the role's own section.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from iems.errors import ConfigError
+
+# --- checks that a type can't express; named in Meta(extra={"check": ...}), they raise ValueError with what is wrong
+
+
+def _networks(value: list[str]) -> None:
+    for text in value:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(f"{text!r} is no IP address or network (write 192.0.2.0/24)") from None
+
+
+def _addresses(value: list[str]) -> None:
+    for text in value:
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no IP address") from None
+
+
+def host_port(text: str, default_port: int) -> tuple[str, int]:
+    """`HOST`, `HOST:PORT`, `[V6]:PORT` or a bare IPv6 address as (host, port). Raises ValueError."""
+    host, port = text, str(default_port)
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is no HOST:PORT")
+        port = rest[1:] or port
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is no HOST:PORT")
+    return host, int(port)
+
+
+def _hosts(value: list[str]) -> None:
+    for text in value:
+        host_port(text, 25)
+
+
+def _servers(value: list[str]) -> None:
+    for text in value:
+        host, _ = host_port(text, 53)
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f"{text!r}: a DNS server is named by its IP address") from None
+
+
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+
+def _host_name(value: str) -> None:
+    if value and (len(value) > 253 or not all(_LABEL.fullmatch(label) for label in value.split("."))):
+        raise ValueError(f"{value!r} is no host name")
+
+
+def _no_control(value: str) -> None:
+    if any(ord(char) < 32 or ord(char) == 127 for char in value):
+        raise ValueError("holds a control character")
+
+
+Workers = Annotated[int, Meta(ge=1, le=64, description="Worker processes of this role.")]
+Enabled = Annotated[bool, Meta(description="Whether this machine runs the role.")]
+Seconds = float
+_WORKERS = "Worker processes of this role."
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections."""
+
+
+class Master(Section):
+    """The process that binds the ports, starts the workers and replaces those that die."""
+
+    drain_s: Annotated[
+        float, Meta(ge=0, le=3600, description="At stop, seconds open work may take before workers are ended.")
+    ] = 10.0
+    retire_s: Annotated[
+        float,
+        Meta(ge=0, description="After a reload, seconds the sessions of the old workers may stay open."),
+    ] = 3600.0
+    ready_s: Annotated[
+        float, Meta(gt=0, description="Seconds a new worker may take to report ready before it is ended.")
+    ] = 60.0
+    heartbeat_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds between two signs of life of a worker's loop.")
+    ] = 1.0
+    heartbeat_limit_s: Annotated[
+        float, Meta(ge=2, description="A worker silent for this many seconds is killed and replaced.")
+    ] = 30.0
+    respawn_min_s: Annotated[
+        float,
+        Meta(ge=0.01, description="First delay before a worker that died before its first job is started again."),
+    ] = 0.25
+    respawn_max_s: Annotated[float, Meta(ge=0.01, description="The delay doubles up to this many seconds.")] = 60.0
+    user: Annotated[
+        str,
+        Meta(
+            description="User the server runs as when started by root; empty: the owner of the home.",
+            extra={"check": _no_control},
+        ),
+    ] = ""
+
+
+class Ports(Section):
+    """Listening ports: `base` plus the well-known number. A number of 0 turns the listener off."""
+
+    base: Annotated[
+        int, Meta(ge=0, le=55000, description="Added to each port below; 0 is production (25, 143, ...).")
+    ] = 0
+    bind: Annotated[
+        list[str],
+        Meta(
+            description="Addresses to listen on; empty: 127.0.0.1 if base is not 0, else all (IPv4 and IPv6).",
+            extra={"check": _addresses},
+        ),
+    ] = field(default_factory=list)
+    backlog: Annotated[int, Meta(ge=1, le=65535, description="Connections waiting to be accepted, per worker.")] = 1024
+    smtp: Annotated[int, Meta(ge=0, le=10000, description="SMTP (RFC 5321).")] = 25
+    submission: Annotated[int, Meta(ge=0, le=10000, description="Submission with STARTTLS (RFC 6409).")] = 587
+    submissions: Annotated[int, Meta(ge=0, le=10000, description="Submission over TLS (RFC 8314).")] = 465
+    lmtp: Annotated[
+        int, Meta(ge=0, le=10000, description="LMTP (RFC 2033). On 127.0.0.1 and ::1 only, whatever bind says.")
+    ] = 24
+    imap: Annotated[int, Meta(ge=0, le=10000, description="IMAP with STARTTLS.")] = 143
+    imaps: Annotated[int, Meta(ge=0, le=10000, description="IMAP over TLS (RFC 8314).")] = 993
+    pop3: Annotated[int, Meta(ge=0, le=10000, description="POP3 with STLS.")] = 110
+    pop3s: Annotated[int, Meta(ge=0, le=10000, description="POP3 over TLS (RFC 8314).")] = 995
+    metrics: Annotated[
+        int, Meta(ge=0, le=10000, description="Prometheus text. On 127.0.0.1 and ::1 only, whatever bind says.")
+    ] = 9100
+
+
+class Smtpd(Section):
+    """Workers that accept mail from the network."""
+
+    enabled: Enabled = True
+    workers: Workers = 2
+    banner: Annotated[
+        str,
+        Meta(
+            max_length=200,
+            description="Text of the greeting after the host name; empty: the product's name.",
+            extra={"check": _no_control},
+        ),
+    ] = ""
+    trusted_networks: Annotated[
+        list[str],
+        Meta(
+            description="Networks whose clients may relay without login. Loopback is not among them.",
+            extra={"check": _networks},
+        ),
+    ] = field(default_factory=list)
+    xclient_networks: Annotated[
+        list[str],
+        Meta(description="Networks whose clients may use XCLIENT.", extra={"check": _networks}),
+    ] = field(default_factory=list)
+    proxy_networks: Annotated[
+        list[str],
+        Meta(
+            description="Networks of proxies that open each connection with a PROXY header.",
+            extra={"check": _networks},
+        ),
+    ] = field(default_factory=list)
+    size_limit: Annotated[
+        int, Meta(ge=0, description="Largest message in octets (SIZE, RFC 1870); 0: bounded by the disk only.")
+    ] = 104_857_600
+    max_sessions: Annotated[
+        int, Meta(ge=0, description="Sessions at once over all workers; the next gets 421. 0: bounded by descriptors.")
+    ] = 0
+    limit_loopback: Annotated[
+        bool, Meta(description="Whether per-IP, per-user and rate limits, delays and tarpits act on loopback too.")
+    ] = False
+    max_recipients: Annotated[
+        int, Meta(ge=100, description="Recipients of one message (RFC 5321 4.5.3.1.8 asks for at least 100).")
+    ] = 1000
+    bare_lf: Annotated[
+        Literal["refuse", "normalise"],
+        Meta(description="Content with a bare CR or LF: refused, or made CRLF. It is never passed on."),
+    ] = "refuse"
+    line_timeout_s: Annotated[
+        float, Meta(gt=0, description="Wait for the next command; RFC 5321 4.5.3.2.7 asks for 300 or more.")
+    ] = 300.0
+    data_timeout_s: Annotated[
+        float, Meta(gt=0, description="Wait for more content; RFC 5321 4.5.3.2.5 gives a client 180 a block.")
+    ] = 300.0
+    max_errors: Annotated[int, Meta(ge=1, description="Refused commands after which a session gets 421.")] = 20
+    vrfy: Annotated[bool, Meta(description="Whether VRFY answers with what it knows instead of 252.")] = False
+
+
+class Preprocessor(Section):
+    """Workers that route each message and run the modules."""
+
+    enabled: Enabled = True
+    workers: Workers = 1
+    max_trips: Annotated[
+        int, Meta(ge=1, le=1000, description="Received lines naming this host at which a message is bounced as a loop.")
+    ] = 25
+    loop_to_postmaster: Annotated[
+        bool, Meta(description="Whether looping mail goes to the postmaster instead of back to the sender.")
+    ] = False
+
+
+class Lmda(Section):
+    """Workers that deliver to mailboxes."""
+
+    enabled: Enabled = True
+    workers: Workers = 1
+    batch: Annotated[int, Meta(ge=1, le=1024, description="Messages taken from the queue at once.")] = 64
+    over_quota: Annotated[
+        Literal["defer", "fail"], Meta(description="What becomes of mail for a full account: tried again, or bounced.")
+    ] = "defer"
+    retry_s: Annotated[float, Meta(gt=0, description="First delay before a deferred delivery is tried again.")] = 60.0
+    retry_max_s: Annotated[float, Meta(gt=0, description="The delay doubles up to this many seconds.")] = 3600.0
+    lifetime_s: Annotated[float, Meta(gt=0, description="Age at which deferred local mail is bounced.")] = 432_000.0
+
+
+class Smtpc(Section):
+    """Workers that relay mail to other hosts."""
+
+    enabled: Enabled = True
+    workers: Workers = 1
+    resolution: Annotated[
+        Literal["dns", "dns-hosts", "hosts-dns", "hosts", "relay"],
+        Meta(description="How the next hop is found: DNS, the host table, both in order, or only relay_hosts."),
+    ] = "dns-hosts"
+    relay_hosts: Annotated[
+        list[str],
+        Meta(description="HOST or HOST:PORT of relays, tried in order.", extra={"check": _hosts}),
+    ] = field(default_factory=list)
+    host_table: Annotated[
+        str, Meta(description="Host table: a file of `DOMAIN HOST[:PORT] ...` lines; relative to the home.")
+    ] = ""
+    port: Annotated[int, Meta(gt=0, lt=65536, description="Port of remote hosts that name none.")] = 25
+    retry_s: Annotated[
+        float, Meta(gt=0, description="First delay before a deferred recipient is tried again (RFC 5321 4.5.4.1).")
+    ] = 1800.0
+    retry_max_s: Annotated[float, Meta(gt=0, description="The delay doubles up to this many seconds.")] = 14_400.0
+    lifetime_s: Annotated[
+        float, Meta(gt=0, description="Age at which deferred mail is bounced (RFC 5321 4.5.4.1: 4-5 days).")
+    ] = 432_000.0
+    delay_notice_s: Annotated[
+        float, Meta(ge=0, description="Age at which the sender is told of the delay, once; 0: never.")
+    ] = 14_400.0
+    tls: Annotated[
+        Literal["off", "may"], Meta(description="Whether STARTTLS is used where the remote host offers it.")
+    ] = "may"
+    max_connections: Annotated[int, Meta(ge=1, description="Connections at once, per worker.")] = 100
+    max_per_host: Annotated[int, Meta(ge=1, description="Connections at once to one destination, per worker.")] = 5
+    max_messages: Annotated[int, Meta(ge=1, description="Messages over one connection.")] = 100
+    connect_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the connection.")] = 30.0
+    greeting_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the greeting (RFC 5321 4.5.3.2.1).")] = 300.0
+    helo_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to EHLO or HELO.")] = 300.0
+    mail_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to MAIL (4.5.3.2.2).")] = 300.0
+    rcpt_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to RCPT (4.5.3.2.3).")] = 300.0
+    data_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the 354 (4.5.3.2.4).")] = 120.0
+    block_timeout_s: Annotated[float, Meta(gt=0, description="Wait while sending a block (4.5.3.2.5).")] = 180.0
+    end_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to the final dot (4.5.3.2.6).")] = 600.0
+
+
+class Store(Section):
+    """The writer of the mailboxes."""
+
+    enabled: Enabled = True
+    workers: Annotated[int, Meta(ge=1, le=64, description=_WORKERS + " Never more than there are partitions.")] = 1
+    path: Annotated[str, Meta(description="Folder of the partitions; relative to the home.")] = "store"
+    partitions: Annotated[
+        int, Meta(ge=1, le=64, description="LMDB environments the accounts are spread over; set before first use.")
+    ] = 1
+    copy: Annotated[
+        Literal["shared", "always"],
+        Meta(description="Whether a delivery keeps the spool's segment by a hard link (shared) or copies (always)."),
+    ] = "shared"
+    undelete_s: Annotated[
+        float, Meta(ge=3600, description="Seconds the bytes of expunged mail are kept; at least an hour.")
+    ] = 86_400.0
+
+
+class Imapd(Section):
+    """Workers that serve IMAP."""
+
+    enabled: Enabled = True
+    workers: Workers = 2
+    max_sessions: Annotated[
+        int, Meta(ge=0, description="Sessions at once over all workers. 0: bounded by descriptors.")
+    ] = 0
+    timeout_s: Annotated[
+        float, Meta(ge=1800, description="Wait for the next command; RFC 3501 5.4 asks for at least 1800.")
+    ] = 1800.0
+    login_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a login.")] = 60.0
+    append_limit: Annotated[int, Meta(ge=0, description="Largest message in octets APPEND takes; 0: no limit.")] = (
+        104_857_600
+    )
+
+
+class Pop3d(Section):
+    """Workers that serve POP3."""
+
+    enabled: Enabled = True
+    workers: Workers = 1
+    max_sessions: Annotated[
+        int, Meta(ge=0, description="Sessions at once over all workers. 0: bounded by descriptors.")
+    ] = 0
+    timeout_s: Annotated[
+        float, Meta(ge=600, description="Wait for the next command; RFC 1939 3 asks for at least 600.")
+    ] = 600.0
+    login_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a login.")] = 60.0
+
+
+class Janitor(Section):
+    """The worker that recovers, reclaims and serves the metrics."""
+
+    enabled: Enabled = True
+    workers: Annotated[int, Meta(ge=1, le=1, description=_WORKERS)] = 1
+
+
+class Spool(Section):
+    """Messages on their way: segments and their index."""
+
+    path: Annotated[str, Meta(description="Folder of the spool; relative to the home.")] = "spool"
+    segment_octets: Annotated[
+        int, Meta(ge=1 << 20, le=1 << 40, description="Size at which a segment is sealed.")
+    ] = 134_217_728
+    segment_s: Annotated[float, Meta(gt=0, description="Age at which a segment is sealed.")] = 3600.0
+    large_octets: Annotated[
+        int, Meta(ge=4096, description="Content above this size gets a file of its own.")
+    ] = 1_048_576
+    staging_octets: Annotated[
+        int, Meta(ge=1 << 20, description="Memory for incoming content, per worker; above it content goes to files.")
+    ] = 134_217_728
+    map_octets: Annotated[
+        int, Meta(ge=1 << 20, description="Address space of the index (LMDB map size).")
+    ] = 274_877_906_944
+    ballast_octets: Annotated[
+        int, Meta(ge=0, description="File given up on a full disk, so that settling and expunging go on; 0: none.")
+    ] = 16_777_216
+
+
+class Log(Section):
+    """Event lines in log/mail.log."""
+
+    format: Annotated[Literal["json", "text"], Meta(description="One JSON object or one line of text an event.")] = (
+        "json"
+    )
+    rotate_octets: Annotated[
+        int, Meta(ge=0, description="Size at which the log is renamed and a new one started; 0: never.")
+    ] = 1_073_741_824
+    keep: Annotated[int, Meta(ge=1, le=1000, description="Old logs kept (mail.log.1 is the youngest).")] = 8
+
+
+class Dns(Section):
+    """The resolver."""
+
+    servers: Annotated[
+        list[str],
+        Meta(
+            description="HOST:PORT of the servers to ask, by IP address; empty: those of /etc/resolv.conf.",
+            extra={"check": _servers},
+        ),
+    ] = field(default_factory=list)
+    timeout_s: Annotated[float, Meta(gt=0, description="Wait for one answer.")] = 5.0
+    attempts: Annotated[int, Meta(ge=1, le=10, description="Tries over all servers before giving up for now.")] = 4
+    cache_records: Annotated[int, Meta(ge=0, description="Answers kept, per worker; 0: no cache.")] = 1_000_000
+
+
+class Auth(Section):
+    """Logins, for SMTP, IMAP and POP3 alike."""
+
+    plaintext: Annotated[
+        Literal["never", "loopback", "always"],
+        Meta(description="From where a password may be sent without TLS."),
+    ] = "loopback"
+    threads: Annotated[int, Meta(ge=1, le=64, description="Password hashes computed at once, per worker.")] = 2
+    cache_s: Annotated[float, Meta(ge=0, description="Seconds a checked password is remembered, in memory.")] = 300.0
+    max_failures: Annotated[int, Meta(ge=1, description="Failed logins after which a session is closed.")] = 5
+
+
+class Tls(Section):
+    """The server's certificate. A pair that doesn't match keeps the old one in use."""
+
+    certificate: Annotated[str, Meta(description="PEM file of the chain; relative to the home.")] = "conf/tls/cert.pem"
+    key: Annotated[str, Meta(description="PEM file of the private key; relative to the home.")] = "conf/tls/key.pem"
+    minimum: Annotated[Literal["1.2", "1.3"], Meta(description="Oldest version of TLS spoken.")] = "1.2"
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of a home."""
+
+    hostname: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Full name of this host, as greetings and Received lines show it.",
+            extra={"check": _host_name},
+        ),
+    ] = "localhost"
+    domain: Annotated[
+        str, Meta(description="Primary local domain: completes names without one.", extra={"check": _host_name})
+    ] = ""
+    master: Master = field(default_factory=Master)
+    ports: Ports = field(default_factory=Ports)
+    tls: Tls = field(default_factory=Tls)
+    auth: Auth = field(default_factory=Auth)
+    dns: Dns = field(default_factory=Dns)
+    log: Log = field(default_factory=Log)
+    spool: Spool = field(default_factory=Spool)
+    smtpd: Smtpd = field(default_factory=Smtpd)
+    preprocessor: Preprocessor = field(default_factory=Preprocessor)
+    lmda: Lmda = field(default_factory=Lmda)
+    smtpc: Smtpc = field(default_factory=Smtpc)
+    store: Store = field(default_factory=Store)
+    imapd: Imapd = field(default_factory=Imapd)
+    pop3d: Pop3d = field(default_factory=Pop3d)
+    janitor: Janitor = field(default_factory=Janitor)
+
+    def spool_path(self, home: Path) -> Path:
+        """The spool's folder."""
+        return home / self.spool.path
+
+    def store_path(self, home: Path) -> Path:
+        """The folder of the partitions."""
+        return home / self.store.path
+
+
+def load(path: Path | str) -> Config:
+    """The settings in the TOML file `path`.
+
+    Raises ConfigError with every problem of the file, each `FILE:LINE: KEY: what (did you mean K?)`.
+    """
+    try:
+        octets = Path(path).read_bytes()
+    except OSError as exc:
+        raise ConfigError([f"{path}:1: -: can't be read: {exc.strerror}"]) from None
+    return parse(octets, str(path))
+
+
+def parse(octets: bytes, name: str) -> Config:
+    """The settings in the TOML text `octets`; `name` stands for the file in problems. Raises ConfigError."""
+    try:
+        text = octets.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        line = octets.count(b"\n", 0, exc.start) + 1
+        raise ConfigError([f"{name}:{line}: -: not UTF-8 text"]) from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError([_syntax_problem(name, text, str(exc))]) from None
+    lines = key_lines(text)
+    problems: list[tuple[int, str]] = []
+
+    def problem(key: tuple[str, ...], what: str) -> None:
+        at = key
+        while at and at not in lines:
+            at = at[:-1]
+        line = lines.get(at, 1)
+        problems.append((line, f"{name}:{line}: {'.'.join(key)}: {what}"))
+
+    config: Config = _build(Config, raw, (), problem)
+    if not problems:
+        for key, what in _contradictions(config):
+            problem(key, what)
+    if problems:
+        raise ConfigError([text for _, text in sorted(problems, key=lambda item: item[0])])
+    return config
+
+
+def _syntax_problem(name: str, text: str, message: str) -> str:
+    """A TOML syntax error as a problem line; tomllib says `... (at line 3, column 5)`."""
+    found = re.search(r"\(at line (\d+), column \d+\)", message)
+    if found:
+        line, what = int(found[1]), message[: found.start()].strip()
+    else:
+        line, what = text.count("\n") + 1, message
+    return f"{name}:{line}: -: not TOML: {what}"
+
+
+def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
+    """Settings that are each right and don't fit together, as (key, what)."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    if config.smtpc.resolution == "relay" and not config.smtpc.relay_hosts:
+        found.append((("smtpc", "resolution"), "'relay' needs smtpc.relay_hosts"))
+    if config.smtpc.resolution == "hosts" and not config.smtpc.host_table:
+        found.append((("smtpc", "resolution"), "'hosts' needs smtpc.host_table"))
+    if config.master.heartbeat_limit_s <= 2 * config.master.heartbeat_s:
+        found.append((("master", "heartbeat_limit_s"), "must be more than twice master.heartbeat_s"))
+    if config.master.respawn_max_s < config.master.respawn_min_s:
+        found.append((("master", "respawn_max_s"), "must not be below master.respawn_min_s"))
+    if config.store.workers > config.store.partitions:
+        found.append((("store", "workers"), "must not be above store.partitions"))
+    seen: dict[int, str] = {}
+    for info in msgspec.structs.fields(Ports):
+        if info.name in ("base", "bind", "backlog"):
+            continue
+        port = getattr(config.ports, info.name)
+        if port and port in seen:
+            found.append((("ports", info.name), f"the same port as ports.{seen[port]}"))
+        elif port:
+            seen[port] = info.name
+    return found
+
+
+def _build(cls: Any, raw: dict[str, Any], at: tuple[str, ...], problem: Callable[[tuple[str, ...], str], None]) -> Any:
+    """A `cls` from the table `raw` at key `at`; each bad key is reported and left at its default."""
+    values: dict[str, Any] = {}
+    declared = declarations(cls)
+    for key, value in raw.items():
+        where = (*at, key)
+        setting = declared.get(key)
+        if setting is None:
+            problem(where, "unknown setting" + _suggestion(key, at, declared))
+        elif setting.section is not None:
+            if isinstance(value, dict):
+                values[key] = _build(setting.section, value, where, problem)
+            else:
+                problem(where, "is a section: write [" + ".".join(where) + "]")
+        else:
+            try:
+                values[key] = converted = msgspec.convert(value, setting.type, strict=True)
+                if isinstance(converted, float) and not math.isfinite(converted):
+                    raise ValueError("must be a finite number")
+                if setting.check is not None:
+                    setting.check(converted)
+            except (msgspec.ValidationError, ValueError) as exc:
+                values.pop(key, None)
+                problem(where, _what(exc))
+    return cls(**values)
+
+
+def _what(exc: Exception) -> str:
+    """A conversion error in words; msgspec's own ends in the path inside the value."""
+    text = str(exc).replace(" - at `$`", "")
+    return text[:1].lower() + text[1:]
+
+
+def _suggestion(key: str, at: tuple[str, ...], declared: dict[str, Setting]) -> str:
+    """` (did you mean K?)` for an unknown key: among its siblings, else the same name in another section."""
+    near = difflib.get_close_matches(key, declared, 1, 0.6)
+    if near:
+        return f" (did you mean {'.'.join((*at, near[0]))}?)"
+    everywhere = {name: key_of for key_of, name, _ in walk()}
+    for name, key_of in everywhere.items():
+        if name == key:
+            return f" (did you mean {key_of}?)"
+    near = difflib.get_close_matches(key, everywhere, 1, 0.75)
+    return f" (did you mean {everywhere[near[0]]}?)" if near else ""
+
+
+class Setting(Struct, frozen=True):
+    """One declared setting. type: for msgspec.convert. section: its Struct if it is a section. check: raises ValueError."""
+
+    name: str
+    type: Any
+    description: str
+    default: Any
+    section: Any = None
+    check: Callable[[Any], None] | None = None
+    meta: Any = None
+
+
+_DECLARED: dict[Any, dict[str, Setting]] = {}
+
+
+def declarations(cls: Any) -> dict[str, Setting]:
+    """Name -> declaration of each field of the section `cls`, in order."""
+    known = _DECLARED.get(cls)
+    if known is not None:
+        return known
+    hints = typing.get_type_hints(cls, include_extras=True)
+    result: dict[str, Setting] = {}
+    for info in msgspec.structs.fields(cls):
+        hint = hints[info.name]
+        description, check, meta = "", None, None
+        if typing.get_origin(hint) is Annotated:
+            for note in hint.__metadata__:
+                if isinstance(note, Meta):
+                    meta = note
+                    description = note.description or description
+                    check = (note.extra or {}).get("check", check)
+        default = info.default if info.default is not msgspec.NODEFAULT else None
+        if info.default_factory is not msgspec.NODEFAULT:
+            default = info.default_factory()
+        section = hint if isinstance(hint, type) and issubclass(hint, Struct) else None
+        if section is not None:
+            description = (section.__doc__ or "").strip()
+        result[info.name] = Setting(info.name, hint, description, default, section, check, meta)
+    _DECLARED[cls] = result
+    return result
+
+
+def walk() -> list[tuple[str, str, Setting]]:
+    """(full key, name, declaration) of every setting, sections left out."""
+    found: list[tuple[str, str, Setting]] = []
+
+    def visit(cls: Any, at: tuple[str, ...]) -> None:
+        for setting in declarations(cls).values():
+            if setting.section is not None:
+                visit(setting.section, (*at, setting.name))
+            else:
+                found.append((".".join((*at, setting.name)), setting.name, setting))
+
+    visit(Config, ())
+    return found
+
+
+# --- where a key stands in the text: tomllib keeps no line numbers
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line (from 1) each key and table of valid TOML stands on; the first one if it is repeated."""
+    return _Scanner(text).scan()
+
+
+class _Scanner:
+    """Walks TOML that tomllib has already found valid, looking only for keys and ends of values."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.found: dict[tuple[str, ...], int] = {}
+
+    def scan(self) -> dict[tuple[str, ...], int]:
+        prefix: tuple[str, ...] = ()
+        while True:
+            self._skip_blank()
+            if self.at >= len(self.text):
+                return self.found
+            start = self.at
+            if self.text[self.at] == "[":
+                self.at += 2 if self.text.startswith("[[", self.at) else 1
+                prefix = self._key()
+                self._note(prefix, start)
+                self._to_line_end()
+            else:
+                self._pair(prefix)
+                self._to_line_end()
+
+    def _note(self, key: tuple[str, ...], offset: int) -> None:
+        self.found.setdefault(key, self.text.count("\n", 0, offset) + 1)
+
+    def _skip_blank(self) -> None:
+        text = self.text
+        while self.at < len(text):
+            if text[self.at] in " \t\r\n":
+                self.at += 1
+            elif text[self.at] == "#":
+                self._to_line_end()
+            else:
+                return
+
+    def _to_line_end(self) -> None:
+        end = self.text.find("\n", self.at)
+        self.at = len(self.text) if end < 0 else end + 1
+
+    def _spaces(self) -> None:
+        while self.at < len(self.text) and self.text[self.at] in " \t":
+            self.at += 1
+
+    def _key(self) -> tuple[str, ...]:
+        parts: list[str] = []
+        while True:
+            self._spaces()
+            if self.text[self.at] in "\"'":
+                start = self.at
+                self._string()
+                parts.append(tomllib.loads("k=" + self.text[start : self.at])["k"])
+            else:
+                bare = _BARE_KEY.match(self.text, self.at)
+                if bare is None:
+                    return tuple(parts)
+                parts.append(bare[0])
+                self.at = bare.end()
+            self._spaces()
+            if self.at < len(self.text) and self.text[self.at] == ".":
+                self.at += 1
+                continue
+            return tuple(parts)
+
+    def _pair(self, prefix: tuple[str, ...]) -> None:
+        start = self.at
+        key = (*prefix, *self._key())
+        self._note(key, start)
+        self._spaces()
+        self.at += 1  # the equals sign
+        self._value(key)
+
+    def _string(self) -> None:
+        quote = self.text[self.at]
+        ends = quote * 3 if self.text.startswith(quote * 3, self.at) else quote
+        self.at += len(ends)
+        while not self.text.startswith(ends, self.at):
+            self.at += 2 if quote == '"' and self.text[self.at] == "\\" else 1
+        self.at += len(ends)
+        # A multi-line string may end in up to two quotes of its own ("""a""""").
+        while len(ends) == 3 and self.text.startswith(quote, self.at):
+            self.at += 1
+
+    def _value(self, key: tuple[str, ...]) -> None:
+        self._spaces()
+        char = self.text[self.at]
+        if char in "\"'":
+            self._string()
+        elif char == "[":
+            self.at += 1
+            while True:
+                self._skip_blank()
+                if self.text[self.at] == "]":
+                    self.at += 1
+                    return
+                if self.text[self.at] == ",":
+                    self.at += 1
+                else:
+                    self._value(key)
+        elif char == "{":
+            self.at += 1
+            while True:
+                self._skip_blank()
+                if self.text[self.at] == "}":
+                    self.at += 1
+                    return
+                if self.text[self.at] == ",":
+                    self.at += 1
+                else:
+                    self._pair(key)
+        else:
+            while self.at < len(self.text) and self.text[self.at] not in ",]}#\r\n":
+                self.at += 1
+
+
+# --- text made from the declarations
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"{value:_}" if abs(value) >= 100_000 else str(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return msgspec.json.encode(value).decode()
+
+
+def kind(hint: Any) -> str:
+    """A type in words, for the reference page."""
+    if typing.get_origin(hint) is Annotated:
+        return kind(typing.get_args(hint)[0])
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return " or ".join(f"`{toml_value(choice)}`" for choice in typing.get_args(hint))
+    if origin is list:
+        return "list of " + kind(typing.get_args(hint)[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(kind(part) for part in typing.get_args(hint))
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))
+
+
+def limits(meta: Any) -> str:
+    """The bounds a Meta sets, in words, or ''."""
+    if meta is None:
+        return ""
+    words = []
+    for name, sign in (("gt", ">"), ("ge", "at least"), ("lt", "<"), ("le", "at most")):
+        bound = getattr(meta, name)
+        if bound is not None:
+            words.append(f"{sign} {toml_value(bound)}")
+    return ", ".join(words)
+
+
+def reference() -> str:
+    """docs/config.md: every setting with type, bounds and default."""
+    out = [
+        "# Settings",
+        "",
+        "Every setting of `conf/iems.toml`. Made by `iemsctl config docs`; a test compares this page with the",
+        "declarations in `iems/config.py`. `iemsctl config check FILE` names every error of a file at once;",
+        "`iemsctl reload` takes a changed file up and keeps the old settings if the new ones are wrong.",
+        "",
+    ]
+
+    def table(cls: Any) -> None:
+        rows = [setting for setting in declarations(cls).values() if setting.section is None]
+        if not rows:
+            return
+        out.extend(["| setting | type | default | meaning |", "|---|---|---|---|"])
+        for setting in rows:
+            bounds = limits(setting.meta)
+            what = kind(setting.type) + (f" ({bounds})" if bounds else "")
+            cells = (f"`{setting.name}`", what, f"`{toml_value(setting.default)}`", setting.description)
+            out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        out.append("")
+
+    table(Config)
+    for setting in declarations(Config).values():
+        if setting.section is not None:
+            out.extend([f"## [{setting.name}]", "", setting.description.splitlines()[0], ""])
+            table(setting.section)
+    return "\n".join(out).rstrip("\n") + "\n"
+
+
+def sample(given: dict[str, Any] | None = None) -> str:
+    """A configuration file: settings in `given` (full key -> value) are set, all others shown at their default."""
+    given = given or {}
+    out = [
+        "# Settings of IEMS. A line that is commented out shows the default; docs/config.md explains each.",
+        "# After a change: iemsctl config check, then iemsctl reload.",
+        "",
+    ]
+
+    def table(cls: Any, at: str) -> None:
+        for setting in declarations(cls).values():
+            if setting.section is not None:
+                continue
+            key = at + setting.name
+            out.append("# " + setting.description)
+            if key in given:
+                out.append(f"{setting.name} = {toml_value(given[key])}")
+            else:
+                out.append(f"#{setting.name} = {toml_value(setting.default)}")
+        out.append("")
+
+    table(Config, "")
+    for setting in declarations(Config).values():
+        if setting.section is not None:
+            out.extend(["# " + setting.description.splitlines()[0], f"[{setting.name}]"])
+            table(setting.section, setting.name + ".")
+    return "\n".join(out).rstrip("\n") + "\n"

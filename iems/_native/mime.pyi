@@ -1,0 +1,28 @@
+from collections.abc import Buffer as Octets
+
+PARENT: int
+DEPTH: int
+NUMBER: int
+KIND: int
+FLAGS: int
+HEADER_START: int
+BODY_START: int
+BODY_END: int
+LINES: int
+TYPE_START: int
+TYPE_END: int
+ENCODING_START: int
+ENCODING_END: int
+COLUMNS: int
+LEAF: int
+MULTIPART: int
+MESSAGE: int
+NO_HEADER_END: int
+NO_CLOSE: int
+CUT_DEPTH: int
+CUT_PARTS: int
+CUT_HEADER: int
+
+def scan(content: Octets) -> memoryview[int]: ...
+def summarize(content: Octets) -> tuple[bytes, bytes]: ...
+def body(content: Octets) -> bytes: ...

@@ -1,0 +1,102 @@
+"""Header fields of a message (RFC 5322 2.2): where they stand and what they say. Decoding is left to `words`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+
+class Field(NamedTuple):
+    """One field as offsets into the content: its lines are [start, end), its value [value, end) with line ends."""
+
+    name: bytes  # in lower case, without white space
+    start: int
+    value: int
+    end: int
+
+
+def header_end(content: bytes, start: int = 0, stop: int | None = None) -> int:
+    """The offset behind the empty line that ends the header at `start`, or `stop` (default: the end) without one."""
+    stop = len(content) if stop is None else stop
+    at = start
+    while at < stop:
+        line_end = content.find(b"\n", at, stop)
+        if line_end < 0:
+            return stop
+        if line_end == at or (line_end == at + 1 and content[at] == 13):
+            return line_end + 1
+        at = line_end + 1
+    return stop
+
+
+def fields(content: bytes, start: int = 0, stop: int | None = None) -> Iterator[Field]:
+    """The fields of the header at `start`, up to its empty line or `stop`.
+
+    Lines that are no field (no colon, or white space within the name) are given with the name b"" so that nothing
+    of the header is lost; a line that begins with white space belongs to the field above it.
+    """
+    stop = len(content) if stop is None else stop
+    at, name, first, value = start, b"", -1, 0
+    while at < stop:
+        line_end = content.find(b"\n", at, stop)
+        after = stop if line_end < 0 else line_end + 1
+        text_end = after - (line_end >= 0)
+        if text_end > at and content[text_end - 1] == 13:
+            text_end -= 1
+        if text_end == at:
+            break
+        if content[at] not in b" \t" or first < 0:
+            if first >= 0:
+                yield Field(name, first, value, at)
+            first = at
+            colon = content.find(b":", at, text_end)
+            name = content[at:colon].rstrip(b" \t").lower() if colon >= 0 else b""
+            if b" " in name or b"\t" in name:
+                name = b""
+            value = colon + 1 if name else at
+        at = after
+    if first >= 0:
+        yield Field(name, first, value, min(at, stop))
+
+
+def unfold(raw: bytes) -> bytes:
+    """A raw value on one line (RFC 5322 2.2.3), white space at both ends taken off."""
+    return raw.replace(b"\r", b"").replace(b"\n", b"").strip(b" \t")
+
+
+def values(content: bytes, name: bytes, start: int = 0, stop: int | None = None) -> list[bytes]:
+    """The unfolded values of every field called `name` (any case), in order."""
+    name = name.lower()
+    return [unfold(content[f.value : f.end]) for f in fields(content, start, stop) if f.name == name]
+
+
+def select(
+    content: bytes, names: Iterable[bytes], invert: bool, start: int, stop: int
+) -> list[tuple[int, int] | bytes]:
+    """The lines of the fields named (invert: of all others) and the empty line, as ranges of `content`.
+
+    This is the text of HEADER.FIELDS and HEADER.FIELDS.NOT (RFC 3501 6.4.5): the empty line is always there, as b"" CRLF
+    of our own if the header has none.
+    """
+    wanted = frozenset(name.lower() for name in names)
+    found: list[tuple[int, int] | bytes] = []
+    after = start
+    for field in fields(content, start, stop):
+        after = field.end
+        if (field.name in wanted) is not invert:
+            if found and isinstance(found[-1], tuple) and found[-1][1] == field.start:
+                found[-1] = (found[-1][0], field.end)
+            else:
+                found.append((field.start, field.end))
+    if after < stop:
+        found.append((after, stop))
+    else:
+        found.append(b"\r\n")
+    return found
+
+
+def header_fields(content: bytes, names: Iterable[bytes], invert: bool = False) -> bytes:
+    """The text of BODY[HEADER.FIELDS (names)] (invert: HEADER.FIELDS.NOT) of a message."""
+    content = bytes(content)
+    pieces = select(content, names, invert, 0, header_end(content))
+    return b"".join(p if isinstance(p, bytes) else content[p[0] : p[1]] for p in pieces)

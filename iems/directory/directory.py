@@ -1,0 +1,1098 @@
+"""The directory: who is who, and where mail goes. LMDB at HOME/directory, read in process by every role.
+
+Reads are one short transaction each; routing answers are kept in this process until the next write anywhere
+(`version`). Writes are fully synced and leave an audit line. Any fault of the database is DirectoryUnavailable: a caller
+must answer "try later", never "unknown". The layout is in keys.py, the order of routing questions in resolve.py.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+import msgspec
+
+from iems.directory import keys, passwords
+from iems.directory.entries import (
+    ACCOUNT,
+    ALIAS,
+    CHANNEL_PERMISSIONS,
+    FORWARD,
+    LOCAL_DOMAIN,
+    MATRIX,
+    RECIPIENT,
+    SETTINGS,
+    Account,
+    Connector,
+    DirectoryRefusal,
+    Entry,
+    Permission,
+    Resolution,
+    account_of,
+    decode,
+    encode,
+)
+from iems.directory.names import (
+    MAX_ADDRESS_OCTETS,
+    NameRefused,
+    address_of,
+    domain_of,
+    domain_rdns,
+    entry_address,
+    pattern_of,
+    rdn,
+    shown,
+    split_dn,
+    suffixes,
+)
+from iems.directory.resolve import resolve
+from iems.errors import DirectoryUnavailable
+from iems.model import Channel
+
+MAX_CACHED = 16_384
+ROOT = 0
+
+_CODES = {
+    LOCAL_DOMAIN: keys.CLASS_LOCAL_DOMAIN,
+    ACCOUNT: keys.CLASS_ACCOUNT,
+    ALIAS: keys.CLASS_ALIAS,
+    RECIPIENT: keys.CLASS_RECIPIENT,
+    FORWARD: keys.CLASS_FORWARD,
+    MATRIX: keys.CLASS_MATRIX,
+    SETTINGS: keys.CLASS_SETTINGS,
+}
+
+_T = TypeVar("_T")
+
+
+class _View:
+    """One consistent view: a transaction and what it answers. Implements `resolve.Lookup`."""
+
+    def __init__(self, databases: dict[bytes, Any], txn: Any) -> None:
+        self.db = databases
+        self.txn = txn
+        self.get = txn.get
+        self._settings: dict[str, list[str]] | None = None
+
+    # Entries.
+
+    def read(self, entry: int) -> Entry:
+        octets = self.get(keys.u64(entry), db=self.db[b"entries"])
+        if octets is None:
+            raise DirectoryUnavailable(f"directory entry {entry} is named but missing")
+        return decode(octets)
+
+    def ids(self, kind: int, text: str) -> Iterator[int]:
+        with self.txn.cursor(self.db[b"lookup"]) as cursor:
+            if cursor.set_key(keys.lookup_key(kind, text)):
+                for value in cursor.iternext_dup():
+                    yield keys.u64_of(value)
+
+    def find(self, kind: int, text: str) -> tuple[int, Entry] | None:
+        """(id, entry) of a look-up text, compared in the entry."""
+        first = self.get(keys.lookup_key(kind, text), db=self.db[b"lookup"])
+        if first is None:
+            return None
+        number = keys.u64_of(first)
+        entry = self.read(number)
+        if entry.lookup == text and entry.kind == kind:
+            return number, entry
+        for number in self.ids(kind, text):
+            entry = self.read(number)
+            if entry.lookup == text and entry.kind == kind:
+                return number, entry
+        return None
+
+    def child(self, parent: int, rdn_text: str) -> tuple[int, Entry] | None:
+        """(id, entry) of a name below a parent; names compare without regard to case."""
+        folded = rdn_text.lower()
+        with self.txn.cursor(self.db[b"names"]) as cursor:
+            if cursor.set_key(keys.name_key(parent, folded)):
+                for value in cursor.iternext_dup():
+                    number = keys.u64_of(value)
+                    entry = self.read(number)
+                    if entry.parent == parent and entry.rdn.lower() == folded:
+                        return number, entry
+        return None
+
+    def has_children(self, parent: int) -> bool:
+        with self.txn.cursor(self.db[b"names"]) as cursor:
+            return bool(cursor.set_range(keys.u64(parent))) and cursor.key()[:8] == keys.u64(parent)
+
+    def of_class(self, code: int) -> Iterator[tuple[int, Entry]]:
+        """(id, entry) of a class, oldest first."""
+        with self.txn.cursor(self.db[b"classes"]) as cursor:
+            found = cursor.set_range(bytes([code]))
+            while found:
+                key = cursor.key()
+                if key[0] != code:
+                    return
+                number = keys.u64_of(key[1:])
+                yield number, self.read(number)
+                found = cursor.next()
+
+    def dn(self, entry: Entry) -> str:
+        names = [entry.rdn]
+        parent = entry.parent
+        while parent != ROOT:
+            above = self.read(parent)
+            names.append(above.rdn)
+            parent = above.parent
+        return ",".join(names)
+
+    # resolve.Lookup.
+
+    def entry(self, address: str) -> Entry | None:
+        found = self.find(keys.KIND_MAIL, address)
+        return found[1] if found else None
+
+    def local_as(self, domain: str) -> str:
+        for pattern in (domain, *suffixes(domain)):
+            found = self.find(keys.KIND_DOMAIN, pattern)
+            if found and LOCAL_DOMAIN in found[1].classes:
+                return pattern
+        return ""
+
+    def forward(self, domain: str) -> tuple[str, Channel, str] | None:
+        for pattern in (domain, *suffixes(domain)):
+            found = self.find(keys.KIND_FORWARD, pattern)
+            if found:
+                return pattern, Channel[found[1].first("iemsChannel")], found[1].first("iemsIdentifier")
+        return None
+
+    @property
+    def settings(self) -> dict[str, list[str]]:
+        if self._settings is None:
+            found = self.find(keys.KIND_SETTINGS, "")
+            self._settings = found[1].attributes if found else {}
+        return self._settings
+
+    def _setting(self, name: str, default: str) -> str:
+        values = self.settings.get(name)
+        return values[0] if values else default
+
+    @property
+    def default_local(self) -> Channel:
+        return Channel[self._setting("iemsDefaultLocalChannel", "LOCAL")]
+
+    @property
+    def internet(self) -> Channel:
+        return Channel[self._setting("iemsInternetChannel", "SMTPC")]
+
+    @property
+    def separator(self) -> str:
+        return self._setting("iemsDetailSeparator", "+")
+
+    @property
+    def primary_domain(self) -> str:
+        for _, entry in self.of_class(keys.CLASS_LOCAL_DOMAIN):
+            if not entry.lookup.startswith("*."):
+                return entry.lookup
+        return ""
+
+    def first_account(self, domain: str) -> str:
+        primary = self.primary_domain
+        fallback = ""
+        for _, entry in self.of_class(keys.CLASS_ACCOUNT):
+            found = entry.lookup.rpartition("@")[2]
+            if found == domain:
+                return entry.lookup
+            if found == primary and not fallback:
+                fallback = entry.lookup
+        return fallback
+
+
+class Directory:
+    """The directory of one home. Open it after the fork, once per process; reads and writes may come from any thread.
+
+    path: HOME/directory. create: make it if missing. who: named in audit lines, by default the process's user.
+    audit: called with each audit record (a dict); by default a line of JSON goes to HOME/log/directory.log.
+    Raises DirectoryUnavailable if there is none or it can't be read.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        create: bool = False,
+        who: str = "",
+        audit: Callable[[dict[str, Any]], None] | None = None,
+        map_octets: int = keys.MAP_OCTETS,
+    ) -> None:
+        self.path = Path(path)
+        self.who = who or f"cli:{_user()}"
+        self._audit = audit or self._audit_line
+        # What was found under `_cached_version`: resolutions by address, accounts by address or number.
+        self._resolutions: dict[bytes, Resolution] = {}
+        self._accounts: dict[str | int, Account | None] = {}
+        self._cached_version = -1
+        self._policy_seen = -1
+        self._only_domain: str | None = None
+        self._db: dict[bytes, Any] = {}
+        if create:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif not (self.path / "data.mdb").exists():
+            raise DirectoryUnavailable(f"there is no directory at {self.path}")
+        try:
+            self._env = lmdb.open(
+                str(self.path),
+                map_size=map_octets,
+                max_dbs=16,
+                max_readers=keys.MAX_READERS,
+                mode=0o600,
+                create=create,
+            )
+            self._open_databases(create)
+            # A killed process's reader slot would keep old pages from being used again.
+            self._env.reader_check()
+        except lmdb.Error as error:
+            raise DirectoryUnavailable(f"the directory at {self.path} can't be opened: {error}") from error
+
+    def _open_databases(self, create: bool) -> None:
+        env = self._env
+        with env.begin(write=create) as txn:
+            for name, several in keys.DATABASES:
+                self._db[name] = env.open_db(name, txn=txn, create=create, dupsort=several, dupfixed=several)
+            meta = self._db[b"meta"]
+            found = txn.get(b"format", db=meta)
+            if found is None and create:
+                txn.put(b"format", keys.u64(keys.FORMAT), db=meta)
+                for name in (b"version", b"policy", b"entry", b"account"):
+                    txn.put(name, keys.u64(1), db=meta)
+            elif found is None or keys.u64_of(found) != keys.FORMAT:
+                what = "no format" if found is None else f"format {keys.u64_of(found)}"
+                raise DirectoryUnavailable(
+                    f"the directory at {self.path} has {what}; this version reads {keys.FORMAT}"
+                )
+
+    def close(self) -> None:
+        """Give up the environment; nothing may be called afterwards."""
+        self._env.close()
+
+    # Reading.
+
+    @contextmanager
+    def _view(self) -> Iterator[_View]:
+        try:
+            with self._env.begin() as txn:
+                yield _View(self._db, txn)
+        except (lmdb.Error, msgspec.DecodeError, KeyError, OSError) as error:
+            raise DirectoryUnavailable(f"the directory can't be read: {error}") from error
+
+    @property
+    def version(self) -> int:
+        """Grows with each write by any process; what was looked up under one version may be kept until the next."""
+        try:
+            with self._env.begin() as txn:
+                return int.from_bytes(txn.get(b"version", b"", db=self._db[b"meta"]), "big")
+        except (lmdb.Error, OSError) as error:
+            raise DirectoryUnavailable(f"the directory can't be read: {error}") from error
+
+    def resolve(self, address: bytes, explain: bool = False) -> Resolution:
+        """Where mail to an address goes; see resolve.py.
+
+        address: as in the envelope, without angle brackets. explain: with the steps that led there, never from the cache.
+        If the directory can't be read, answers found before stand; else raises DirectoryUnavailable.
+        """
+        try:
+            self._refresh()
+        except DirectoryUnavailable:
+            found = self._resolutions.get(address)
+            if found is None or explain:
+                raise
+            return found
+        if not explain:
+            found = self._resolutions.get(address)
+            if found is not None:
+                return found
+        kept = self._resolutions
+        with self._view() as view:
+            resolution = resolve(view, address, explain)
+        if not explain and len(address) <= MAX_ADDRESS_OCTETS:
+            _keep(kept, address, resolution)
+        return resolution
+
+    def _refresh(self) -> None:
+        """Forget what was found under an older version."""
+        version = self.version
+        if version != self._cached_version:
+            self._resolutions = {}
+            self._accounts = {}
+            self._cached_version = version
+
+    def account(self, address: str) -> Account | None:
+        """The account of exactly this address (no alias, no detail), in any case of letters."""
+        self._refresh()
+        kept = self._accounts
+        if address in kept:
+            return kept[address]
+        parts = address_of(address.encode("utf-8", "surrogatepass"))
+        if parts is None or not parts[1]:
+            return None
+        with self._view() as view:
+            entry = view.entry("@".join(parts))
+            account = account_of(entry) if entry is not None and ACCOUNT in entry.classes else None
+        _keep(kept, address, account)
+        return account
+
+    def account_by_number(self, number: int) -> Account | None:
+        """The account of a number, or None if it is not in use any more."""
+        if not 0 < number < 1 << 32:
+            return None
+        self._refresh()
+        kept = self._accounts
+        if number in kept:
+            return kept[number]
+        with self._view() as view:
+            found = view.get(keys.account_key(number), db=self._db[b"accounts"])
+            account = account_of(view.read(keys.u64_of(found))) if found is not None else None
+        _keep(kept, number, account)
+        return account
+
+    def list_accounts(self, domain: str = "") -> list[Account]:
+        """All accounts, or those of one domain, by address."""
+        with self._view() as view:
+            found = [account_of(entry) for _, entry in view.of_class(keys.CLASS_ACCOUNT)]
+        if domain:
+            found = [account for account in found if account.address.endswith("@" + domain.lower())]
+        return sorted(found, key=lambda account: account.address.rpartition("@")[::-1])
+
+    def login_address(self, login: str) -> str:
+        """The address a log-in name stands for: lower case, and the domain added in a home with one domain."""
+        parts = address_of(login.strip().encode("utf-8", "surrogatepass"))
+        if parts is None:
+            return ""
+        local, domain = parts
+        if not domain:
+            domain = self.only_domain()
+        return f"{local}@{domain}" if domain else ""
+
+    def only_domain(self) -> str:
+        """The home's local domain if it has just one, else ""."""
+        with self._view() as view:
+            policy = keys.u64_of(view.get(b"policy", db=self._db[b"meta"]))
+            if self._only_domain is None or policy != self._policy_seen:
+                names = []
+                for _, entry in view.of_class(keys.CLASS_LOCAL_DOMAIN):
+                    names.append(entry.lookup)
+                    if len(names) > 1:
+                        break
+                self._only_domain = names[0] if len(names) == 1 and not names[0].startswith("*.") else ""
+                self._policy_seen = policy
+            return self._only_domain
+
+    def authenticate(self, login: str, password: str) -> Account | None:
+        """The account if the password is right and it is enabled. Takes tens of milliseconds: use `Authenticator`.
+
+        An unknown user, or a disabled one, costs the same time as a wrong password.
+        """
+        address = self.login_address(login)
+        account = self.account(address) if address else None
+        usable = account is not None and account.enabled and bool(account.password)
+        right = passwords.verify(
+            account.password if account is not None and usable else passwords.NOBODY, password
+        )
+        return account if usable and right else None
+
+    # Lists of policy.
+
+    def domains(self) -> list[str]:
+        """The local domains as listed, `*.DOMAIN` included, oldest first."""
+        with self._view() as view:
+            return [entry.lookup for _, entry in view.of_class(keys.CLASS_LOCAL_DOMAIN)]
+
+    def is_local(self, domain: str) -> bool:
+        """Whether a domain is local (listed, or covered by a `*.` entry)."""
+        name = domain_of(domain)
+        if name is None:
+            return False
+        with self._view() as view:
+            return bool(view.local_as(name))
+
+    def aliases(self) -> list[tuple[str, list[str]]]:
+        """(address, targets) of every alias, by address."""
+        with self._view() as view:
+            return sorted(
+                (entry.lookup, entry.attributes.get("rfc822MailMember", []))
+                for _, entry in view.of_class(keys.CLASS_ALIAS)
+            )
+
+    def connectors(self, address: str = "") -> list[tuple[str, Connector]]:
+        """(address, connector) of one entry, or of all."""
+        with self._view() as view:
+            if address:
+                entry = view.entry("@".join(_entry_address(address)))
+                entries = [entry] if entry is not None else []
+            else:
+                entries = [
+                    e for code in (keys.CLASS_ACCOUNT, keys.CLASS_RECIPIENT) for _, e in view.of_class(code)
+                ]
+            return sorted(
+                (
+                    (e.lookup, Connector.parse(text))
+                    for e in entries
+                    for text in e.attributes.get("iemsConnector", ())
+                ),
+                key=lambda found: (found[0], found[1].channel, found[1].identifier),
+            )
+
+    def forwards(self) -> list[tuple[str, Channel, str]]:
+        """The domain forwarding table: (domain or pattern, channel, identifier)."""
+        with self._view() as view:
+            return sorted(
+                (entry.lookup, Channel[entry.first("iemsChannel")], entry.first("iemsIdentifier"))
+                for _, entry in view.of_class(keys.CLASS_FORWARD)
+            )
+
+    def channel_defaults(self) -> dict[str, Channel]:
+        """{"LOCAL": default local delivery channel, "INTERNET": Internet delivery channel}."""
+        with self._view() as view:
+            return {"LOCAL": view.default_local, "INTERNET": view.internet}
+
+    def detail_separator(self) -> str:
+        """What parts user and detail in an address; "" if there are no details."""
+        with self._view() as view:
+            return view.separator
+
+    def matrices(self) -> dict[str, frozenset[tuple[int, int]]]:
+        """Channel Action Matrices: module name -> cells (input channel, output channel) in which it runs."""
+        with self._view() as view:
+            return {entry.lookup: _cells(entry) for _, entry in view.of_class(keys.CLASS_MATRIX)}
+
+    def retired(self) -> list[tuple[int, int]]:
+        """(account number, time of deletion in ns) of deleted accounts whose mail is still to be removed."""
+        with self._view() as view, view.txn.cursor(self._db[b"retired"]) as cursor:
+            return [(int.from_bytes(key, "big"), keys.u64_of(value)) for key, value in cursor.iternext()]
+
+    def entry_by_dn(self, dn: str) -> Entry | None:
+        """The entry of a distinguished name such as `mail=john@jade.net,dc=jade,dc=net`."""
+        with self._view() as view:
+            found: tuple[int, Entry] | None = None
+            parent = ROOT
+            for name in reversed(split_dn(dn)):
+                found = view.child(parent, name)
+                if found is None:
+                    return None
+                parent = found[0]
+            return found[1] if found else None
+
+    def dn(self, address: str) -> str:
+        """The distinguished name of an address's entry, or ""."""
+        with self._view() as view:
+            entry = view.entry("@".join(_entry_address(address)))
+            return view.dn(entry) if entry is not None else ""
+
+    # Writing.
+
+    def _write(self, action: str, change: Callable[[_Change], _T], policy: bool = True) -> _T:
+        """Run a change in one synced transaction, count the version up, leave its audit lines."""
+        try:
+            with self._env.begin(write=True) as txn:
+                work = _Change(self._db, txn)
+                result = change(work)
+                if work.touched:
+                    work.count(b"version")
+                    if policy:
+                        work.count(b"policy")
+        except NameRefused as refusal:
+            raise DirectoryRefusal(str(refusal)) from None
+        except (lmdb.Error, msgspec.DecodeError, OSError) as error:
+            raise DirectoryUnavailable(f"the directory can't be written: {error}") from error
+        for name, old, new in work.touched:
+            self._audit(
+                {
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "who": self.who,
+                    "action": action,
+                    "entry": name,
+                    "old": _public(old),
+                    "new": _public(new),
+                }
+            )
+        return result
+
+    def _audit_line(self, record: dict[str, Any]) -> None:
+        folder = self.path.parent / "log"
+        if not folder.is_dir():
+            return
+        line = msgspec.json.encode(record) + b"\n"
+        try:
+            fd = os.open(
+                folder / "directory.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+        except OSError:
+            # The change is made and durable; a full disk must not report it as failed.
+            pass
+
+    def create_account(
+        self,
+        address: str,
+        password: str,
+        *,
+        quota_octets: int | None = None,
+        enabled: bool = True,
+        partitions: int = 1,
+    ) -> Account:
+        """Make a mailbox owner with a LOCAL connector. partitions: of the store; the new number picks one.
+
+        Raises DirectoryRefusal if the domain is not local, the address is taken, or the password is empty.
+        """
+        local, domain = _entry_address(address)
+        if "/" in local:
+            raise DirectoryRefusal(f"an account's address has no '/': {shown(address)}")
+        hashed = _hashed(password)
+        if quota_octets is not None and not 0 < quota_octets < 1 << 63:
+            raise DirectoryRefusal("a quota is a positive number of octets")
+
+        def change(work: _Change) -> Account:
+            name = f"{local}@{domain}"
+            if not work.local_as(domain):
+                raise DirectoryRefusal(
+                    f"{domain} is not a local domain; add it first: iemsctl domain add {domain}"
+                )
+            found = work.find(keys.KIND_MAIL, name)
+            connectors = [Connector(Channel.LOCAL).text()]
+            if found is not None:
+                if RECIPIENT not in found[1].classes:
+                    raise DirectoryRefusal(f"{name} exists already")
+                connectors = found[1].attributes.get("iemsConnector", [])
+                connectors = sorted({*connectors, Connector(Channel.LOCAL).text()})
+                work.remove(*found)
+            number = work.next(b"account")
+            if number >= 1 << 32:
+                raise DirectoryRefusal("all account numbers are used up")
+            attributes = {
+                "mail": [name],
+                "uid": [local],
+                "iemsAccountNumber": [str(number)],
+                "iemsPartition": [str(number % partitions)],
+                "iemsEnabled": ["TRUE" if enabled else "FALSE"],
+                "iemsConnector": connectors,
+                "userPassword": [f"{{ARGON2}}{hashed}"],
+            }
+            if quota_octets is not None:
+                attributes["iemsQuotaOctets"] = [str(quota_octets)]
+            entry = Entry(
+                work.domain_entry(domain),
+                rdn("mail", name),
+                keys.KIND_MAIL,
+                name,
+                ["top", "inetOrgPerson", ACCOUNT],
+                attributes,
+            )
+            identity = work.add(entry)
+            work.put(keys.account_key(number), keys.u64(identity), "accounts")
+            return account_of(entry)
+
+        return self._write("account create", change, policy=False)
+
+    def delete_account(self, address: str) -> Account:
+        """Remove an account; its number stays retired until the store has removed its mail. Raises DirectoryRefusal."""
+
+        def change(work: _Change) -> Account:
+            number, entry = work.account(address)
+            account = account_of(entry)
+            work.remove(number, entry)
+            work.txn.delete(keys.account_key(account.number), db=work.db[b"accounts"])
+            work.put(keys.account_key(account.number), keys.u64(time.time_ns()), "retired")
+            return account
+
+        return self._write("account delete", change, policy=False)
+
+    def forget_retired(self, number: int) -> None:
+        """The store has removed the mail of a deleted account."""
+
+        def change(work: _Change) -> None:
+            work.txn.delete(keys.account_key(number), db=work.db[b"retired"])
+
+        self._write("account forget", change, policy=False)
+
+    def set_password(self, address: str, password: str) -> None:
+        """Change a password; sessions under the old one go on, new ones need the new one. Raises DirectoryRefusal."""
+        hashed = _hashed(password)
+        self._set(address, "account password", {"userPassword": [f"{{ARGON2}}{hashed}"]})
+
+    def set_quota(self, address: str, quota_octets: int | None) -> None:
+        """Change the quota; None is unlimited. Raises DirectoryRefusal."""
+        if quota_octets is not None and not 0 < quota_octets < 1 << 63:
+            raise DirectoryRefusal("a quota is a positive number of octets")
+        self._set(
+            address,
+            "account quota",
+            {"iemsQuotaOctets": [str(quota_octets)] if quota_octets is not None else []},
+        )
+
+    def set_enabled(self, address: str, enabled: bool) -> None:
+        """Let an account log in and get mail, or not. Raises DirectoryRefusal."""
+        self._set(
+            address,
+            "account enable" if enabled else "account disable",
+            {"iemsEnabled": ["TRUE" if enabled else "FALSE"]},
+        )
+
+    def _set(self, address: str, action: str, values: dict[str, list[str]]) -> None:
+        def change(work: _Change) -> None:
+            number, entry = work.account(address)
+            work.replace(number, entry, values)
+
+        self._write(action, change, policy=False)
+
+    def add_domain(self, domain: str) -> None:
+        """Make a domain local; `*.abc.com` covers every sub-domain but not abc.com. Raises DirectoryRefusal."""
+
+        def change(work: _Change) -> None:
+            pattern = pattern_of(domain)
+            number = work.domain_entry(pattern)
+            entry = work.read(number)
+            if LOCAL_DOMAIN in entry.classes:
+                raise DirectoryRefusal(f"{pattern} is a local domain already")
+            work.remove(number, entry, audit=False)
+            work.add(
+                Entry(
+                    entry.parent,
+                    entry.rdn,
+                    keys.KIND_DOMAIN,
+                    pattern,
+                    [*entry.classes, LOCAL_DOMAIN],
+                    entry.attributes,
+                ),
+                number,
+            )
+
+        self._write("domain add", change)
+
+    def remove_domain(self, domain: str, force: bool = False) -> None:
+        """Take a domain off the list. Raises DirectoryRefusal if it isn't there or, unless forced, has entries still."""
+
+        def change(work: _Change) -> None:
+            pattern = pattern_of(domain)
+            found = work.find(keys.KIND_DOMAIN, pattern)
+            if found is None or LOCAL_DOMAIN not in found[1].classes:
+                raise DirectoryRefusal(f"{pattern} is not a local domain")
+            number, entry = found
+            if not force and any(e.kind == keys.KIND_MAIL for e in work.children(number)):
+                raise DirectoryRefusal(f"{pattern} still has accounts or aliases")
+            work.remove(number, entry)
+            if work.has_children(number):
+                classes = [name for name in entry.classes if name != LOCAL_DOMAIN]
+                work.add(
+                    Entry(entry.parent, entry.rdn, 0, "", classes, entry.attributes), number, audit=False
+                )
+
+        self._write("domain remove", change)
+
+    def add_alias(self, alias: str, target: str) -> None:
+        """Add a target to an alias, making it if need be. The target may be anywhere. Raises DirectoryRefusal."""
+        local, domain = _entry_address(alias)
+
+        def change(work: _Change) -> None:
+            name = f"{local}@{domain}"
+            aim = _member(target)
+            if not work.local_as(domain):
+                raise DirectoryRefusal(
+                    f"{domain} is not a local domain; add it first: iemsctl domain add {domain}"
+                )
+            if aim == name:
+                raise DirectoryRefusal(f"{name} can't be an alias of itself")
+            found = work.find(keys.KIND_MAIL, name)
+            if found is None:
+                work.add(
+                    Entry(
+                        work.domain_entry(domain),
+                        rdn("mail", name),
+                        keys.KIND_MAIL,
+                        name,
+                        ["top", ALIAS],
+                        {"cn": [local], "mail": [name], "rfc822MailMember": [aim]},
+                    )
+                )
+                return
+            number, entry = found
+            if ALIAS not in entry.classes:
+                raise DirectoryRefusal(f"{name} exists already and is no alias")
+            members = entry.attributes.get("rfc822MailMember", [])
+            if aim in members:
+                raise DirectoryRefusal(f"{name} leads to {aim} already")
+            work.replace(number, entry, {"rfc822MailMember": [*members, aim]})
+
+        self._write("alias add", change, policy=False)
+
+    def remove_alias(self, alias: str, target: str = "") -> None:
+        """Remove an alias, or one target of it. Raises DirectoryRefusal."""
+
+        def change(work: _Change) -> None:
+            name = "@".join(entry_address(alias))
+            found = work.find(keys.KIND_MAIL, name)
+            if found is None or ALIAS not in found[1].classes:
+                raise DirectoryRefusal(f"there is no alias {name}")
+            number, entry = found
+            if not target:
+                work.remove(number, entry)
+                return
+            aim = _member(target)
+            members = entry.attributes.get("rfc822MailMember", [])
+            if aim not in members:
+                raise DirectoryRefusal(f"{name} doesn't lead to {aim}")
+            if len(members) == 1:
+                work.remove(number, entry)
+            else:
+                work.replace(number, entry, {"rfc822MailMember": [m for m in members if m != aim]})
+
+        self._write("alias remove", change, policy=False)
+
+    def add_connector(
+        self, address: str, channel: str, identifier: str = "", permission: str = "send+receive"
+    ) -> None:
+        """Give an address a way to be reached; it needs no account. Raises DirectoryRefusal.
+
+        channel: LOCAL SMTPC BSMTPOUT DL CCMAIL NOTES. identifier: relay host for SMTPC, mandatory for BSMTPOUT.
+        """
+        connector = Connector(_output(channel), _identifier(channel, identifier), Permission.of(permission))
+        if connector.permission not in CHANNEL_PERMISSIONS[connector.channel]:
+            allowed = " or ".join(p.text for p in CHANNEL_PERMISSIONS[connector.channel])
+            raise DirectoryRefusal(f"a {connector.channel.name} connector's permission is {allowed}")
+        local, domain = _entry_address(address)
+
+        def change(work: _Change) -> None:
+            name = f"{local}@{domain}"
+            if not work.local_as(domain):
+                raise DirectoryRefusal(
+                    f"{domain} is not a local domain; add it first: iemsctl domain add {domain}"
+                )
+            found = work.find(keys.KIND_MAIL, name)
+            if found is None:
+                if connector.channel is Channel.LOCAL:
+                    raise DirectoryRefusal(f"{name} has no account; make it with iemsuser create {name}")
+                work.add(
+                    Entry(
+                        work.domain_entry(domain),
+                        rdn("mail", name),
+                        keys.KIND_MAIL,
+                        name,
+                        ["top", RECIPIENT],
+                        {"mail": [name], "iemsConnector": [connector.text()]},
+                    )
+                )
+                return
+            number, entry = found
+            if ALIAS in entry.classes:
+                raise DirectoryRefusal(f"{name} is an alias; give the connector to an address it leads to")
+            if connector.channel is Channel.LOCAL and ACCOUNT not in entry.classes:
+                raise DirectoryRefusal(f"{name} has no account; make it with iemsuser create {name}")
+            kept = []
+            for text in entry.attributes.get("iemsConnector", []):
+                old = Connector.parse(text)
+                if old == connector:
+                    raise DirectoryRefusal(f"{name} has that connector already")
+                if (old.channel, old.identifier) != (connector.channel, connector.identifier):
+                    kept.append(text)
+            work.replace(number, entry, {"iemsConnector": [*kept, connector.text()]})
+
+        self._write("connector add", change, policy=False)
+
+    def remove_connector(self, address: str, channel: str, identifier: str | None = None) -> None:
+        """Remove the connectors of a channel (those with the identifier, if given). Raises DirectoryRefusal.
+
+        An entry without account and connectors goes; an account without connectors follows the default local channel.
+        """
+        wanted = _output(channel)
+
+        def change(work: _Change) -> None:
+            name = "@".join(entry_address(address))
+            found = work.find(keys.KIND_MAIL, name)
+            texts = found[1].attributes.get("iemsConnector", []) if found else []
+            kept = []
+            for text in texts:
+                old = Connector.parse(text)
+                if old.channel is not wanted or (identifier is not None and old.identifier != identifier):
+                    kept.append(text)
+            if found is None or len(kept) == len(texts):
+                raise DirectoryRefusal(f"{name} has no such connector")
+            if not kept and ACCOUNT not in found[1].classes:
+                work.remove(*found)
+            else:
+                work.replace(*found, {"iemsConnector": kept})
+
+        self._write("connector remove", change, policy=False)
+
+    def set_forward(self, domain: str, channel: str, identifier: str = "") -> None:
+        """Send a domain's mail (or `*.DOMAIN`'s) to a channel. Raises DirectoryRefusal.
+
+        identifier: relay host for SMTPC (else MX of the domain), mandatory for BSMTPOUT.
+        """
+        aim = _output(channel)
+        known = _identifier(channel, identifier)
+
+        def change(work: _Change) -> None:
+            pattern = pattern_of(domain)
+            attributes = {
+                "associatedDomain": [pattern],
+                "iemsChannel": [aim.name],
+                "iemsIdentifier": [known] if known else [],
+            }
+            found = work.find(keys.KIND_FORWARD, pattern)
+            if found is not None:
+                work.replace(*found, attributes)
+                return
+            folder = work.folder("ou=forwarding")
+            work.add(
+                Entry(folder, rdn("cn", pattern), keys.KIND_FORWARD, pattern, ["top", FORWARD], attributes)
+            )
+
+        self._write("forward set", change)
+
+    def remove_forward(self, domain: str) -> None:
+        """Take a domain off the forwarding table. Raises DirectoryRefusal."""
+
+        def change(work: _Change) -> None:
+            pattern = pattern_of(domain)
+            found = work.find(keys.KIND_FORWARD, pattern)
+            if found is None:
+                raise DirectoryRefusal(f"{pattern} is not in the forwarding table")
+            work.remove(*found)
+
+        self._write("forward remove", change)
+
+    def set_channel_default(self, which: str, channel: str) -> None:
+        """Set the default local delivery channel (which: "LOCAL") or the Internet one ("INTERNET"). Raises DirectoryRefusal."""
+        aim = _output(channel)
+        kind = which.upper()
+        if kind == "LOCAL":
+            if aim not in (Channel.LOCAL, Channel.SMTPC, Channel.CCMAIL, Channel.NOTES):
+                raise DirectoryRefusal("the default local delivery channel is LOCAL, SMTPC, CCMAIL or NOTES")
+            self._settings("channel default", {"iemsDefaultLocalChannel": [aim.name]})
+        elif kind == "INTERNET":
+            if aim not in (Channel.SMTPC, Channel.BSMTPOUT):
+                raise DirectoryRefusal("the Internet delivery channel is SMTPC or BSMTPOUT")
+            self._settings("channel default", {"iemsInternetChannel": [aim.name]})
+        else:
+            raise DirectoryRefusal(f"set LOCAL or INTERNET, not {shown(which)}")
+
+    def set_detail_separator(self, separator: str) -> None:
+        """Set what parts user and detail (`+`); "" turns details off. Raises DirectoryRefusal."""
+        if separator and (
+            len(separator) > 2
+            or separator.isalnum()
+            or not separator.isprintable()
+            or set(separator) & set('@." ')
+        ):
+            raise DirectoryRefusal("a separator is one or two characters such as + or -")
+        self._settings("detail separator", {"iemsDetailSeparator": [separator]})
+
+    def _settings(self, action: str, values: dict[str, list[str]]) -> None:
+        def change(work: _Change) -> None:
+            found = work.find(keys.KIND_SETTINGS, "")
+            if found is None:
+                work.add(
+                    Entry(work.folder(""), "ou=settings", keys.KIND_SETTINGS, "", ["top", SETTINGS], values)
+                )
+            else:
+                work.replace(*found, values)
+
+        self._write(action, change)
+
+    def set_matrix(self, module: str, cells: set[tuple[int, int]]) -> None:
+        """Set in which cells (input channel, output channel) a module runs."""
+
+        def change(work: _Change) -> None:
+            values = {"iemsCell": sorted(f"{Channel(i).name} {Channel(o).name}" for i, o in cells)}
+            found = work.find(keys.KIND_MATRIX, module)
+            if found is None:
+                work.add(
+                    Entry(
+                        work.folder("ou=matrices"),
+                        rdn("cn", module),
+                        keys.KIND_MATRIX,
+                        module,
+                        ["top", MATRIX],
+                        values,
+                    )
+                )
+            else:
+                work.replace(*found, values)
+
+        self._write("matrix set", change)
+
+
+class _Change(_View):
+    """A view whose transaction writes; keeps what it touched for the audit lines."""
+
+    def __init__(self, databases: dict[bytes, Any], txn: Any) -> None:
+        super().__init__(databases, txn)
+        self.touched: list[tuple[str, dict[str, list[str]] | None, dict[str, list[str]] | None]] = []
+
+    def put(self, key: bytes, value: bytes, name: str) -> None:
+        self.txn.put(key, value, db=self.db[name.encode()])
+
+    def next(self, name: bytes) -> int:
+        number = keys.u64_of(self.get(name, db=self.db[b"meta"]))
+        self.txn.put(name, keys.u64(number + 1), db=self.db[b"meta"])
+        return number
+
+    def count(self, name: bytes) -> None:
+        self.next(name)
+
+    def add(self, entry: Entry, number: int = 0, audit: bool = True) -> int:
+        """Write an entry with its name, look-up and class rows; its id. number: keep this id (the entry was removed)."""
+        identity = number or self.next(b"entry")
+        self.put(keys.u64(identity), encode(entry), "entries")
+        self.put(keys.name_key(entry.parent, entry.rdn.lower()), keys.u64(identity), "names")
+        if entry.kind:
+            self.put(keys.lookup_key(entry.kind, entry.lookup), keys.u64(identity), "lookup")
+        for name in entry.classes:
+            if name in _CODES:
+                self.put(keys.class_key(_CODES[name], identity), b"", "classes")
+        if audit:
+            self.touched.append((self.dn(entry), None, entry.attributes | {"objectClass": entry.classes}))
+        return identity
+
+    def remove(self, number: int, entry: Entry, audit: bool = True) -> None:
+        """Delete an entry and every row that names it."""
+        if audit:
+            self.touched.append((self.dn(entry), entry.attributes | {"objectClass": entry.classes}, None))
+        value = keys.u64(number)
+        delete = self.txn.delete
+        delete(value, db=self.db[b"entries"])
+        delete(keys.name_key(entry.parent, entry.rdn.lower()), value, db=self.db[b"names"])
+        if entry.kind:
+            delete(keys.lookup_key(entry.kind, entry.lookup), value, db=self.db[b"lookup"])
+        for name in entry.classes:
+            if name in _CODES:
+                delete(keys.class_key(_CODES[name], number), db=self.db[b"classes"])
+
+    def replace(self, number: int, entry: Entry, values: dict[str, list[str]]) -> None:
+        """Set attributes of an entry; an empty list removes one."""
+        old = {name: entry.attributes.get(name, []) for name in values}
+        attributes = entry.attributes | values
+        entry.attributes = {name: found for name, found in attributes.items() if found}
+        self.put(keys.u64(number), encode(entry), "entries")
+        self.touched.append((self.dn(entry), old, values))
+
+    def account(self, address: str) -> tuple[int, Entry]:
+        """(id, entry) of an account. Raises DirectoryRefusal."""
+        name = "@".join(entry_address(address))
+        found = self.find(keys.KIND_MAIL, name)
+        if found is None or ACCOUNT not in found[1].classes:
+            raise DirectoryRefusal(f"there is no account {name}")
+        return found
+
+    def children(self, parent: int) -> Iterator[Entry]:
+        start = keys.u64(parent)
+        with self.txn.cursor(self.db[b"names"]) as cursor:
+            found = cursor.set_range(start)
+            while found and cursor.key()[:8] == start:
+                yield self.read(keys.u64_of(cursor.value()))
+                found = cursor.next()
+
+    def domain_entry(self, domain: str) -> int:
+        """The id of `dc=jade,dc=net`, each level made if it is missing (RFC 2377)."""
+        parent = ROOT
+        for name in domain_rdns(domain):
+            found = self.child(parent, name)
+            if found is None:
+                label = name.removeprefix("dc=")
+                parent = self.add(Entry(parent, name, 0, "", ["top", "domain"], {"dc": [label]}), audit=False)
+            else:
+                parent = found[0]
+        return parent
+
+    def folder(self, name: str) -> int:
+        """The id of `ou=...,cn=iems`, or of `cn=iems` for ""; made if missing."""
+        parent = ROOT
+        for part in ("cn=iems", name) if name else ("cn=iems",):
+            found = self.child(parent, part)
+            if found is None:
+                attribute, _, value = part.partition("=")
+                classes = ["top", "organizationalUnit" if attribute == "ou" else "applicationProcess"]
+                parent = self.add(Entry(parent, part, 0, "", classes, {attribute: [value]}), audit=False)
+            else:
+                parent = found[0]
+        return parent
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    """Remember, within MAX_CACHED: the oldest goes."""
+    if len(kept) >= MAX_CACHED:
+        try:
+            del kept[next(iter(kept))]
+        except (KeyError, RuntimeError, StopIteration):
+            # Another thread made room at the same moment.
+            kept.clear()
+    kept[key] = value
+
+
+def _user() -> str:
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _entry_address(address: str) -> tuple[str, str]:
+    try:
+        return entry_address(address)
+    except NameRefused as refusal:
+        raise DirectoryRefusal(str(refusal)) from None
+
+
+def _member(target: str) -> str:
+    """A target of an alias: the domain in normal form, the local part as written."""
+    parts = address_of(target.encode("utf-8", "surrogatepass"))
+    if parts is None or not parts[1]:
+        raise DirectoryRefusal(f"not an address: {shown(target)}")
+    return f"{target.rpartition('@')[0]}@{parts[1]}"
+
+
+def _hashed(password: str) -> str:
+    try:
+        return passwords.hash_password(password)
+    except ValueError as error:
+        raise DirectoryRefusal(str(error)) from None
+
+
+def _output(channel: str) -> Channel:
+    try:
+        found = Channel[channel.upper()]
+    except KeyError:
+        found = Channel.SMTPD
+    if found not in CHANNEL_PERMISSIONS:
+        raise DirectoryRefusal(
+            f"no output channel {shown(channel)}; there are {' '.join(c.name for c in CHANNEL_PERMISSIONS)}"
+        )
+    return found
+
+
+def _identifier(channel: str, identifier: str) -> str:
+    if len(identifier) > 255 or not identifier.isprintable() or " " in identifier:
+        raise DirectoryRefusal(f"not an identifier: {shown(identifier)}")
+    if channel.upper() == "BSMTPOUT" and not identifier:
+        raise DirectoryRefusal("BSMTPOUT needs an identifier: the address its batches go to")
+    return identifier.lower() if channel.upper() == "SMTPC" else identifier
+
+
+def _cells(entry: Entry) -> frozenset[tuple[int, int]]:
+    found = set()
+    for text in entry.attributes.get("iemsCell", ()):
+        source, _, target = text.partition(" ")
+        found.add((int(Channel[source]), int(Channel[target])))
+    return frozenset(found)
+
+
+def _public(attributes: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
+    """What an audit line may show: no password, not even its hash."""
+    if attributes is None:
+        return None
+    return {
+        name: ["(hidden)"] if name == "userPassword" and values else values
+        for name, values in attributes.items()
+    }

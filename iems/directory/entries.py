@@ -1,0 +1,160 @@
+"""What the directory holds and what it answers: entries, accounts, connectors, resolutions.
+
+Values only. An entry's attributes are lists of text under LDAP names, so `ldapd` and LDIF can show them as they are.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import msgspec
+from msgspec import Struct
+
+from iems.errors import IemsError
+from iems.model import Channel, Reply
+
+# Object classes. Standard ones where they exist: domain (RFC 4524), inetOrgPerson (RFC 2798), nisMailAlias (RFC 2307).
+LOCAL_DOMAIN = "iemsLocalDomain"
+ACCOUNT = "iemsAccount"
+ALIAS = "nisMailAlias"
+RECIPIENT = "iemsRecipient"
+FORWARD = "iemsForward"
+MATRIX = "iemsMatrix"
+SETTINGS = "iemsSettings"
+
+
+class DirectoryRefusal(IemsError):
+    """A policy change that makes no sense (exists already, unknown, not an address); nothing was changed."""
+
+
+class Permission(IntFlag):
+    """What a connector may be used for (product.md 8)."""
+
+    NONE = 0
+    SEND = 1
+    RECEIVE = 2
+    BOTH = 3
+
+    @classmethod
+    def of(cls, text: str) -> Permission:
+        """`none`, `send`, `receive`, `send+receive`. Raises DirectoryRefusal."""
+        try:
+            return _PERMISSIONS[text.lower()]
+        except KeyError:
+            raise DirectoryRefusal(f"permission is one of {', '.join(_PERMISSIONS)}, not {text!a}") from None
+
+    @property
+    def text(self) -> str:
+        """As `of` takes it."""
+        return next(text for text, value in _PERMISSIONS.items() if value == self)
+
+
+_PERMISSIONS = {
+    "none": Permission.NONE,
+    "send": Permission.SEND,
+    "receive": Permission.RECEIVE,
+    "send+receive": Permission.BOTH,
+}
+
+#: The permissions that make sense for each channel (product.md 8).
+CHANNEL_PERMISSIONS = {
+    Channel.LOCAL: (Permission.SEND, Permission.BOTH),
+    Channel.SMTPC: (Permission.BOTH,),
+    Channel.BSMTPOUT: (Permission.BOTH,),
+    Channel.DL: (Permission.BOTH,),
+    Channel.CCMAIL: (Permission.NONE, Permission.SEND, Permission.RECEIVE, Permission.BOTH),
+    Channel.NOTES: (Permission.NONE, Permission.SEND, Permission.RECEIVE, Permission.BOTH),
+}
+
+
+class Connector(Struct, frozen=True):
+    """The way to one entry: a channel, what the channel needs to know, and whether it may send and receive."""
+
+    channel: Channel
+    identifier: str = ""
+    permission: Permission = Permission.BOTH
+
+    def text(self) -> str:
+        """As kept in the attribute `iemsConnector`."""
+        return f"{self.channel.name} {self.permission.text} {self.identifier}".rstrip()
+
+    @classmethod
+    def parse(cls, text: str) -> Connector:
+        """From the attribute."""
+        name, permission, *rest = text.split(" ", 2)
+        return cls(Channel[name], rest[0] if rest else "", Permission.of(permission))
+
+
+class Entry(Struct, array_like=True):
+    """One entry as stored: its parent's id, its RDN, the text it is looked up by, classes and attributes."""
+
+    parent: int
+    rdn: str
+    kind: int
+    lookup: str
+    classes: list[str]
+    attributes: dict[str, list[str]]
+
+    def first(self, name: str, default: str = "") -> str:
+        """The first value of an attribute."""
+        values = self.attributes.get(name)
+        return values[0] if values else default
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+class Account(Struct, frozen=True):
+    """A mailbox owner. number: u32, never used again. quota_octets: None is unlimited. password: its hash, as argon2 writes it."""
+
+    number: int
+    address: str
+    enabled: bool
+    quota_octets: int | None
+    partition: int
+    password: str
+    may_receive: bool = True
+
+
+class Target(Struct, frozen=True):
+    """Where mail for a recipient goes: an output channel, what that channel needs to know, and the final address."""
+
+    channel: int
+    identifier: str
+    address: bytes
+
+
+class Resolution(Struct, frozen=True):
+    """What becomes of mail to one address.
+
+    local: its domain is local. ours: mail for it is taken from anyone (local, or in the domain forwarding table).
+    exists: it can be routed; if not, targets is empty and reply says why. steps: how it was found, if asked for.
+    """
+
+    local: bool
+    exists: bool
+    targets: list[Target]
+    reply: Reply | None = None
+    ours: bool = False
+    steps: list[tuple[str, str]] = []
+
+
+def account_of(entry: Entry) -> Account:
+    """The account an entry of class iemsAccount holds."""
+    attributes = entry.attributes
+    quota = attributes.get("iemsQuotaOctets")
+    password = entry.first("userPassword")
+    return Account(
+        number=int(attributes["iemsAccountNumber"][0]),
+        address=entry.lookup,
+        enabled=entry.first("iemsEnabled", "TRUE") == "TRUE",
+        quota_octets=int(quota[0]) if quota else None,
+        partition=int(entry.first("iemsPartition", "0")),
+        password=password.removeprefix("{ARGON2}"),
+        may_receive=any(
+            Connector.parse(text).permission & Permission.RECEIVE
+            for text in attributes.get("iemsConnector", ())
+            if text.startswith("LOCAL ")
+        ),
+    )

@@ -1,0 +1,441 @@
+"""Reads mailboxes and messages straight from the partitions' LMDB environments (imapd, pop3d, iemsuser).
+
+Open it after the fork, one per process. No call keeps a read transaction when it returns, so the writer's freed pages are never
+pinned by a session. Everything a call returns is a copy. What a session wrote through StoreClient is seen by the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lmdb
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from iems._native import kernel
+from iems.store import keys
+from iems.store.rows import (
+    DOT_FREE,
+    FLAGS_ROW,
+    KEYWORD_SHIFT,
+    MESSAGE_HEAD,
+    SUMMARY_OUTSIDE,
+    SUMMARY_PLACE,
+    SYSTEM_FLAGS,
+    Account,
+    Mailbox,
+    Row,
+    decode_rope,
+)
+
+if TYPE_CHECKING:
+    from iems.blobs import Blobs
+
+_native = kernel("store")
+_decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
+_decode_account = msgspec.msgpack.Decoder(Account).decode
+_decode_names = msgspec.msgpack.Decoder(list[str]).decode
+
+#: Items of `fetch_summaries`, in the order wanted.
+FETCH_FLAGS = 1
+FETCH_UID = 2
+FETCH_ENVELOPE = 3
+FETCH_BODYSTRUCTURE = 4
+FETCH_INTERNALDATE = 5
+FETCH_RFC822_SIZE = 6
+FETCH_MODSEQ = 7
+
+_SYSTEM_NAMES = [name.encode() for name in SYSTEM_FLAGS]
+#: Uids further apart than this on average are looked up one by one instead of walking the rows between them.
+_WALK_GAP = 8
+
+
+class Selected(Struct):
+    """All messages of a mailbox: uids uint32[n] ascending, flags uint64[n], modseqs uint64[n] (20 octets a message)."""
+
+    mailbox: Mailbox
+    uids: np.ndarray
+    flags: np.ndarray
+    modseq: np.ndarray
+
+    @property
+    def keywords(self) -> list[str]:
+        """Names of the keywords; keyword i is flag bit 16 + i."""
+        return self.mailbox.keywords
+
+
+class _Partition:
+    """One environment with one read transaction that is renewed for each call."""
+
+    def __init__(self, path: Path, env: lmdb.Environment | None = None) -> None:
+        self._own = env is None
+        self.env = env or lmdb.open(
+            str(path), readonly=True, create=False, max_readers=4096, map_size=256 << 30, readahead=False
+        )
+        self._txn: lmdb.Transaction | None = None
+        self._depth = 0
+
+    @contextmanager
+    def read(self) -> Iterator[lmdb.Transaction]:
+        """A snapshot for the length of one call; nested uses share it."""
+        if self._depth == 0:
+            if self._txn is None:
+                self._txn = self.env.begin()
+            else:
+                self._txn.renew()
+        self._depth += 1
+        txn = self._txn
+        assert txn is not None
+        try:
+            yield txn
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                txn.reset()
+
+    def close(self) -> None:
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+        if self._own:
+            self.env.close()
+
+
+class Reader:
+    """Mailboxes, messages and usage of every account; see the module.
+
+    environments: partitions this process has open already (LMDB allows one environment a process), by number.
+    """
+
+    def __init__(self, store_path: Path, environments: dict[int, lmdb.Environment] | None = None) -> None:
+        self._path = Path(store_path)
+        self._partitions: dict[int, _Partition] = {
+            number: _Partition(self._path, env) for number, env in (environments or {}).items()
+        }
+        self._home: dict[int, int] = {}
+        self._blobs: Blobs | None = None
+
+    @property
+    def blobs(self) -> Blobs:
+        """The content behind the ropes of all partitions."""
+        if self._blobs is None:
+            from iems.blobs import Blobs
+
+            self._blobs = Blobs(self.blob_folders())
+        return self._blobs
+
+    def blob_folders(self) -> list[Path]:
+        """Where the bytes are: the partitions' folders, then the spool's (a link may be younger than our listing)."""
+        folders = [path / "blobs" for path in sorted(self._path.glob("p*"))]
+        spool = self._path.parent / "spool"
+        return [*folders, spool / "segments", spool / "large"]
+
+    def _find(self, account: int) -> _Partition | None:
+        """The partition that has rows of `account`, None if none has (nothing was ever delivered)."""
+        number = self._home.get(account)
+        if number is not None:
+            return self._partitions[number]
+        for path in self._path.glob("p*"):
+            number = int(path.name[1:]) if path.name[1:].isdigit() else -1
+            if number < 0 or number in self._partitions or not (path / "index" / "data.mdb").exists():
+                continue
+            try:
+                self._partitions[number] = _Partition(path / "index")
+            except lmdb.Error:
+                continue  # being made at this moment: the next call finds it
+        for number, partition in self._partitions.items():
+            with partition.read() as txn:
+                if txn.get(keys.account(account)) is not None:
+                    self._home[account] = number
+                    return partition
+        return None
+
+    def mailboxes(self, account: int) -> list[Mailbox]:
+        """All mailboxes of the account, sorted by name, INBOX first; empty before `StoreClient.ensure`."""
+        partition = self._find(account)
+        if partition is None:
+            return []
+        prefix = keys.head(account, keys.MAILBOX)
+        found: list[Mailbox] = []
+        with partition.read() as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(prefix):
+                for key, value in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    found.append(_decode_mailbox(value))
+            names = set(self._subscriptions(txn, account))
+        found.sort(key=lambda box: (box.name != "INBOX", box.name))
+        parents = {box.name.rpartition("/")[0] for box in found}
+        for box in found:
+            box.subscribed = box.name in names
+            box.has_children = box.name in parents
+        return found
+
+    @staticmethod
+    def _subscriptions(txn: lmdb.Transaction, account: int) -> list[str]:
+        raw = txn.get(keys.subscribed(account))
+        return _decode_names(raw) if raw else []
+
+    def subscriptions(self, account: int) -> list[str]:
+        """All subscribed names, those of mailboxes that are gone among them (RFC 9051 6.3.8)."""
+        partition = self._find(account)
+        if partition is None:
+            return []
+        with partition.read() as txn:
+            return self._subscriptions(txn, account)
+
+    def mailbox(self, account: int, name: str) -> Mailbox | None:
+        """The mailbox of that name; INBOX in any case."""
+        if name.upper() == "INBOX":
+            name = "INBOX"
+        return next((box for box in self.mailboxes(account) if box.name == name), None)
+
+    def mailbox_by_id(self, account: int, mailbox_id: int) -> Mailbox | None:
+        """The mailbox of that id; None after its deletion. `subscribed`, `has_children` are not filled in."""
+        partition = self._find(account)
+        if partition is None:
+            return None
+        with partition.read() as txn:
+            raw = txn.get(keys.mailbox(account, mailbox_id))
+        return _decode_mailbox(raw) if raw else None
+
+    def select(self, account: int, mailbox_id: int) -> Selected | None:
+        """All messages of the mailbox, one snapshot; None if there is no such mailbox."""
+        partition = self._find(account)
+        if partition is None:
+            return None
+        prefix = keys.prefix(account, keys.FLAGS, mailbox_id)
+        with partition.read() as txn:
+            raw = txn.get(keys.mailbox(account, mailbox_id))
+            if not raw:
+                return None
+            mailbox = _decode_mailbox(raw)
+            cursor = txn.cursor()
+            found = cursor.set_range(prefix)
+            uids, flags, modseqs = _native.scan_flags(cursor.iternext() if found else iter(()), prefix)
+        return Selected(
+            mailbox,
+            np.frombuffer(uids, np.uint32),
+            np.frombuffer(flags, np.uint64),
+            np.frombuffer(modseqs, np.uint64),
+        )
+
+    def changes(
+        self, account: int, mailbox_id: int, since_modseq: int
+    ) -> tuple[list[tuple[int, int, int]], list[int], Mailbox | None]:
+        """What happened after `since_modseq`: (uid, flags, modseq) changed or new, uids gone, the mailbox now.
+
+        Beyond the horizon of the vanished rows all absent uids are named, which RFC 7162 3.2.6 allows.
+        """
+        selected = self.select(account, mailbox_id)
+        if selected is None:
+            return [], [], None
+        box = selected.mailbox
+        if box.highestmodseq <= since_modseq:
+            return [], [], box
+        newer = np.nonzero(selected.modseq > since_modseq)[0]
+        changed = list(
+            zip(
+                selected.uids[newer].tolist(),
+                selected.flags[newer].tolist(),
+                selected.modseq[newer].tolist(),
+                strict=True,
+            )
+        )
+        return changed, self.vanished(account, mailbox_id, since_modseq), box
+
+    def vanished(self, account: int, mailbox_id: int, since_modseq: int) -> list[int]:
+        """Uids expunged after `since_modseq`, ascending; all absent ones if that is beyond the horizon."""
+        partition = self._find(account)
+        if partition is None:
+            return []
+        with partition.read() as txn:
+            raw = txn.get(keys.mailbox(account, mailbox_id))
+            if not raw:
+                return []
+            box = _decode_mailbox(raw)
+            if since_modseq >= box.vanished_floor:
+                prefix = keys.prefix(account, keys.VANISHED, mailbox_id)
+                gone: list[np.ndarray] = []
+                cursor = txn.cursor()
+                if cursor.set_range(keys.vanished(account, mailbox_id, since_modseq + 1)):
+                    for key, value in cursor:
+                        if not key.startswith(prefix):
+                            break
+                        gone.append(np.frombuffer(value, "<u4", offset=4))
+                return np.sort(np.concatenate(gone)).tolist() if gone else []
+            selected = self.select(account, mailbox_id)
+        assert selected is not None
+        present = np.zeros(box.uidnext, bool)
+        present[selected.uids] = True
+        present[0] = True
+        return np.nonzero(~present)[0].tolist()
+
+    def message(self, account: int, mailbox_id: int, uid: int) -> Row | None:
+        """One message, None if it is not (or no longer) there."""
+        return self.messages(account, mailbox_id, (uid,))[0]
+
+    def messages(self, account: int, mailbox_id: int, uids: Sequence[int]) -> list[Row | None]:
+        """These messages in this order, one snapshot."""
+        partition = self._find(account)
+        if partition is None:
+            return [None] * len(uids)
+        found: list[Row | None] = []
+        with partition.read() as txn:
+            for uid in uids:
+                small = txn.get(keys.flags(account, mailbox_id, uid))
+                value = txn.get(keys.message(account, mailbox_id, uid)) if small else None
+                found.append(self._row(small, value) if small and value else None)
+        return found
+
+    def _row(self, small: bytes, value: bytes) -> Row:
+        uid, size, flags, modseq, internaldate = FLAGS_ROW.unpack(small)
+        _, bits, _, rope_end, envelope_end, structure_end, saved, origin = MESSAGE_HEAD.unpack_from(value)
+        rope_end += MESSAGE_HEAD.size
+        rope = decode_rope(value[MESSAGE_HEAD.size : rope_end])
+        if bits & SUMMARY_OUTSIDE:
+            summary = self._load_summary(*SUMMARY_PLACE.unpack_from(value, rope_end), envelope_end + structure_end)
+        else:
+            summary = value[rope_end:]
+        return Row(
+            uid,
+            flags,
+            modseq,
+            internaldate,
+            size,
+            rope,
+            bool(bits & DOT_FREE),
+            summary[:envelope_end],
+            summary[envelope_end : envelope_end + structure_end],
+            origin,
+            saved,
+        )
+
+    def _load_summary(self, blob: int, offset: int, length: int) -> bytes:
+        from iems.model import Extent
+
+        return self.blobs.read([Extent(blob, offset, length)])
+
+    def fetch_summaries(
+        self,
+        account: int,
+        mailbox_id: int,
+        seqs: Sequence[int] | np.ndarray,
+        uids: Sequence[int] | np.ndarray,
+        items: Sequence[int],
+        start: int = 0,
+        max_octets: int = 256 << 10,
+        recent_from: int = 1 << 32,
+    ) -> tuple[bytes, int]:
+        """`* SEQ FETCH (...)` responses ready to send, from message `start` on: (octets, index to go on at).
+
+        seqs, uids: u32, the session's numbers, ascending uids, same length. items: FETCH_* in the order wanted.
+        recent_from: uids from here on are \\Recent in this session. Stops after the response that reaches max_octets, so that the caller can wait for the peer: go on until the index is len(uids).
+        Messages expunged meanwhile are left out. Raises KeyError if the mailbox is gone.
+        """
+        partition = self._find(account)
+        total = len(uids)
+        if partition is None:
+            raise KeyError(mailbox_id)
+        seqs = np.ascontiguousarray(seqs, np.uint32)
+        uids = np.ascontiguousarray(uids, np.uint32)
+        want_rows = FETCH_ENVELOPE in items or FETCH_BODYSTRUCTURE in items
+        with partition.read() as txn:
+            raw = txn.get(keys.mailbox(account, mailbox_id))
+            if not raw:
+                raise KeyError(mailbox_id)
+            if start >= total:
+                return b"", total
+            names = _SYSTEM_NAMES + [name.encode() for name in _decode_mailbox(raw).keywords]
+            first = int(uids[start])
+            walk = int(uids[total - 1]) - first + 1 <= _WALK_GAP * (total - start)
+            small = self._rows(txn, keys.FLAGS, account, mailbox_id, first, uids, start, walk)
+            large = (
+                self._rows(txn, keys.MESSAGE, account, mailbox_id, first, uids, start, walk)
+                if want_rows
+                else iter(())
+            )
+            return _native.fetch(
+                bytes(items),
+                names,
+                seqs,
+                uids,
+                start,
+                small,
+                keys.prefix(account, keys.FLAGS, mailbox_id),
+                large,
+                keys.prefix(account, keys.MESSAGE, mailbox_id),
+                self._load_summary,
+                max_octets,
+                recent_from,
+            )
+
+    @staticmethod
+    def _rows(
+        txn: lmdb.Transaction,
+        kind: int,
+        account: int,
+        mailbox_id: int,
+        first: int,
+        uids: np.ndarray,
+        start: int,
+        walk: bool,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) of the rows from uid `first` on, or just of `uids[start:]` where they are few and far between."""
+        prefix = keys.prefix(account, kind, mailbox_id)
+        if walk:
+            cursor = txn.cursor()
+            if cursor.set_range(prefix + first.to_bytes(4, "big")):
+                return cursor.iternext()
+            return iter(())
+
+        def pick() -> Iterator[tuple[bytes, bytes]]:
+            for uid in uids[start:]:
+                key = prefix + int(uid).to_bytes(4, "big")
+                value = txn.get(key)
+                if value is not None:
+                    yield key, value
+
+        return pick()
+
+    def usage(self, account: int) -> tuple[int, int]:
+        """(octets, messages) of all mailboxes of the account."""
+        partition = self._find(account)
+        if partition is None:
+            return 0, 0
+        with partition.read() as txn:
+            raw = txn.get(keys.account(account))
+        if raw is None:
+            return 0, 0
+        row = _decode_account(raw)
+        return row.octets, row.messages
+
+    def close(self) -> None:
+        """Close the environments and files."""
+        for partition in self._partitions.values():
+            partition.close()
+        self._partitions.clear()
+        self._home.clear()
+        if self._blobs is not None:
+            self._blobs.close()
+
+
+__all__ = [
+    "FETCH_BODYSTRUCTURE",
+    "FETCH_ENVELOPE",
+    "FETCH_FLAGS",
+    "FETCH_INTERNALDATE",
+    "FETCH_MODSEQ",
+    "FETCH_RFC822_SIZE",
+    "FETCH_UID",
+    "KEYWORD_SHIFT",
+    "Mailbox",
+    "Reader",
+    "Row",
+    "Selected",
+]

@@ -1,0 +1,221 @@
+"""Requests and answers between the store's writer and its clients (docs/decisions/0003).
+
+A frame is a u32 length (little-endian) and a MessagePack array. Requests are a tagged union, decoded in one pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from iems.model import Extent
+
+FRAME_MAX = 16 << 20
+LENGTH_OCTETS = 4
+
+DONE = 0
+REFUSED = 1
+BUSY = 2
+PUSH = 3
+
+
+class Delivery(Struct, array_like=True):
+    """One message for one account. origin: the id given at acceptance; (origin, account) is delivered once.
+
+    rope: with the lines this recipient gets prepended. size: octets of the rope. quota_octets: None is no limit.
+    envelope, bodystructure: of `iems.message.summarize`. flags: names.
+    """
+
+    account: int
+    origin: bytes
+    rope: list[Extent | bytes]
+    size: int
+    internaldate_s: int
+    envelope: bytes
+    bodystructure: bytes
+    mailbox: str = "INBOX"
+    partition: int = 0
+    flags: list[str] = field(default_factory=list)
+    dot_free: bool = False
+    quota_octets: int | None = None
+
+
+class Delivered(Struct, array_like=True):
+    """What became of a delivery: "ok", "duplicate" (was there already), "overquota", "nomailbox" or "error"."""
+
+    status: str
+    uid: int = 0
+    mailbox_id: int = 0
+    text: str = ""
+
+
+class NewMessage(Struct, array_like=True):
+    """A message to append; its octets are already durable where `rope` says."""
+
+    rope: list[Extent | bytes]
+    size: int
+    internaldate_s: int
+    envelope: bytes
+    bodystructure: bytes
+    flags: list[str] = field(default_factory=list)
+    dot_free: bool = False
+
+
+class Hello(Struct, array_like=True, tag=0):
+    client: int
+
+
+class Deliver(Struct, array_like=True, tag=1):
+    batch: list[Delivery]
+
+
+class Forget(Struct, array_like=True, tag=2):
+    pairs: list[tuple[bytes, int]]
+
+
+class Ensure(Struct, array_like=True, tag=3):
+    account: int
+
+
+class Create(Struct, array_like=True, tag=4):
+    account: int
+    name: str
+    special_use: str = ""
+
+
+class Delete(Struct, array_like=True, tag=5):
+    account: int
+    name: str
+
+
+class Rename(Struct, array_like=True, tag=6):
+    account: int
+    old: str
+    new: str
+
+
+class Subscribe(Struct, array_like=True, tag=7):
+    account: int
+    name: str
+    on: bool = True
+
+
+class Append(Struct, array_like=True, tag=8):
+    account: int
+    mailbox: str
+    messages: list[NewMessage]
+    quota_octets: int | None = None
+
+
+class StoreFlags(Struct, array_like=True, tag=9):
+    """uids: u32 little-endian, one after the other."""
+
+    account: int
+    mailbox_id: int
+    uids: bytes
+    mode: str
+    flags: list[str]
+    unchangedsince: int | None = None
+
+
+class Expunge(Struct, array_like=True, tag=10):
+    """uids: only these, if they are \\Deleted (UID EXPUNGE, RFC 4315); None: all that are."""
+
+    account: int
+    mailbox_id: int
+    uids: bytes | None = None
+
+
+class Copy(Struct, array_like=True, tag=11):
+    account: int
+    src_id: int
+    uids: bytes
+    dst_name: str
+    move: bool = False
+    quota_octets: int | None = None
+
+
+class Recent(Struct, array_like=True, tag=12):
+    account: int
+    mailbox_id: int
+
+
+class Watch(Struct, array_like=True, tag=13):
+    account: int
+    mailbox_id: int
+
+
+class Unwatch(Struct, array_like=True, tag=14):
+    account: int
+    mailbox_id: int
+
+
+class Drop(Struct, array_like=True, tag=15):
+    account: int
+
+
+Body = (
+    Hello | Deliver | Forget | Ensure | Create | Delete | Rename | Subscribe | Append | StoreFlags
+    | Expunge | Copy | Recent | Watch | Unwatch | Drop
+)
+
+
+class Request(Struct, array_like=True):
+    seq: int
+    acked: int
+    body: Body
+
+
+class Answer(Struct, array_like=True):
+    """value stays raw: its type is known to who asked."""
+
+    seq: int
+    status: int
+    value: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+#: Operations whose answer is stored with their effect, because doing them twice is not the same as once.
+ANSWERED = (Create, Delete, Rename, Append, StoreFlags, Expunge, Copy, Recent)
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+
+def frame(message: Any) -> bytes:
+    """`message` as one frame."""
+    packed = encode(message)
+    return len(packed).to_bytes(LENGTH_OCTETS, "little") + packed
+
+
+class FrameError(ValueError):
+    """The peer sent a frame that is too long."""
+
+
+class Frames:
+    """Cuts received octets into frames, over any chunk boundary."""
+
+    def __init__(self, limit: int = FRAME_MAX) -> None:
+        self._limit = limit
+        self._kept = bytearray()
+
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
+        """The bodies of the frames that are now whole. Raises FrameError on a length over the limit."""
+        kept = self._kept
+        kept += data
+        found: list[bytes] = []
+        start = 0
+        total = len(kept)
+        while total - start >= LENGTH_OCTETS:
+            length = int.from_bytes(kept[start : start + LENGTH_OCTETS], "little")
+            if length > self._limit:
+                raise FrameError(f"frame of {length} octets")
+            end = start + LENGTH_OCTETS + length
+            if end > total:
+                break
+            found.append(bytes(kept[start + LENGTH_OCTETS : end]))
+            start = end
+        del kept[:start]
+        return found

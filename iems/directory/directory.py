@@ -35,177 +35,26 @@ from iems.directory.entries import (
     Permission,
     Resolution,
     account_of,
-    decode,
-    encode,
 )
 from iems.directory.names import (
     MAX_ADDRESS_OCTETS,
     NameRefused,
     address_of,
     domain_of,
-    domain_rdns,
     entry_address,
     pattern_of,
     rdn,
     shown,
     split_dn,
-    suffixes,
 )
 from iems.directory.resolve import resolve
+from iems.directory.view import ROOT, Change, View
 from iems.errors import DirectoryUnavailable
 from iems.model import Channel
 
 MAX_CACHED = 16_384
-ROOT = 0
-
-_CODES = {
-    LOCAL_DOMAIN: keys.CLASS_LOCAL_DOMAIN,
-    ACCOUNT: keys.CLASS_ACCOUNT,
-    ALIAS: keys.CLASS_ALIAS,
-    RECIPIENT: keys.CLASS_RECIPIENT,
-    FORWARD: keys.CLASS_FORWARD,
-    MATRIX: keys.CLASS_MATRIX,
-    SETTINGS: keys.CLASS_SETTINGS,
-}
 
 _T = TypeVar("_T")
-
-
-class _View:
-    """One consistent view: a transaction and what it answers. Implements `resolve.Lookup`."""
-
-    def __init__(self, databases: dict[bytes, Any], txn: Any) -> None:
-        self.db = databases
-        self.txn = txn
-        self.get = txn.get
-        self._settings: dict[str, list[str]] | None = None
-
-    # Entries.
-
-    def read(self, entry: int) -> Entry:
-        octets = self.get(keys.u64(entry), db=self.db[b"entries"])
-        if octets is None:
-            raise DirectoryUnavailable(f"directory entry {entry} is named but missing")
-        return decode(octets)
-
-    def ids(self, kind: int, text: str) -> Iterator[int]:
-        with self.txn.cursor(self.db[b"lookup"]) as cursor:
-            if cursor.set_key(keys.lookup_key(kind, text)):
-                for value in cursor.iternext_dup():
-                    yield keys.u64_of(value)
-
-    def find(self, kind: int, text: str) -> tuple[int, Entry] | None:
-        """(id, entry) of a look-up text, compared in the entry."""
-        first = self.get(keys.lookup_key(kind, text), db=self.db[b"lookup"])
-        if first is None:
-            return None
-        number = keys.u64_of(first)
-        entry = self.read(number)
-        if entry.lookup == text and entry.kind == kind:
-            return number, entry
-        for number in self.ids(kind, text):
-            entry = self.read(number)
-            if entry.lookup == text and entry.kind == kind:
-                return number, entry
-        return None
-
-    def child(self, parent: int, rdn_text: str) -> tuple[int, Entry] | None:
-        """(id, entry) of a name below a parent; names compare without regard to case."""
-        folded = rdn_text.lower()
-        with self.txn.cursor(self.db[b"names"]) as cursor:
-            if cursor.set_key(keys.name_key(parent, folded)):
-                for value in cursor.iternext_dup():
-                    number = keys.u64_of(value)
-                    entry = self.read(number)
-                    if entry.parent == parent and entry.rdn.lower() == folded:
-                        return number, entry
-        return None
-
-    def has_children(self, parent: int) -> bool:
-        with self.txn.cursor(self.db[b"names"]) as cursor:
-            return bool(cursor.set_range(keys.u64(parent))) and cursor.key()[:8] == keys.u64(parent)
-
-    def of_class(self, code: int) -> Iterator[tuple[int, Entry]]:
-        """(id, entry) of a class, oldest first."""
-        with self.txn.cursor(self.db[b"classes"]) as cursor:
-            found = cursor.set_range(bytes([code]))
-            while found:
-                key = cursor.key()
-                if key[0] != code:
-                    return
-                number = keys.u64_of(key[1:])
-                yield number, self.read(number)
-                found = cursor.next()
-
-    def dn(self, entry: Entry) -> str:
-        names = [entry.rdn]
-        parent = entry.parent
-        while parent != ROOT:
-            above = self.read(parent)
-            names.append(above.rdn)
-            parent = above.parent
-        return ",".join(names)
-
-    # resolve.Lookup.
-
-    def entry(self, address: str) -> Entry | None:
-        found = self.find(keys.KIND_MAIL, address)
-        return found[1] if found else None
-
-    def local_as(self, domain: str) -> str:
-        for pattern in (domain, *suffixes(domain)):
-            found = self.find(keys.KIND_DOMAIN, pattern)
-            if found and LOCAL_DOMAIN in found[1].classes:
-                return pattern
-        return ""
-
-    def forward(self, domain: str) -> tuple[str, Channel, str] | None:
-        for pattern in (domain, *suffixes(domain)):
-            found = self.find(keys.KIND_FORWARD, pattern)
-            if found:
-                return pattern, Channel[found[1].first("iemsChannel")], found[1].first("iemsIdentifier")
-        return None
-
-    @property
-    def settings(self) -> dict[str, list[str]]:
-        if self._settings is None:
-            found = self.find(keys.KIND_SETTINGS, "")
-            self._settings = found[1].attributes if found else {}
-        return self._settings
-
-    def _setting(self, name: str, default: str) -> str:
-        values = self.settings.get(name)
-        return values[0] if values else default
-
-    @property
-    def default_local(self) -> Channel:
-        return Channel[self._setting("iemsDefaultLocalChannel", "LOCAL")]
-
-    @property
-    def internet(self) -> Channel:
-        return Channel[self._setting("iemsInternetChannel", "SMTPC")]
-
-    @property
-    def separator(self) -> str:
-        return self._setting("iemsDetailSeparator", "+")
-
-    @property
-    def primary_domain(self) -> str:
-        for _, entry in self.of_class(keys.CLASS_LOCAL_DOMAIN):
-            if not entry.lookup.startswith("*."):
-                return entry.lookup
-        return ""
-
-    def first_account(self, domain: str) -> str:
-        primary = self.primary_domain
-        fallback = ""
-        for _, entry in self.of_class(keys.CLASS_ACCOUNT):
-            found = entry.lookup.rpartition("@")[2]
-            if found == domain:
-                return entry.lookup
-            if found == primary and not fallback:
-                fallback = entry.lookup
-        return fallback
 
 
 class Directory:
@@ -278,10 +127,10 @@ class Directory:
     # Reading.
 
     @contextmanager
-    def _view(self) -> Iterator[_View]:
+    def _view(self) -> Iterator[View]:
         try:
             with self._env.begin() as txn:
-                yield _View(self._db, txn)
+                yield View(self._db, txn)
         except (lmdb.Error, msgspec.DecodeError, KeyError, OSError) as error:
             raise DirectoryUnavailable(f"the directory can't be read: {error}") from error
 
@@ -490,11 +339,11 @@ class Directory:
 
     # Writing.
 
-    def _write(self, action: str, change: Callable[[_Change], _T], policy: bool = True) -> _T:
+    def _write(self, action: str, change: Callable[[Change], _T], policy: bool = True) -> _T:
         """Run a change in one synced transaction, count the version up, leave its audit lines."""
         try:
             with self._env.begin(write=True) as txn:
-                work = _Change(self._db, txn)
+                work = Change(self._db, txn)
                 result = change(work)
                 if work.touched:
                     work.count(b"version")
@@ -554,7 +403,7 @@ class Directory:
         if quota_octets is not None and not 0 < quota_octets < 1 << 63:
             raise DirectoryRefusal("a quota is a positive number of octets")
 
-        def change(work: _Change) -> Account:
+        def change(work: Change) -> Account:
             name = f"{local}@{domain}"
             if not work.local_as(domain):
                 raise DirectoryRefusal(
@@ -599,7 +448,7 @@ class Directory:
     def delete_account(self, address: str) -> Account:
         """Remove an account; its number stays retired until the store has removed its mail. Raises DirectoryRefusal."""
 
-        def change(work: _Change) -> Account:
+        def change(work: Change) -> Account:
             number, entry = work.account(address)
             account = account_of(entry)
             work.remove(number, entry)
@@ -612,7 +461,7 @@ class Directory:
     def forget_retired(self, number: int) -> None:
         """The store has removed the mail of a deleted account."""
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             work.txn.delete(keys.account_key(number), db=work.db[b"retired"])
 
         self._write("account forget", change, policy=False)
@@ -641,7 +490,7 @@ class Directory:
         )
 
     def _set(self, address: str, action: str, values: dict[str, list[str]]) -> None:
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             number, entry = work.account(address)
             work.replace(number, entry, values)
 
@@ -650,7 +499,7 @@ class Directory:
     def add_domain(self, domain: str) -> None:
         """Make a domain local; `*.abc.com` covers every sub-domain but not abc.com. Raises DirectoryRefusal."""
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             pattern = pattern_of(domain)
             number = work.domain_entry(pattern)
             entry = work.read(number)
@@ -674,7 +523,7 @@ class Directory:
     def remove_domain(self, domain: str, force: bool = False) -> None:
         """Take a domain off the list. Raises DirectoryRefusal if it isn't there or, unless forced, has entries still."""
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             pattern = pattern_of(domain)
             found = work.find(keys.KIND_DOMAIN, pattern)
             if found is None or LOCAL_DOMAIN not in found[1].classes:
@@ -695,7 +544,7 @@ class Directory:
         """Add a target to an alias, making it if need be. The target may be anywhere. Raises DirectoryRefusal."""
         local, domain = _entry_address(alias)
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             name = f"{local}@{domain}"
             aim = _member(target)
             if not work.local_as(domain):
@@ -730,7 +579,7 @@ class Directory:
     def remove_alias(self, alias: str, target: str = "") -> None:
         """Remove an alias, or one target of it. Raises DirectoryRefusal."""
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             name = "@".join(entry_address(alias))
             found = work.find(keys.KIND_MAIL, name)
             if found is None or ALIAS not in found[1].classes:
@@ -763,7 +612,7 @@ class Directory:
             raise DirectoryRefusal(f"a {connector.channel.name} connector's permission is {allowed}")
         local, domain = _entry_address(address)
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             name = f"{local}@{domain}"
             if not work.local_as(domain):
                 raise DirectoryRefusal(
@@ -807,7 +656,7 @@ class Directory:
         """
         wanted = _output(channel)
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             name = "@".join(entry_address(address))
             found = work.find(keys.KIND_MAIL, name)
             texts = found[1].attributes.get("iemsConnector", []) if found else []
@@ -833,7 +682,7 @@ class Directory:
         aim = _output(channel)
         known = _identifier(channel, identifier)
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             pattern = pattern_of(domain)
             attributes = {
                 "associatedDomain": [pattern],
@@ -854,7 +703,7 @@ class Directory:
     def remove_forward(self, domain: str) -> None:
         """Take a domain off the forwarding table. Raises DirectoryRefusal."""
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             pattern = pattern_of(domain)
             found = work.find(keys.KIND_FORWARD, pattern)
             if found is None:
@@ -890,7 +739,7 @@ class Directory:
         self._settings("detail separator", {"iemsDetailSeparator": [separator]})
 
     def _settings(self, action: str, values: dict[str, list[str]]) -> None:
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             found = work.find(keys.KIND_SETTINGS, "")
             if found is None:
                 work.add(
@@ -904,7 +753,7 @@ class Directory:
     def set_matrix(self, module: str, cells: set[tuple[int, int]]) -> None:
         """Set in which cells (input channel, output channel) a module runs."""
 
-        def change(work: _Change) -> None:
+        def change(work: Change) -> None:
             values = {"iemsCell": sorted(f"{Channel(i).name} {Channel(o).name}" for i, o in cells)}
             found = work.find(keys.KIND_MATRIX, module)
             if found is None:
@@ -922,102 +771,6 @@ class Directory:
                 work.replace(*found, values)
 
         self._write("matrix set", change)
-
-
-class _Change(_View):
-    """A view whose transaction writes; keeps what it touched for the audit lines."""
-
-    def __init__(self, databases: dict[bytes, Any], txn: Any) -> None:
-        super().__init__(databases, txn)
-        self.touched: list[tuple[str, dict[str, list[str]] | None, dict[str, list[str]] | None]] = []
-
-    def put(self, key: bytes, value: bytes, name: str) -> None:
-        self.txn.put(key, value, db=self.db[name.encode()])
-
-    def next(self, name: bytes) -> int:
-        number = keys.u64_of(self.get(name, db=self.db[b"meta"]))
-        self.txn.put(name, keys.u64(number + 1), db=self.db[b"meta"])
-        return number
-
-    def count(self, name: bytes) -> None:
-        self.next(name)
-
-    def add(self, entry: Entry, number: int = 0, audit: bool = True) -> int:
-        """Write an entry with its name, look-up and class rows; its id. number: keep this id (the entry was removed)."""
-        identity = number or self.next(b"entry")
-        self.put(keys.u64(identity), encode(entry), "entries")
-        self.put(keys.name_key(entry.parent, entry.rdn.lower()), keys.u64(identity), "names")
-        if entry.kind:
-            self.put(keys.lookup_key(entry.kind, entry.lookup), keys.u64(identity), "lookup")
-        for name in entry.classes:
-            if name in _CODES:
-                self.put(keys.class_key(_CODES[name], identity), b"", "classes")
-        if audit:
-            self.touched.append((self.dn(entry), None, entry.attributes | {"objectClass": entry.classes}))
-        return identity
-
-    def remove(self, number: int, entry: Entry, audit: bool = True) -> None:
-        """Delete an entry and every row that names it."""
-        if audit:
-            self.touched.append((self.dn(entry), entry.attributes | {"objectClass": entry.classes}, None))
-        value = keys.u64(number)
-        delete = self.txn.delete
-        delete(value, db=self.db[b"entries"])
-        delete(keys.name_key(entry.parent, entry.rdn.lower()), value, db=self.db[b"names"])
-        if entry.kind:
-            delete(keys.lookup_key(entry.kind, entry.lookup), value, db=self.db[b"lookup"])
-        for name in entry.classes:
-            if name in _CODES:
-                delete(keys.class_key(_CODES[name], number), db=self.db[b"classes"])
-
-    def replace(self, number: int, entry: Entry, values: dict[str, list[str]]) -> None:
-        """Set attributes of an entry; an empty list removes one."""
-        old = {name: entry.attributes.get(name, []) for name in values}
-        attributes = entry.attributes | values
-        entry.attributes = {name: found for name, found in attributes.items() if found}
-        self.put(keys.u64(number), encode(entry), "entries")
-        self.touched.append((self.dn(entry), old, values))
-
-    def account(self, address: str) -> tuple[int, Entry]:
-        """(id, entry) of an account. Raises DirectoryRefusal."""
-        name = "@".join(entry_address(address))
-        found = self.find(keys.KIND_MAIL, name)
-        if found is None or ACCOUNT not in found[1].classes:
-            raise DirectoryRefusal(f"there is no account {name}")
-        return found
-
-    def children(self, parent: int) -> Iterator[Entry]:
-        start = keys.u64(parent)
-        with self.txn.cursor(self.db[b"names"]) as cursor:
-            found = cursor.set_range(start)
-            while found and cursor.key()[:8] == start:
-                yield self.read(keys.u64_of(cursor.value()))
-                found = cursor.next()
-
-    def domain_entry(self, domain: str) -> int:
-        """The id of `dc=jade,dc=net`, each level made if it is missing (RFC 2377)."""
-        parent = ROOT
-        for name in domain_rdns(domain):
-            found = self.child(parent, name)
-            if found is None:
-                label = name.removeprefix("dc=")
-                parent = self.add(Entry(parent, name, 0, "", ["top", "domain"], {"dc": [label]}), audit=False)
-            else:
-                parent = found[0]
-        return parent
-
-    def folder(self, name: str) -> int:
-        """The id of `ou=...,cn=iems`, or of `cn=iems` for ""; made if missing."""
-        parent = ROOT
-        for part in ("cn=iems", name) if name else ("cn=iems",):
-            found = self.child(parent, part)
-            if found is None:
-                attribute, _, value = part.partition("=")
-                classes = ["top", "organizationalUnit" if attribute == "ou" else "applicationProcess"]
-                parent = self.add(Entry(parent, part, 0, "", classes, {attribute: [value]}), audit=False)
-            else:
-                parent = found[0]
-        return parent
 
 
 def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:

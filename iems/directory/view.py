@@ -1,0 +1,272 @@
+"""Transactions as values the directory asks: `View` reads, `Change` writes and keeps what it touched for the audit.
+
+A view is one consistent state; it implements `resolve.Lookup`. Layout: keys.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from iems.directory import keys
+from iems.directory.entries import (
+    ACCOUNT,
+    ALIAS,
+    FORWARD,
+    LOCAL_DOMAIN,
+    MATRIX,
+    RECIPIENT,
+    SETTINGS,
+    DirectoryRefusal,
+    Entry,
+    decode,
+    encode,
+)
+from iems.directory.names import domain_rdns, entry_address, suffixes
+from iems.errors import DirectoryUnavailable
+from iems.model import Channel
+
+ROOT = 0
+
+_CODES = {
+    LOCAL_DOMAIN: keys.CLASS_LOCAL_DOMAIN,
+    ACCOUNT: keys.CLASS_ACCOUNT,
+    ALIAS: keys.CLASS_ALIAS,
+    RECIPIENT: keys.CLASS_RECIPIENT,
+    FORWARD: keys.CLASS_FORWARD,
+    MATRIX: keys.CLASS_MATRIX,
+    SETTINGS: keys.CLASS_SETTINGS,
+}
+
+
+class View:
+    """One consistent view: a transaction and what it answers. Implements `resolve.Lookup`."""
+
+    def __init__(self, databases: dict[bytes, Any], txn: Any) -> None:
+        self.db = databases
+        self.txn = txn
+        self.get = txn.get
+        self._settings: dict[str, list[str]] | None = None
+
+    # Entries.
+
+    def read(self, entry: int) -> Entry:
+        octets = self.get(keys.u64(entry), db=self.db[b"entries"])
+        if octets is None:
+            raise DirectoryUnavailable(f"directory entry {entry} is named but missing")
+        return decode(octets)
+
+    def ids(self, kind: int, text: str) -> Iterator[int]:
+        with self.txn.cursor(self.db[b"lookup"]) as cursor:
+            if cursor.set_key(keys.lookup_key(kind, text)):
+                for value in cursor.iternext_dup():
+                    yield keys.u64_of(value)
+
+    def find(self, kind: int, text: str) -> tuple[int, Entry] | None:
+        """(id, entry) of a look-up text, compared in the entry."""
+        first = self.get(keys.lookup_key(kind, text), db=self.db[b"lookup"])
+        if first is None:
+            return None
+        number = keys.u64_of(first)
+        entry = self.read(number)
+        if entry.lookup == text and entry.kind == kind:
+            return number, entry
+        for number in self.ids(kind, text):
+            entry = self.read(number)
+            if entry.lookup == text and entry.kind == kind:
+                return number, entry
+        return None
+
+    def child(self, parent: int, rdn_text: str) -> tuple[int, Entry] | None:
+        """(id, entry) of a name below a parent; names compare without regard to case."""
+        folded = rdn_text.lower()
+        with self.txn.cursor(self.db[b"names"]) as cursor:
+            if cursor.set_key(keys.name_key(parent, folded)):
+                for value in cursor.iternext_dup():
+                    number = keys.u64_of(value)
+                    entry = self.read(number)
+                    if entry.parent == parent and entry.rdn.lower() == folded:
+                        return number, entry
+        return None
+
+    def has_children(self, parent: int) -> bool:
+        with self.txn.cursor(self.db[b"names"]) as cursor:
+            return bool(cursor.set_range(keys.u64(parent))) and cursor.key()[:8] == keys.u64(parent)
+
+    def of_class(self, code: int) -> Iterator[tuple[int, Entry]]:
+        """(id, entry) of a class, oldest first."""
+        with self.txn.cursor(self.db[b"classes"]) as cursor:
+            found = cursor.set_range(bytes([code]))
+            while found:
+                key = cursor.key()
+                if key[0] != code:
+                    return
+                number = keys.u64_of(key[1:])
+                yield number, self.read(number)
+                found = cursor.next()
+
+    def dn(self, entry: Entry) -> str:
+        names = [entry.rdn]
+        parent = entry.parent
+        while parent != ROOT:
+            above = self.read(parent)
+            names.append(above.rdn)
+            parent = above.parent
+        return ",".join(names)
+
+    # resolve.Lookup.
+
+    def entry(self, address: str) -> Entry | None:
+        found = self.find(keys.KIND_MAIL, address)
+        return found[1] if found else None
+
+    def local_as(self, domain: str) -> str:
+        for pattern in (domain, *suffixes(domain)):
+            found = self.find(keys.KIND_DOMAIN, pattern)
+            if found and LOCAL_DOMAIN in found[1].classes:
+                return pattern
+        return ""
+
+    def forward(self, domain: str) -> tuple[str, Channel, str] | None:
+        for pattern in (domain, *suffixes(domain)):
+            found = self.find(keys.KIND_FORWARD, pattern)
+            if found:
+                return pattern, Channel[found[1].first("iemsChannel")], found[1].first("iemsIdentifier")
+        return None
+
+    @property
+    def settings(self) -> dict[str, list[str]]:
+        if self._settings is None:
+            found = self.find(keys.KIND_SETTINGS, "")
+            self._settings = found[1].attributes if found else {}
+        return self._settings
+
+    def _setting(self, name: str, default: str) -> str:
+        values = self.settings.get(name)
+        return values[0] if values else default
+
+    @property
+    def default_local(self) -> Channel:
+        return Channel[self._setting("iemsDefaultLocalChannel", "LOCAL")]
+
+    @property
+    def internet(self) -> Channel:
+        return Channel[self._setting("iemsInternetChannel", "SMTPC")]
+
+    @property
+    def separator(self) -> str:
+        return self._setting("iemsDetailSeparator", "+")
+
+    @property
+    def primary_domain(self) -> str:
+        for _, entry in self.of_class(keys.CLASS_LOCAL_DOMAIN):
+            if not entry.lookup.startswith("*."):
+                return entry.lookup
+        return ""
+
+    def first_account(self, domain: str) -> str:
+        primary = self.primary_domain
+        fallback = ""
+        for _, entry in self.of_class(keys.CLASS_ACCOUNT):
+            found = entry.lookup.rpartition("@")[2]
+            if found == domain:
+                return entry.lookup
+            if found == primary and not fallback:
+                fallback = entry.lookup
+        return fallback
+
+
+class Change(View):
+    """A view whose transaction writes; keeps what it touched for the audit lines."""
+
+    def __init__(self, databases: dict[bytes, Any], txn: Any) -> None:
+        super().__init__(databases, txn)
+        self.touched: list[tuple[str, dict[str, list[str]] | None, dict[str, list[str]] | None]] = []
+
+    def put(self, key: bytes, value: bytes, name: str) -> None:
+        self.txn.put(key, value, db=self.db[name.encode()])
+
+    def next(self, name: bytes) -> int:
+        number = keys.u64_of(self.get(name, db=self.db[b"meta"]))
+        self.txn.put(name, keys.u64(number + 1), db=self.db[b"meta"])
+        return number
+
+    def count(self, name: bytes) -> None:
+        self.next(name)
+
+    def add(self, entry: Entry, number: int = 0, audit: bool = True) -> int:
+        """Write an entry with its name, look-up and class rows; its id. number: keep this id (the entry was removed)."""
+        identity = number or self.next(b"entry")
+        self.put(keys.u64(identity), encode(entry), "entries")
+        self.put(keys.name_key(entry.parent, entry.rdn.lower()), keys.u64(identity), "names")
+        if entry.kind:
+            self.put(keys.lookup_key(entry.kind, entry.lookup), keys.u64(identity), "lookup")
+        for name in entry.classes:
+            if name in _CODES:
+                self.put(keys.class_key(_CODES[name], identity), b"", "classes")
+        if audit:
+            self.touched.append((self.dn(entry), None, entry.attributes | {"objectClass": entry.classes}))
+        return identity
+
+    def remove(self, number: int, entry: Entry, audit: bool = True) -> None:
+        """Delete an entry and every row that names it."""
+        if audit:
+            self.touched.append((self.dn(entry), entry.attributes | {"objectClass": entry.classes}, None))
+        value = keys.u64(number)
+        delete = self.txn.delete
+        delete(value, db=self.db[b"entries"])
+        delete(keys.name_key(entry.parent, entry.rdn.lower()), value, db=self.db[b"names"])
+        if entry.kind:
+            delete(keys.lookup_key(entry.kind, entry.lookup), value, db=self.db[b"lookup"])
+        for name in entry.classes:
+            if name in _CODES:
+                delete(keys.class_key(_CODES[name], number), db=self.db[b"classes"])
+
+    def replace(self, number: int, entry: Entry, values: dict[str, list[str]]) -> None:
+        """Set attributes of an entry; an empty list removes one."""
+        old = {name: entry.attributes.get(name, []) for name in values}
+        attributes = entry.attributes | values
+        entry.attributes = {name: found for name, found in attributes.items() if found}
+        self.put(keys.u64(number), encode(entry), "entries")
+        self.touched.append((self.dn(entry), old, values))
+
+    def account(self, address: str) -> tuple[int, Entry]:
+        """(id, entry) of an account. Raises DirectoryRefusal."""
+        name = "@".join(entry_address(address))
+        found = self.find(keys.KIND_MAIL, name)
+        if found is None or ACCOUNT not in found[1].classes:
+            raise DirectoryRefusal(f"there is no account {name}")
+        return found
+
+    def children(self, parent: int) -> Iterator[Entry]:
+        start = keys.u64(parent)
+        with self.txn.cursor(self.db[b"names"]) as cursor:
+            found = cursor.set_range(start)
+            while found and cursor.key()[:8] == start:
+                yield self.read(keys.u64_of(cursor.value()))
+                found = cursor.next()
+
+    def domain_entry(self, domain: str) -> int:
+        """The id of `dc=jade,dc=net`, each level made if it is missing (RFC 2377)."""
+        parent = ROOT
+        for name in domain_rdns(domain):
+            found = self.child(parent, name)
+            if found is None:
+                label = name.removeprefix("dc=")
+                parent = self.add(Entry(parent, name, 0, "", ["top", "domain"], {"dc": [label]}), audit=False)
+            else:
+                parent = found[0]
+        return parent
+
+    def folder(self, name: str) -> int:
+        """The id of `ou=...,cn=iems`, or of `cn=iems` for ""; made if missing."""
+        parent = ROOT
+        for part in ("cn=iems", name) if name else ("cn=iems",):
+            found = self.child(parent, part)
+            if found is None:
+                attribute, _, value = part.partition("=")
+                classes = ["top", "organizationalUnit" if attribute == "ou" else "applicationProcess"]
+                parent = self.add(Entry(parent, part, 0, "", classes, {attribute: [value]}), audit=False)
+            else:
+                parent = found[0]
+        return parent

@@ -9,8 +9,10 @@ How doubtful input is read, where the RFCs leave it open or senders ignore them:
 - A delimiter is a line that begins with "--" and an open boundary (RFC 2046 5.1.1 asks for the beginning only). If
   several open boundaries fit, a line that is exactly one of them (with or without the closing "--") means that one,
   else the longest counts, of equal ones the innermost.
-- A multipart without a boundary, a second level of MIME in an encoded part, and whatever lies beyond a limit is one
-  leaf; `FLAGS` of the first row then tells which limit was met.
+- The line end before a delimiter belongs to it, unless it already ends a header or a closing delimiter.
+- A multipart without a boundary, and whatever lies beyond a limit, is one leaf, shown as text/plain; `FLAGS` of the
+  first row then tells which limit was met.
+- message/rfc822 is taken apart whatever its transfer encoding says: RFC 2046 5.2.1 forbids one that needs decoding.
 - No or no readable Content-Type is text/plain, in a multipart/digest message/rfc822.
 - Of a repeated field the last counts, of a repeated Content-* field the first; repeated address fields add up.
 """
@@ -47,7 +49,7 @@ NO_CLOSE: Final = 2  # a multipart without its closing delimiter
 # Flags of the whole message, in its first row.
 CUT_DEPTH: Final = 16  # nested deeper than MAX_DEPTH: the inner rest is one leaf
 CUT_PARTS: Final = 32  # more than MAX_PARTS: what follows belongs to the last part
-CUT_HEADER: Final = 64  # fields after MAX_FIELDS or MAX_HEADER octets of a header, or of a list, were not read
+CUT_HEADER: Final = 64  # fields after MAX_FIELDS or MAX_HEADER octets of a header were not read
 
 MAX_DEPTH: Final = 100
 MAX_PARTS: Final = 10_000
@@ -105,6 +107,7 @@ class _Parser:
         self.open: list[_Open] = []
         self.flags = 0
         self.current = 0
+        self.floor = 0  # no body ends before this: the line above is a header's end or a delimiter
         position: int | None = self._entity(0, -1)
         while position is not None:
             position = self._next_part(position)
@@ -126,12 +129,13 @@ class _Parser:
                 continue
             opened = self.open[index]
             # The line end before a delimiter belongs to it (RFC 2046 5.1.1).
-            end = hit - 1 if hit and content[hit - 1] == 13 else hit
+            end = max(self.floor, hit - 1 if hit and content[hit - 1] == 13 else hit)
             if closing:
                 self._close_up_to(opened.row, end)
                 del self.open[index:]
                 self.current = opened.row
                 hit = line_end
+                self.floor = min(line_end + 1, len(content))
                 continue
             if len(self.rows) >= MAX_PARTS:
                 self.flags |= CUT_PARTS
@@ -164,7 +168,7 @@ class _Parser:
         at = self.current
         while at != row:
             cells = self.rows[at].cells
-            cells[BODY_END] = max(end, cells[BODY_START])
+            cells[BODY_END] = end
             cells[LINES] = self.content.count(b"\n", cells[BODY_START], cells[BODY_END])
             at = cells[PARENT]
         if row < 0:
@@ -186,6 +190,7 @@ class _Parser:
             if cut:
                 self.flags |= CUT_HEADER
             start, cells = row.cells[BODY_START], row.cells
+            self.floor = start
             digest = parent >= 0 and self.rows[parent].digest
             kind, boundary = _kind(self.content[cells[TYPE_START] : cells[TYPE_END]], digest)
             if kind != LEAF and cells[DEPTH] >= MAX_DEPTH:
@@ -196,7 +201,7 @@ class _Parser:
                 row.digest = _is_digest(self.content[cells[TYPE_START] : cells[TYPE_END]])
                 self.open.append(_Open(number, boundary))
                 return position
-            if kind == LEAF or _encoded(self.content[cells[ENCODING_START] : cells[ENCODING_END]]):
+            if kind == LEAF:
                 return position
             if len(self.rows) >= MAX_PARTS:
                 self.flags |= CUT_PARTS
@@ -419,11 +424,6 @@ def _is_digest(value: bytes) -> bool:
     return _media(value)[1].lower() == b"digest"
 
 
-def _encoded(value: bytes) -> bool:
-    """Whether the body must be decoded before it can be read (RFC 2046 5.2.1 forbids it for message/rfc822)."""
-    return False
-
-
 # The answers.
 
 
@@ -502,8 +502,8 @@ class _Writer:
             out = b'("message" "rfc822" NIL' if in_digest and cells[KIND] == MESSAGE else b"(" + _DEFAULT_TEXT
             lowered = b"message" if cells[KIND] == MESSAGE else b"text"
         elif cells[KIND] == LEAF and (lowered == b"multipart" or (lowered, sub.lower()) == (b"message", b"rfc822")):
-            # Not taken apart: the grammar keeps these types for what is.
-            out, lowered = b'("application" "octet-stream" NIL', b"application"
+            # Not taken apart: the grammar keeps these types for what is, and a reader should see the text.
+            out, lowered = b"(" + _DEFAULT_TEXT, b"text"
         else:
             pairs = _parameters(type_value, at)
             if lowered == b"text" and not any(name.lower() == b"charset" for name, _ in pairs):
@@ -540,9 +540,13 @@ class _Writer:
 
 
 def _token(value: bytes) -> bytes:
-    """The first word of a field, comments passed over."""
+    """The value of Content-Transfer-Encoding, a ";" at its end forgiven; b"" unless it is a single token."""
     start = _skip(value, 0)
-    return value[start : _until(_BARE_END, value, start)]
+    end = _until(_TOKEN_END, value, start)
+    at = _skip(value, end)
+    if value[at : at + 1] == b";":
+        at = _skip(value, at + 1)
+    return value[start:end] if at == len(value) else b""
 
 
 def _languages(value: bytes) -> list[bytes]:
@@ -567,10 +571,10 @@ def _pairs(pairs: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def _text(value: bytes | None) -> bytes:
-    """A field's value as an nstring: unfolded (RFC 5322 2.2.3), white space at both ends taken off."""
+    """A field's value as an nstring: unfolded (RFC 5322 2.2.3), without the white space behind the colon."""
     if value is None:
         return b"NIL"
-    return _string(value.replace(b"\r", b"").replace(b"\n", b"").strip(b" \t"))
+    return _string(value.lstrip(b" \t").replace(b"\r", b"").replace(b"\n", b""))
 
 
 _NEEDS_LITERAL = re.compile(rb"[\x00\r\n\x80-\xff]")
@@ -591,13 +595,18 @@ class _Span:
 
     def __init__(self) -> None:
         self.start = self.end = 0
-        self.less = self.greater = self.at = self.colon = -1
+        self.less = self.greater = -1
+        self.at = -1  # the last "@" within <>, or of all if there are no <>
+        self.colon = -1  # the end of a source route (RFC 5322 4.4)
         self.comment = self.comment_end = -1  # the last comment, its parentheses included
         self.stop = 0  # the octet that ended it: "," ";" ":" or 0 at the end
 
 
 def _span(value: bytes, at: int) -> _Span:
-    """Measure the address that begins at `at`, up to a ",", ";" or ":" that stands outside quotes, comments and <>."""
+    """Measure the address that begins at `at`, up to a ",", ";" or ":" that stands outside quotes, comments and <>.
+
+    An unclosed "<" ends at a "," or ";" as well, but for the commas of a source route.
+    """
     span = _Span()
     span.start = at
     while at < len(value):
@@ -606,42 +615,38 @@ def _span(value: bytes, at: int) -> _Span:
             at = _quoted_end(value, at)
             continue
         if char == 40:
-            span.comment, at = at, _comment_end(value, at)
-            span.comment_end = at
+            span.comment = at
+            at = span.comment_end = _comment_end(value, at)
             continue
         if char == 91:
             at = _literal_end(value, at)
             continue
         inside = span.less >= 0 and span.greater < 0
+        in_route = inside and span.colon < 0 and value[span.less + 1] == 64
         if char == 60 and span.less < 0:
-            span.less, span.at, span.colon = at, -1, -1
+            span.less, span.at = at, -1
         elif char == 62 and inside:
             span.greater = at
-        elif char == 64 and span.greater < 0 and (span.at < 0 or (inside and span.colon < 0)):
+        elif char == 64 and span.greater < 0:
             span.at = at
-        elif char == 58 and inside:
+        elif char == 58 and in_route:
             span.colon, span.at = at, -1
-        elif char == 58 and span.less < 0:
-            span.stop = char
-            break
-        elif char in b",;" and not (inside and span.at == span.less + 1 and char == 44):
+        elif (char == 58 and span.less < 0) or char == 59 or (char == 44 and not in_route):
             span.stop = char
             break
         at += 1
-    span.end = min(at, len(value))
+    span.end = at
     return span
 
 
 def _literal_end(value: bytes, at: int) -> int:
     """Past the domain literal that opens at `at`; if it does not close, past its bracket only."""
     start = at + 1
-    while (at := at + 1) < len(value):
-        if value[at] == 92:
-            at += 1
-        elif value[at] == 93:
+    at = start
+    while at < len(value) and value[at] not in b"[,;<>\r\n":
+        if value[at] == 93:
             return at + 1
-        elif value[at] in b"[,;<>\r\n":
-            break
+        at += 2 if value[at] == 92 else 1
     return start
 
 
@@ -681,11 +686,11 @@ def _address(value: bytes, span: _Span) -> bytes:
     if span.at >= 0:
         mailbox, host = _squeeze(value[start : span.at]), _squeeze(value[span.at + 1 : end])
     else:
-        mailbox, host = _squeeze(value[start:end]), b""
-    if not name and span.comment >= 0:
-        name = _comment_text(value[span.comment : span.comment_end])
+        mailbox, host = _words(value[start:end]), b""
     if not (name or mailbox or host):
         return b""
+    if not name and span.comment >= 0:
+        name = _comment_text(value[span.comment : span.comment_end])
     return (
         b"("
         + (_string(name) if name else b"NIL")

@@ -65,7 +65,7 @@ SECTIONS = {
     "3.2.MIME": b"Content-Type: text/html\r\n\r\n",
     "3.3": None,
     "3.HEADER.FIELDS (Subject)": b"Subject: inner\r\n\r\n",
-    "3.TEXT": b"--foo bar\r\n\r\none\r\n--foo bar\r\nContent-Type: text/html\r\n\r\ntwo\r\n--foo bar--",
+    "3.TEXT": b"--foo bar\r\n\r\none\r\n--foo bar\r\nContent-Type: text/html\r\n\r\ntwo\r\n--foo bar--\r\n",
     "4": None,
 }
 

@@ -105,10 +105,11 @@ class Directory:
 
     def _open_databases(self, create: bool) -> None:
         env = self._env
+        # Each in a transaction of its own: handles opened in a read transaction do not outlive it.
+        for name, several in keys.DATABASES:
+            self._db[name] = env.open_db(name, create=create, dupsort=several, dupfixed=several)
+        meta = self._db[b"meta"]
         with env.begin(write=create) as txn:
-            for name, several in keys.DATABASES:
-                self._db[name] = env.open_db(name, txn=txn, create=create, dupsort=several, dupfixed=several)
-            meta = self._db[b"meta"]
             found = txn.get(b"format", db=meta)
             if found is None and create:
                 txn.put(b"format", keys.u64(keys.FORMAT), db=meta)
@@ -551,7 +552,7 @@ class Directory:
                 raise DirectoryRefusal(
                     f"{domain} is not a local domain; add it first: iemsctl domain add {domain}"
                 )
-            if aim == name:
+            if aim.lower() == name:
                 raise DirectoryRefusal(f"{name} can't be an alias of itself")
             found = work.find(keys.KIND_MAIL, name)
             if found is None:
@@ -570,7 +571,7 @@ class Directory:
             if ALIAS not in entry.classes:
                 raise DirectoryRefusal(f"{name} exists already and is no alias")
             members = entry.attributes.get("rfc822MailMember", [])
-            if aim in members:
+            if aim.lower() in (member.lower() for member in members):
                 raise DirectoryRefusal(f"{name} leads to {aim} already")
             work.replace(number, entry, {"rfc822MailMember": [*members, aim]})
 
@@ -590,12 +591,13 @@ class Directory:
                 return
             aim = _member(target)
             members = entry.attributes.get("rfc822MailMember", [])
-            if aim not in members:
+            kept = [member for member in members if member.lower() != aim.lower()]
+            if len(kept) == len(members):
                 raise DirectoryRefusal(f"{name} doesn't lead to {aim}")
-            if len(members) == 1:
-                work.remove(number, entry)
+            if kept:
+                work.replace(number, entry, {"rfc822MailMember": kept})
             else:
-                work.replace(number, entry, {"rfc822MailMember": [m for m in members if m != aim]})
+                work.remove(number, entry)
 
         self._write("alias remove", change, policy=False)
 

@@ -255,6 +255,11 @@ class Board:
         self.map[at : at + ROW] = bytes(ROW)
         self.map[_PARKED_AT + slot] = 0
 
+    def counter(self, slot: int, name: str) -> int:
+        """One counter of one slot."""
+        at = self.row_at(slot) + COUNTERS_AT + 8 * COUNTER_INDEX[name]
+        return int(struct.unpack_from("<q", self.map, at)[0])
+
     # --- roles
 
     def restarts(self, role: str) -> int:

@@ -1,0 +1,705 @@
+"""The master's loop: binds every listening socket, forks the pools, reaps, reloads, drains.
+
+It reads no byte from a peer and imports neither numpy nor uvloop: it forks, and a fork must not find threads or a loop.
+Signal handlers only wake the loop. What to do is decided in `pool.decide`; here it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import importlib.util
+import os
+import pwd
+import resource
+import selectors
+import signal
+import socket
+import ssl
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from iems import config as settings
+from iems.config import Config
+from iems.errors import ConfigError, IemsError
+from iems.log import Log
+from iems.master import child
+from iems.master.board import MAX_SLOTS, Board, State, blame_path
+from iems.master.notify import notify
+from iems.master.pool import SECOND, Farm, Kill, Member, Policy, Pool, Retire, Spawn, Wait, decide, died
+from iems.model import id_text
+from iems.net.listen import ListenError, activated, has_ipv6, listen, probe
+
+#: Deaths with one message in work after which it is blamed for good (and quarantined by the janitor).
+BLAME_DEATHS = 3
+
+
+class Role(Struct, frozen=True):
+    """A role the master can run. listeners: names in the section [ports]; local: on loopback only."""
+
+    listeners: tuple[str, ...] = ()
+    local: frozenset[str] = frozenset()
+    exclusive: bool = False
+    last: bool = False
+
+
+#: The roles, in the order they are started. One whose package has no worker.py is not started.
+ROLES: dict[str, Role] = {
+    "store": Role(exclusive=True, last=True),
+    "janitor": Role(listeners=("metrics",), local=frozenset({"metrics"}), exclusive=True, last=True),
+    "lmda": Role(),
+    "smtpc": Role(),
+    "preprocessor": Role(),
+    "imapd": Role(listeners=("imap", "imaps")),
+    "pop3d": Role(listeners=("pop3", "pop3s")),
+    "smtpd": Role(listeners=("smtp", "submission", "submissions", "lmtp"), local=frozenset({"lmtp"})),
+}
+
+
+class StartError(IemsError):
+    """The server can't start; the text is for the operator."""
+
+
+def is_built(role: str) -> bool:
+    """Whether the role's package has a worker."""
+    return importlib.util.find_spec(f"iems.{role}") is not None and (
+        importlib.util.find_spec(f"iems.{role}.worker") is not None
+    )
+
+
+def active_roles(config: Config) -> dict[str, int]:
+    """Role -> workers, of the roles this configuration runs."""
+    return {
+        role: getattr(config, role).workers
+        for role in ROLES
+        if getattr(config, role).enabled and is_built(role)
+    }
+
+
+def listen_addresses(config: Config, local: bool) -> list[str]:
+    """The addresses to bind: [ports].bind, or loopback for a non-zero base, or all; `local`: loopback only."""
+    if local:
+        return ["127.0.0.1", *(["::1"] if config.ports.base == 0 and has_ipv6() else [])]
+    if config.ports.bind:
+        return config.ports.bind
+    if config.ports.base:
+        return ["127.0.0.1"]
+    return ["0.0.0.0", *(["::"] if has_ipv6() else [])]
+
+
+def listeners(config: Config) -> Iterator[tuple[str, str, str, int]]:
+    """(role, listener, address, port) of everything this configuration listens on."""
+    for role in active_roles(config):
+        for name in ROLES[role].listeners:
+            number = getattr(config.ports, name)
+            if number:
+                for address in listen_addresses(config, name in ROLES[role].local):
+                    yield role, name, address, config.ports.base + number
+
+
+def policy_of(config: Config) -> Policy:
+    """The times of the section [master] in ns."""
+    own = config.master
+    return Policy(
+        ready_ns=int(own.ready_s * SECOND),
+        heartbeat_limit_ns=int(own.heartbeat_limit_s * SECOND),
+        respawn_min_ns=int(own.respawn_min_s * SECOND),
+        respawn_max_ns=int(own.respawn_max_s * SECOND),
+        drain_ns=int(own.drain_s * SECOND),
+        retire_ns=int(own.retire_s * SECOND),
+    )
+
+
+class PidFile:
+    """run/master.pid: held by flock as long as the master lives, whatever it says inside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(self.fd, 32).decode("ascii", "replace").strip()
+            os.close(self.fd)
+            raise StartError(f"already running (pid {pid or '?'})") from None
+
+    def write(self) -> None:
+        """Notes our pid."""
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+
+
+def running_pid(home: Path) -> int | None:
+    """The pid of the home's master, or None if none runs."""
+    try:
+        fd = os.open(home / "run" / "master.pid", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.read(fd, 32).strip()
+            return int(text) if text.isdigit() else -1
+        return None
+    finally:
+        os.close(fd)
+
+
+def holders(path: Path) -> list[int]:
+    """Pids of the processes (of this user) that have `path` open."""
+    target = str(path)
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{name}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{name}/fd/{fd}") == target:
+                        found.append(int(name))
+                        break
+    return found
+
+
+def take_run_lock(path: Path, limit_s: float = 8.0) -> int:
+    """run/lock alone, then shared with the workers forked later; gives the descriptor they inherit.
+
+    Workers of a master that was killed leave within 5 s; one that does not is killed here. So no old worker lives
+    beside the new ones.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + limit_s
+    ended = False
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            left = until - time.monotonic()
+            if left <= 2 and not ended:
+                ended = True
+                for pid in holders(path.resolve()):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
+            if left <= 0:
+                os.close(fd)
+                raise StartError("workers of an earlier master are still there and can't be ended") from None
+            time.sleep(0.02)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd
+
+
+def drop_privileges(user: pwd.struct_passwd) -> None:
+    """Becomes `user` for good, with its groups; keeps the right to bind ports below 1024 for a later reload."""
+    if os.getuid() != 0 or user.pw_uid == 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    # capset(2), version 3: only CAP_NET_BIND_SERVICE (10) stays, effective and permitted.
+    header = struct.pack("<Ii", 0x20080522, 0)
+    bits = 1 << 10
+    libc.capset(header, struct.pack("<6I", bits, bits, 0, 0, 0, 0))
+    libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self stays ours after the change of user
+
+
+def home_user(home: Path, config: Config) -> pwd.struct_passwd:
+    """Whom the server runs as: [master].user or the owner of the home. Raises StartError."""
+    try:
+        if config.master.user:
+            return pwd.getpwnam(config.master.user)
+        return pwd.getpwuid(home.stat().st_uid)
+    except KeyError:
+        raise StartError(f"no such user: {config.master.user or home.stat().st_uid}") from None
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the system lets us have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if os.getuid() == 0:
+        with contextlib.suppress(OSError, ValueError):
+            most = int(Path("/proc/sys/fs/nr_open").read_text())
+            wanted = max(hard, min(most, 1_048_576))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return
+    if soft < hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Supervisor:
+    """One run of the master. `on_ready` is called once, when all ports listen and all workers have reported."""
+
+    def __init__(self, home: Path, config_path: Path, config: Config, on_ready: Callable[[], None], echo: bool) -> None:
+        self.home = home.resolve()
+        self.config_path = config_path
+        self.config = config
+        self.on_ready = on_ready
+        self.policy = policy_of(config)
+        self.farm = Farm(generation=1, pools=[])
+        self.sockets: dict[tuple[str, str, int], list[socket.socket]] = {}
+        self.activated: dict[str, list[socket.socket]] = {}
+        self.tls_fd = -1
+        self.is_ready = False
+        self.refused = 0
+        self.echo = echo
+        self.selector = selectors.DefaultSelector()
+        self.wanted_signals: set[int] = set()
+        self.deaths: dict[bytes, int] = {}
+
+    # --- start
+
+    def prepare(self) -> None:
+        """Everything that may fail for a reason the operator must read: locks, ports, the TLS pair, the user."""
+        run = self.home / "run"
+        run.mkdir(mode=0o700, exist_ok=True)
+        user = home_user(self.home, self.config)
+        self.pid_file = PidFile(run / "master.pid")
+        raise_descriptor_limit()
+        self.lock_fd = take_run_lock(run / "lock")
+        self.activated = activated()
+        self.bind(self.config, first=True)
+        self.tls_fd = self.read_tls(self.config)
+        drop_privileges(user)
+        self.pid_file.write()
+        (self.home / "log").mkdir(mode=0o700, exist_ok=True)
+        self.log = Log(
+            self.home / "log" / "mail.log", "master", form=self.config.log.format, echo=self.echo
+        )
+        self.board = Board.create(run / "board")
+        header = self.board.header()
+        self.last_spawn = header.last_spawn
+        self.started_ns, self.started_wall_ns = header.started_ns, header.started_wall_ns
+        self.write_header()
+        self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(MAX_SLOTS)]
+        self.worker_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.alive_read, self.alive_write = os.pipe2(os.O_CLOEXEC)
+        self.signal_read, self.signal_write = socket.socketpair()
+        self.signal_read.setblocking(False)
+        self.signal_write.setblocking(False)
+
+    def bind(self, config: Config, first: bool) -> None:
+        """Opens what `config` needs and is not open yet: one socket per worker, listener and address."""
+        fresh: dict[tuple[str, str, int], list[socket.socket]] = {}
+        roles = active_roles(config)
+        try:
+            for role, name, address, port in listeners(config):
+                if name in self.activated:
+                    continue
+                key = (name, address, port)
+                have = self.sockets.get(key, [])
+                if not have:
+                    probe(address, port)
+                fresh[key] = [
+                    listen(address, port, config.ports.backlog) for _ in range(roles[role] - len(have))
+                ]
+        except ListenError:
+            for sockets in fresh.values():
+                for sock in sockets:
+                    sock.close()
+            raise
+        for key, sockets in fresh.items():
+            self.sockets.setdefault(key, []).extend(sockets)
+
+    def close_unused(self) -> None:
+        """Closes the sockets of listeners that are no longer configured."""
+        wanted = {(name, address, port) for _, name, address, port in listeners(self.config)}
+        for key in [key for key in self.sockets if key not in wanted]:
+            for sock in self.sockets.pop(key):
+                sock.close()
+
+    def read_tls(self, config: Config) -> int:
+        """The checked certificate and key in a memfd for the workers. Raises StartError."""
+        try:
+            chain = (self.home / config.tls.certificate).read_bytes()
+            key = (self.home / config.tls.key).read_bytes()
+        except OSError as exc:
+            raise StartError(f"TLS pair: {exc.filename}: {exc.strerror}") from None
+        fd = os.memfd_create("iems-tls", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.write(fd, chain + b"\n" + key)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        try:
+            child.server_tls(f"/proc/self/fd/{fd}", config.tls.minimum)
+        except (ssl.SSLError, OSError) as exc:
+            os.close(fd)
+            raise StartError(
+                f"TLS pair: {config.tls.certificate} and {config.tls.key} don't go together: {exc}"
+            ) from None
+        return fd
+
+    def short_lived(self, function: str) -> None:
+        """Runs `iems.spool.recovery.FUNCTION(spool path)` in a child that exits: the master opens no environment."""
+        if importlib.util.find_spec("iems.spool.recovery") is None:
+            return
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                os.close(self.pid_file.fd)
+                os.environ.setdefault("IEMS_NATIVE", "native")
+                recovery = importlib.import_module("iems.spool.recovery")
+                call = getattr(recovery, function, None)
+                if call is not None:
+                    call(self.config.spool_path(self.home))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        if status:
+            self.log.event("spool-" + function + "-failed", code=os.waitstatus_to_exitcode(status))
+            if function == "prepare":
+                raise StartError("the spool can't be prepared; see the lines above")
+
+    # --- the loop
+
+    def run(self) -> int:
+        """Serves until told to stop; gives the exit code. `prepare` came before."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.set_wakeup_fd(self.signal_write.fileno(), warn_on_full_buffer=False)
+        self.selector.register(self.signal_read, selectors.EVENT_READ)
+        self.selector.register(self.worker_eventfd, selectors.EVENT_READ)
+        self.short_lived("prepare")
+        self.log.event("started", pid=os.getpid(), home=str(self.home))
+        self.apply(self.config)
+        gc.collect()
+        gc.freeze()  # what exists now is never touched by a child's collector: its pages stay shared
+        while True:
+            self.read_board()
+            actions = decide(time.monotonic_ns(), self.farm, self.policy)
+            until_ns = time.monotonic_ns() + SECOND
+            for action in actions:
+                if isinstance(action, Spawn):
+                    self.spawn(action)
+                elif isinstance(action, Retire):
+                    self.retire(action)
+                elif isinstance(action, Kill):
+                    self.kill(action)
+                elif isinstance(action, Wait):
+                    until_ns = action.until_ns
+            if self.farm.stop_ns and not any(pool.members for pool in self.farm.pools):
+                break
+            self.report_ready()
+            self.wait(until_ns)
+        self.short_lived("seal")
+        self.log.event("stopped", pid=os.getpid())
+        self.log.close()
+        return 0
+
+    def wait(self, until_ns: int) -> None:
+        """Sleeps until something happens; then acts on signals and deaths."""
+        left_s = max(0.0, (until_ns - time.monotonic_ns()) / SECOND)
+        for key, _ in self.selector.select(min(left_s, 5.0)):
+            if key.fileobj is self.signal_read:
+                with contextlib.suppress(BlockingIOError):
+                    while self.signal_read.recv(512):
+                        pass
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self.worker_eventfd)
+        wanted, self.wanted_signals = self.wanted_signals, set()
+        if wanted & {signal.SIGTERM, signal.SIGINT}:
+            self.stop()
+        elif signal.SIGHUP in wanted:
+            self.reload()
+        self.reap()
+        if self.log.rotate(self.config.log.rotate_octets, self.config.log.keep):
+            self.log.event("log-rotated")
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.wanted_signals.add(number)
+
+    def write_header(self) -> None:
+        """The header as things stand."""
+        self.board.set_header(
+            os.getpid(),
+            self.last_spawn,
+            self.farm.generation,
+            self.started_ns,
+            self.refused,
+            self.started_wall_ns,
+            int(self.is_ready),
+        )
+
+    def read_board(self) -> None:
+        """Takes the workers' own words (state, heartbeat, job) from the board."""
+        for pool in self.farm.pools:
+            for member in pool.members:
+                row = self.board.row(member.slot)
+                if row is None or row.generation == 0:
+                    continue
+                member.state = row.state
+                member.heartbeat_ns = row.heartbeat_ns
+                member.job_deadline_ns = row.job_deadline_ns
+                member.writing = row.writing
+                member.jobs = row.jobs
+
+    def report_ready(self) -> None:
+        """Says so once, when every worker of every pool is ready."""
+        if self.is_ready or self.farm.stop_ns:
+            return
+        for pool in self.farm.pools:
+            if sum(member.state is State.READY for member in pool.members) < pool.workers:
+                return
+        self.is_ready = True
+        self.write_header()
+        self.log.event("ready", roles={pool.role: pool.workers for pool in self.farm.pools})
+        notify("READY=1\nSTATUS=serving")
+        self.on_ready()
+
+    # --- actions
+
+    def apply(self, config: Config) -> None:
+        """Makes `config` the settings in force; `decide` then starts the new workers and retires the old."""
+        self.config = config
+        self.policy = policy_of(config)
+        pools = {pool.role: pool for pool in self.farm.pools}
+        wanted = active_roles(config)
+        for role in ROLES:
+            if role in pools:
+                pools[role].workers = wanted.get(role, 0)
+                pools[role].failures.clear()
+                pools[role].retry_ns.clear()
+            elif role in wanted:
+                spec = ROLES[role]
+                pools[role] = Pool(role, wanted[role], exclusive=spec.exclusive, last=spec.last)
+            if role in pools:
+                self.board.set_workers(role, wanted.get(role, 0))
+        self.farm.pools = [pools[role] for role in ROLES if role in pools]
+
+    def sockets_for(self, role: str, index: int, workers: int) -> dict[str, list[socket.socket]]:
+        """Listener -> the sockets of worker `index`; sockets beyond the number of workers are shared out among them."""
+        found: dict[str, list[socket.socket]] = {}
+        for name in ROLES[role].listeners:
+            found[name] = list(self.activated.get(name, ()))
+            for (listener, _, _), sockets in self.sockets.items():
+                if listener == name:
+                    found[name].extend(sockets[index::workers])
+        return {name: sockets for name, sockets in found.items() if sockets}
+
+    def spawn(self, action: Spawn) -> None:
+        """Forks one worker."""
+        pool = next(pool for pool in self.farm.pools if pool.role == action.role)
+        taken = {member.slot for each in self.farm.pools for member in each.members}
+        slot = next((number for number in range(MAX_SLOTS) if number not in taken), None)
+        now = time.monotonic_ns()
+        if slot is None:
+            pool.retry_ns[action.index] = now + SECOND
+            self.log.event("spawn-failed", what="all slots are taken", worker=action.role)
+            return
+        self.last_spawn += 1
+        self.write_header()
+        self.board.begin(slot, os.getpid(), action.role, action.index, self.last_spawn, self.farm.generation)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.eventfds[slot])
+        self.log.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        inherited = child.Inherited(
+            role=action.role,
+            slot=slot,
+            index=action.index,
+            generation=self.last_spawn,
+            config=self.config,
+            home=self.home,
+            sockets=self.sockets_for(action.role, action.index, pool.workers),
+            log=self.log,
+            board=self.board,
+            eventfds=self.eventfds,
+            master_eventfd=self.worker_eventfd,
+            master_pid=os.getpid(),
+            alive_fd=self.alive_read,
+            tls_fd=self.tls_fd,
+            close_fds=[],
+        )
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            self.board.clear(slot)
+            pool.retry_ns[action.index] = now + 5 * SECOND
+            self.log.event("spawn-failed", what=os.strerror(exc.errno or 0), worker=action.role)
+            return
+        if pid == 0:
+            self._in_child(inherited)
+        struct.pack_into("<I", self.board.map, Board.row_at(slot), pid)
+        pool.members.append(
+            Member(
+                role=action.role,
+                index=action.index,
+                slot=slot,
+                pid=pid,
+                generation=self.farm.generation,
+                state=State.STARTING,
+                started_ns=now,
+                heartbeat_ns=now,
+            )
+        )
+
+    def _in_child(self, inherited: child.Inherited) -> None:
+        """The forked process: never returns."""
+        code = 1
+        try:
+            own = {sock.fileno() for sockets in inherited.sockets.values() for sock in sockets}
+            inherited.close_fds = [
+                self.pid_file.fd,
+                self.alive_write,
+                self.signal_read.detach(),
+                self.signal_write.detach(),
+            ]
+            # Descriptors are dear to a worker with 10,000 sessions: those of other workers are closed.
+            for sockets in [*self.sockets.values(), *self.activated.values()]:
+                for sock in sockets:
+                    if sock.fileno() not in own:
+                        sock.close()
+            self.selector.close()
+            struct.pack_into("<I", self.board.map, Board.row_at(inherited.slot), os.getpid())
+            code = child.main(inherited)
+        except SystemExit as exc:
+            code = exc.code if isinstance(exc.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def retire(self, action: Retire) -> None:
+        """Asks a worker to leave."""
+        action.member.deadline_ns = action.deadline_ns
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(action.member.pid, signal.SIGUSR1 if action.gentle else signal.SIGTERM)
+
+    def kill(self, action: Kill) -> None:
+        """Ends a worker and says why."""
+        member = action.member
+        member.killed = True
+        if action.grace:
+            self.farm.grace_ns = time.monotonic_ns() + self.policy.heartbeat_limit_ns
+        self.log.event("worker-killed", worker=member.role, index=member.index, worker_pid=member.pid, why=action.why)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member.pid, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Buries the dead; replaces of them come from `decide`."""
+        any_died = False
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            for pool in self.farm.pools:
+                for member in [member for member in pool.members if member.pid == pid]:
+                    any_died |= self.bury(pool, member, os.waitstatus_to_exitcode(status))
+        if any_died:
+            # Leases of the dead go back to the queue, and others may wait for them: the janitor first, then all.
+            for pool in sorted(self.farm.pools, key=lambda pool: pool.role != "janitor"):
+                for member in pool.members:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_write(self.eventfds[member.slot], 1)
+
+    def bury(self, pool: Pool, member: Member, code: int) -> bool:
+        """Takes a dead worker off the board; True if its death was not asked for."""
+        row = self.board.row(member.slot)
+        if row is not None:
+            member.jobs = row.jobs + self.board.counter(member.slot, "sessions_total")
+            member.state = row.state
+        expected = code == 0 and bool(member.deadline_ns or self.farm.stop_ns)
+        if not expected:
+            message = row.message_id if row is not None else bytes(16)
+            if message != bytes(16):
+                self.blame(message, member)
+            self.board.add_restart(member.role)
+            self.log.event(
+                "worker-died",
+                worker=member.role,
+                index=member.index,
+                worker_pid=member.pid,
+                code=code,
+                message=id_text(message) if message != bytes(16) else "",
+            )
+        self.board.clear(member.slot)
+        died(pool, member, time.monotonic_ns(), self.policy, expected)
+        return not expected
+
+    def blame(self, message: bytes, member: Member) -> None:
+        """Notes that a worker died with this message in work."""
+        self.deaths[message] = self.deaths.get(message, 0) + 1
+        line = f"{message.hex()} {member.role} {time.time_ns()}\n".encode()
+        with contextlib.suppress(OSError):
+            fd = os.open(blame_path(self.home), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+        self.log.event("blamed", message, worker=member.role, deaths=self.deaths[message])
+
+    # --- operator
+
+    def stop(self) -> None:
+        """Begins to drain; a second time: at once."""
+        now = time.monotonic_ns()
+        if self.farm.stop_ns:
+            return
+        self.farm.stop_ns = now
+        self.is_ready = False
+        self.write_header()
+        self.log.event("stopping", drain_s=self.config.master.drain_s)
+        notify("STOPPING=1")
+
+    def reload(self) -> None:
+        """Takes the file up anew; if anything about it is wrong, the old settings stay in force."""
+        if self.farm.stop_ns:
+            return
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            fresh = settings.load(self.config_path)
+            fixed = [key for key in ("spool.path", "store.path", "store.partitions") if _at(fresh, key) != _at(self.config, key)]
+            if fixed:
+                raise StartError(", ".join(fixed) + " can't change while the server runs")
+            self.bind(fresh, first=False)
+        except (ConfigError, StartError, ListenError) as exc:
+            self.refused += 1
+            self.log.event("reload-refused", problems=str(exc).splitlines())
+            print(f"iems: reload refused, the old settings stay:\n{exc}", file=sys.stderr, flush=True)
+            self.write_header()
+            notify("READY=1\nSTATUS=reload refused, old settings in force")
+            return
+        try:
+            tls_fd = self.read_tls(fresh)
+            old, self.tls_fd = self.tls_fd, tls_fd
+            if old >= 0:
+                os.close(old)
+        except StartError as exc:
+            self.log.event("alarm", what="the old TLS pair stays in use", cause=str(exc))
+            print(f"iems: alarm: the old TLS pair stays in use: {exc}", file=sys.stderr, flush=True)
+        self.farm.generation += 1
+        self.log.form = fresh.log.format
+        self.apply(fresh)
+        self.close_unused()
+        self.write_header()
+        self.log.event("reloaded", generation=self.farm.generation)
+        notify("READY=1\nSTATUS=serving")
+
+
+def _at(config: Config, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)

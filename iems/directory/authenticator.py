@@ -31,7 +31,8 @@ class Authenticator:
     """Checks passwords without holding up the loop.
 
     threads: hashes worked on at once (each takes 19 MiB and a core). per_peer: checks of one address under way at once,
-    so one guesser can't fill the line; loopback is spared. clock: monotonic seconds, for tests.
+    so one guesser can't fill the line; loopback is spared. keep_s: how long a right one is remembered.
+    clock: monotonic seconds, for tests.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Authenticator:
         *,
         threads: int = 2,
         per_peer: int = 16,
+        keep_s: float = KEEP_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = directory
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="auth")
         self._per_peer = per_peer
+        self._keep_s = keep_s
         self._clock = clock
         self._key = os.urandom(32)
         self._kept: dict[bytes, tuple[float, Account]] = {}
@@ -87,7 +90,7 @@ class Authenticator:
         if account is not None:
             if len(self._kept) >= MAX_KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[tag] = (self._clock() + KEEP_S, account)
+            self._kept[tag] = (self._clock() + self._keep_s, account)
         return account
 
     def close(self) -> None:

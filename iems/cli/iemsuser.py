@@ -1,0 +1,321 @@
+"""`iemsuser`: the mailbox owners of a home. Works on the directory itself, with the server stopped or running.
+
+Exit codes: 0 done, 1 failed (the reason on standard error), 2 usage. Standard output is data.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+
+from iems.directory import Account, Directory, DirectoryRefusal
+from iems.errors import ConfigError, IemsError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
+_SIZE = re.compile(r"(\d{1,15})\s*(|[KMGT]I?)B?", re.IGNORECASE)
+UNLIMITED = "unlimited"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def octets_of(text: str) -> int | None:
+    """A quota as octets: `500M` is 500,000,000, `500Mi` counts in 1,024s; None for `unlimited`. Raises click.BadParameter."""
+    if text.lower() in (UNLIMITED, "none"):
+        return None
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no size; write 500M, 2G or {UNLIMITED}")
+    octets = int(found[1]) * (_UNITS | _BINARY)[found[2].upper()]
+    if not 0 < octets < 1 << 63:
+        raise click.BadParameter(f"{text!r} is no quota; write 500M, 2G or {UNLIMITED}")
+    return octets
+
+
+def size_text(octets: int | None) -> str:
+    """Octets for people: the largest decimal unit that keeps three digits."""
+    if octets is None:
+        return UNLIMITED
+    for unit in ("T", "G", "M", "K"):
+        if octets >= _UNITS[unit]:
+            return f"{octets / _UNITS[unit]:.4g}{unit}"
+    return str(octets)
+
+
+def fail(message: str) -> NoReturn:
+    """End with the reason and exit code 1."""
+    click.echo(f"iemsuser: {message}", err=True)
+    sys.exit(1)
+
+
+class Home:
+    """The home a command works on; opened when first needed, as its owner if root runs the command."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def directory(self) -> Directory:
+        """The directory of the home. Ends the program if there is none."""
+        if self.path is None:
+            raise click.UsageError("name the home: --home HOME, or set IEMS_HOME")
+        if not self.path.is_dir():
+            fail(f"there is no home at {self.path}")
+        self._become_owner()
+        try:
+            return Directory(self.path / "directory")
+        except IemsError as error:
+            fail(f"{error}; was the home made with iemsctl init?")
+
+    def _become_owner(self) -> None:
+        # Files root makes would be closed to the server, which runs as the home's owner.
+        assert self.path is not None
+        owner = self.path.stat()
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            # What is imported later must be read now: the package may lie where only root can read.
+            import pwd
+
+            import iems.config
+            import iems.store.reader  # noqa: F401
+
+            try:
+                os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+            except KeyError:
+                os.setgroups([])
+            os.setgid(owner.st_gid)
+            os.setuid(owner.st_uid)
+
+    def partitions(self) -> int:
+        """How many partitions the store has, by the configuration; 1 if there is none."""
+        return int(self._config().store.partitions) if self._has_config() else 1
+
+    def store_path(self) -> Path:
+        """Where the partitions are."""
+        assert self.path is not None
+        return self._config().store_path(self.path) if self._has_config() else self.path / "store"
+
+    def _has_config(self) -> bool:
+        assert self.path is not None
+        return (self.path / "conf" / "iems.toml").exists()
+
+    def _config(self) -> Any:
+        from iems.config import load
+
+        assert self.path is not None
+        try:
+            return load(self.path / "conf" / "iems.toml")
+        except ConfigError as error:
+            fail(str(error))
+
+
+def _home_option(command: _F) -> _F:
+    """`--home` after the command's name too."""
+
+    def take(context: click.Context, _: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            context.obj.path = value
+
+    return click.option(
+        "--home",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=take,
+        help="The home; IEMS_HOME stands for it.",
+    )(command)
+
+
+def _password(from_stdin: bool, address: str) -> str:
+    """The password, from standard input or asked for on the terminal."""
+    if from_stdin:
+        octets = sys.stdin.buffer.read(8192)
+        try:
+            text = octets.decode("utf-8")
+        except UnicodeDecodeError:
+            fail("the password on standard input is not UTF-8")
+        # Only the line end goes: blanks may belong to the password.
+        text = text.removesuffix("\n").removesuffix("\r")
+        if not text:
+            fail("the password on standard input is empty")
+        if "\n" in text or "\0" in text:
+            fail("the password on standard input has more than one line, or a NUL")
+        return text
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask for the password: use --password-stdin")
+    return str(click.prompt(f"Password for {address}", hide_input=True, confirmation_prompt=True))
+
+
+_password_option = click.option(
+    "--password-stdin",
+    is_flag=True,
+    help="Read the password from standard input (one line) instead of asking.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    envvar="IEMS_HOME",
+    help="The home to work on; IEMS_HOME stands for it.",
+)
+@click.version_option(package_name="iems", prog_name="iemsuser")
+@click.pass_context
+def cli(context: click.Context, home: Path | None) -> None:
+    """Create, delete, list and change the users of a mail home.
+
+    Works with the server stopped or running, and takes effect at once.
+    """
+    context.obj = Home(home)
+
+
+@cli.command()
+@click.argument("address")
+@_password_option
+@click.option("--quota", default=UNLIMITED, show_default=True, help="Room for mail, such as 500M or 2G.")
+@_home_option
+@click.pass_obj
+def create(home: Home, address: str, password_stdin: bool, quota: str) -> None:
+    """Make a user. ADDRESS is the login name; its domain must be local."""
+    quota_octets = octets_of(quota)
+    directory = home.directory()
+    if directory.account(address) is not None:
+        fail(f"{address.lower()} exists already")
+    domain = address.rpartition("@")[2]
+    if "@" in address and not directory.is_local(domain):
+        known = ", ".join(directory.domains()) or "none yet"
+        fail(f"{domain} is not a local domain (local: {known}); add it with: iemsctl domain add {domain}")
+    password = _password(password_stdin, address)
+    account = directory.create_account(
+        address, password, quota_octets=quota_octets, partitions=home.partitions()
+    )
+    click.echo(f"created {account.address}")
+
+
+@cli.command()
+@click.argument("address")
+@_home_option
+@click.pass_obj
+def delete(home: Home, address: str) -> None:
+    """Remove a user; the mail goes with the number, which is never used again."""
+    account = home.directory().delete_account(address)
+    click.echo(f"deleted {account.address}")
+
+
+@cli.command("list")
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_home_option
+@click.pass_obj
+def list_users(home: Home, pattern: str, as_json: bool) -> None:
+    """Show the users, or those whose address matches PATTERN (`*@example.test`)."""
+    directory = home.directory()
+    accounts = [a for a in directory.list_accounts() if fnmatch.fnmatchcase(a.address, pattern.lower())]
+    usage = _usage(home, accounts)
+    rows = [
+        {
+            "address": account.address,
+            "enabled": account.enabled,
+            "quota_bytes": account.quota_octets,
+            "used_bytes": usage[account.number][0],
+            "messages": usage[account.number][1],
+        }
+        for account in accounts
+    ]
+    if as_json:
+        for row in rows:
+            click.echo(msgspec.json.encode(row).decode())
+        return
+    width = max([len(account.address) for account in accounts] + [7])
+    if rows:
+        click.echo(f"{'address':<{width}}  {'state':<8}  {'quota':>9}  {'used':>8}  {'messages':>8}")
+    for account in accounts:
+        used, messages = usage[account.number]
+        state = "enabled" if account.enabled else "disabled"
+        click.echo(
+            f"{account.address:<{width}}  {state:<8}  {size_text(account.quota_octets):>9}  {size_text(used):>8}  {messages:>8}"
+        )
+
+
+def _usage(home: Home, accounts: list[Account]) -> dict[int, tuple[int, int]]:
+    """Account number -> (octets, messages) in the store; zeros where there is no store yet."""
+    path = home.store_path()
+    if not accounts or not path.is_dir():
+        return {account.number: (0, 0) for account in accounts}
+    from iems.store.reader import Reader
+
+    reader = Reader(path)
+    return {account.number: reader.usage(account.number) for account in accounts}
+
+
+@cli.command()
+@click.argument("address")
+@_password_option
+@_home_option
+@click.pass_obj
+def passwd(home: Home, address: str, password_stdin: bool) -> None:
+    """Change a user's password."""
+    directory = home.directory()
+    if directory.account(address) is None:
+        fail(f"there is no account {address}")
+    directory.set_password(address, _password(password_stdin, address))
+    click.echo(f"changed the password of {address.lower()}")
+
+
+@cli.command()
+@click.argument("address")
+@click.argument("size", required=False)
+@_home_option
+@click.pass_obj
+def quota(home: Home, address: str, size: str | None) -> None:
+    """Show a user's quota, or set it to SIZE (`500M`, `2G`, `unlimited`)."""
+    octets = octets_of(size) if size is not None else None
+    directory = home.directory()
+    if size is not None:
+        directory.set_quota(address, octets)
+    account = directory.account(address)
+    if account is None:
+        fail(f"there is no account {address}")
+    click.echo(f"{account.address} {size_text(account.quota_octets)}")
+
+
+@cli.command()
+@click.argument("address")
+@_home_option
+@click.pass_obj
+def disable(home: Home, address: str) -> None:
+    """Refuse a user's logins and mail; nothing is deleted."""
+    home.directory().set_enabled(address, False)
+    click.echo(f"disabled {address.lower()}")
+
+
+@cli.command()
+@click.argument("address")
+@_home_option
+@click.pass_obj
+def enable(home: Home, address: str) -> None:
+    """Let a disabled user log in and get mail again."""
+    home.directory().set_enabled(address, True)
+    click.echo(f"enabled {address.lower()}")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        cli()
+    except DirectoryRefusal as refusal:
+        fail(str(refusal))
+    except IemsError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or ''}: {error.strerror}" if error.strerror else str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -26,9 +26,7 @@ _CODE = {verb: code for code, verb in enumerate(VERBS, 3)}
 
 _ATEXT = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _LABEL = rb"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_PLAIN_PATH = re.compile(
-    rb"<(%b+(?:\.%b+)*)@(%b(?:\.%b)*)>" % (_ATEXT, _ATEXT, _LABEL, _LABEL)
-)
+_PLAIN_PATH = re.compile(rb"<(%b+(?:\.%b+)*)@(%b(?:\.%b)*)>" % (_ATEXT, _ATEXT, _LABEL, _LABEL))
 
 
 def line(view: Octets, start: int, end: int) -> tuple[int, int, bytes | None]:
@@ -79,7 +77,9 @@ class DataDecoder:
     once one of them came (`refused`).
     """
 
-    def __init__(self, limit: int = 0, normalise: bool = False, raw: bool = False, binary: bool = False) -> None:
+    def __init__(
+        self, limit: int = 0, normalise: bool = False, raw: bool = False, binary: bool = False
+    ) -> None:
         self._limit, self._normalise, self._raw, self._binary = limit, normalise and not binary, raw, binary
         self._state = _BOL
         self._line = 0

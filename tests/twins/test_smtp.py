@@ -60,7 +60,10 @@ def test_decoder_blocks():
     pieces = [b"\r\n", b"\r\n", b"x" * 30, b"abc.def " * 7, b"y" * 70]
     rare = [b"\r\n.", b"\r\n..", b"\r", b"\n", b"\0", b"\xc3\xa9", b"\r\n.\r\n", b"\r\n.\r", b"\n.\r\n"]
     for _ in range(3_000):
-        raw = b"".join(rng.choice(rare) if rng.random() < 0.06 else rng.choice(pieces) for _ in range(rng.randrange(1, 24)))
+        raw = b"".join(
+            rng.choice(rare) if rng.random() < 0.06 else rng.choice(pieces)
+            for _ in range(rng.randrange(1, 24))
+        )
         options = {"raw": True, "finish": True} if rng.random() < 0.3 else {}
         both(raw, cuts_of(rng, len(raw)), **options)
 
@@ -68,8 +71,22 @@ def test_decoder_blocks():
 def test_command_dense():
     rng = random.Random(2920)
     for _ in range(20_000):
-        verb = rng.choice((*smtp_py.VERBS, b"mAiL", b"StartTLS", b"STARTTLX", b"MAILX", b"QUI", b"\x0dAIL", b"", b"XYZZYXYZ"))
-        raw = verb + bytes(rng.choices(b"\r\n \t:a\0\xe9", weights=(5, 5, 3, 1, 2, 3, 1, 1), k=rng.randrange(12)))
+        verb = rng.choice(
+            (
+                *smtp_py.VERBS,
+                b"mAiL",
+                b"StartTLS",
+                b"STARTTLX",
+                b"MAILX",
+                b"QUI",
+                b"\x0dAIL",
+                b"",
+                b"XYZZYXYZ",
+            )
+        )
+        raw = verb + bytes(
+            rng.choices(b"\r\n \t:a\0\xe9", weights=(5, 5, 3, 1, 2, 3, 1, 1), k=rng.randrange(12))
+        )
         start = rng.randrange(3) if rng.random() < 0.2 else 0
         start = min(start, len(raw))
         end = rng.randrange(start, len(raw) + 1)

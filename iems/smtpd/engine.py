@@ -1,0 +1,883 @@
+"""The SMTP and LMTP server protocol without I/O (RFC 5321, 2033, 1870, 2920, 3030, 3207, 4954, 6152, 6531).
+
+Octets go in by `feed`, events come out by `next_event` one at a time, each is answered by `reply`, and `take_output`
+gives the octets to send. While an event is unanswered no other comes, so a pipelined RCPT sees the verdict on its MAIL.
+The connection (who is there) and the transaction (what is being sent) are two objects: RSET drops exactly one.
+
+    START --EHLO--> READY --MAIL--> MAIL --RCPT--> RCPT --DATA--> DATA --CRLF.CRLF--> READY
+                    READY <--RSET-- MAIL, RCPT, CHUNKS    RCPT --BDAT--> CHUNK <--BDAT--> CHUNKS --LAST--> READY
+                    READY --AUTH--> AUTH --> READY        START, READY --STARTTLS--> TLS --> START
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from iems._native import kernel
+from iems.model import Recipient, Reply
+from iems.smtp import grammar, replies
+from iems.smtp.grammar import Mail, Rcpt
+
+_smtp = kernel("smtp")
+_command = _smtp.command
+_line = _smtp.line
+DataDecoder = _smtp.DataDecoder
+Buffer = kernel("buffer").Buffer
+
+NEED_DATA = None
+
+#: Arguments of MAIL and RCPT already read, for the next message with the same; bounded by count and octets.
+CACHED_ARGUMENTS = 4096
+CACHED_OCTETS = 256
+
+
+class State(IntEnum):
+    """Where a session stands; the drawing above shows the moves."""
+
+    START = 0
+    READY = 1
+    MAIL = 2
+    RCPT = 3
+    CHUNKS = 4
+    DATA = 5
+    CHUNK = 6
+    AUTH = 7
+    TLS = 8
+    CLOSED = 9
+
+
+_START, _READY, _MAIL, _RCPT, _CHUNKS, _DATA, _CHUNK, _AUTH, _TLS, _CLOSED = State
+
+
+class Sink(Protocol):
+    """Where content goes: whoever answers `Begin` hands one over."""
+
+    buffer: Any
+
+    def discard(self) -> None:
+        """The content is not wanted after all."""
+
+
+class Settings(Struct, kw_only=True):
+    """Limits and names; the same object serves all sessions of a listener.
+
+    qualify: the domain that completes addresses without one, b"" refuses them. size_limit: octets, 0 is none.
+    command_octets: RFC 5321 4.5.3.1.4 with room for all parameters; auth_octets: RFC 4954 4. skip_octets: how much of an
+    overlong line is thrown away before the connection is closed. normalise: see DataDecoder.
+    """
+
+    hostname: bytes
+    banner: bytes = b"IEMS"
+    qualify: bytes = b""
+    lmtp: bool = False
+    size_limit: int = 0
+    max_recipients: int = 1000
+    max_errors: int = 20
+    max_idle_commands: int = 1000
+    command_octets: int = 2048
+    auth_octets: int = 12_288
+    skip_octets: int = 1_048_576
+    content_line_octets: int = 0
+    normalise: bool = False
+    mail_cache: dict[bytes, Mail | Reply] = {}
+    rcpt_cache: dict[bytes, Rcpt | Reply] = {}
+    hello_cache: dict[tuple[bool, tuple[bytes, ...]], bytes] = {}
+
+    def hello(self, tls: bool, mechanisms: tuple[bytes, ...]) -> bytes:
+        """The reply to EHLO or LHLO. tls: STARTTLS is on offer. mechanisms: of AUTH."""
+        text = self.hello_cache.get((tls, mechanisms))
+        if text is None:
+            lines = [
+                self.hostname,
+                b"PIPELINING",
+                b"SIZE %d" % self.size_limit,
+                b"8BITMIME",
+                b"ENHANCEDSTATUSCODES",
+            ]
+            lines += [
+                b"DSN",
+                b"CHUNKING",
+                b"BINARYMIME",
+                b"SMTPUTF8",
+                b"LIMITS RCPTMAX=%d" % self.max_recipients,
+            ]
+            if tls:
+                lines.append(b"STARTTLS")
+            if mechanisms:
+                lines.append(b"AUTH " + b" ".join(mechanisms))
+            lines.append(b"HELP")
+            text = b"".join(b"250-%b\r\n" % line for line in lines[:-1]) + b"250 %b\r\n" % lines[-1]
+            self.hello_cache[tls, mechanisms] = text
+        return text
+
+
+class Connection:
+    """Who is there. helo: the name given, b"" before. user: who logged in. mechanisms, starttls: on offer now.
+
+    early: octets came behind a command that must be the last of its group (RFC 2920 3.1).
+    """
+
+    __slots__ = ("early", "esmtp", "helo", "mechanisms", "secure", "starttls", "user")
+
+    def __init__(self) -> None:
+        self.helo = b""
+        self.early = False
+        self.esmtp = False
+        self.secure = False
+        self.starttls = False
+        self.mechanisms: tuple[bytes, ...] = ()
+        self.user = ""
+
+
+class Transaction:
+    """What is being sent: the event that DATA or the last BDAT ends in.
+
+    recipients: those accepted. decoder: what the content is like. sink: where it is.
+    """
+
+    __slots__ = ("decoder", "mail", "recipients", "scratch", "sink", "verdict")
+
+    def __init__(self, mail: Mail) -> None:
+        self.mail = mail
+        self.recipients: list[Recipient] = []
+        self.decoder: Any = None
+        self.sink: Sink | None = None
+        self.scratch: Any = None
+        self.verdict: Reply | None = None
+
+
+class Hello(Struct, frozen=True):
+    """EHLO, HELO or LHLO with a name that can be one."""
+
+    name: bytes
+    esmtp: bool
+
+
+class Begin(Struct, frozen=True):
+    """Content is about to come: the answer is START_CONTENT, given together with a sink by `begin`."""
+
+    chunked: bool
+
+
+class Login(Struct, frozen=True):
+    """A complete AUTH exchange."""
+
+    mechanism: bytes
+    login: str
+    password: str
+
+
+class Verify(Struct, frozen=True):
+    """VRFY with its argument."""
+
+    argument: bytes
+
+
+class Expand(Struct, frozen=True):
+    """EXPN with its argument."""
+
+    argument: bytes
+
+
+class StartTls(Struct, frozen=True):
+    """STARTTLS: after TLS_READY is sent the worker begins the handshake, then calls `tls_started`."""
+
+
+_BEGIN_DATA = Begin(False)
+_BEGIN_CHUNKS = Begin(True)
+_START_TLS = StartTls()
+
+Event = Hello | Mail | Rcpt | Begin | Transaction | Login | Verify | Expand | StartTls
+
+
+class Engine:
+    """One session. `connection` is the caller's to read and, for its offers and user, to set."""
+
+    __slots__ = (
+        "_chunk_before",
+        "_chunk_last",
+        "_chunk_left",
+        "_end",
+        "_event",
+        "_exchange",
+        "_input",
+        "_out",
+        "_pos",
+        "_skipped",
+        "connection",
+        "draining",
+        "errors",
+        "idle_commands",
+        "settings",
+        "state",
+        "transaction",
+        "waiting",
+    )
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.connection = Connection()
+        self.transaction: Transaction | None = None
+        self.state = _START
+        self.waiting = False
+        self.draining = False
+        self.errors = 0
+        self.idle_commands = 0
+        self._event: Any = None
+        self._exchange: list[Any] | None = None
+        self._input: bytes | memoryview = b""
+        self._pos = 0
+        self._end = 0
+        self._skipped = 0
+        self._chunk_left = 0
+        self._chunk_last = False
+        self._chunk_before: State | None = None
+        self._out = b""
+
+    # ---------------------------------------------------------------- octets in and out
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is over: send the output and close."""
+        return self.state is _CLOSED
+
+    @property
+    def backlog(self) -> int:
+        """Octets received and not looked at yet."""
+        return self._end - self._pos
+
+    def greet(self) -> None:
+        """Put the greeting into the output."""
+        settings = self.settings
+        name = b"LMTP" if settings.lmtp else b"ESMTP"
+        self._out += b"220 " + settings.hostname + b" " + name + b" " + settings.banner + b"\r\n"
+
+    def feed(self, view: memoryview | bytes) -> None:
+        """Take octets from the peer. `view` is read by `next_event` and let go by `keep`."""
+        if self._pos < self._end:
+            joined = bytes(self._input[self._pos : self._end]) + view
+            self._input, self._pos, self._end = joined, 0, len(joined)
+        else:
+            self._input, self._pos, self._end = view, 0, len(view)
+
+    def keep(self) -> None:
+        """Copy what is not looked at yet; the view of the last `feed` is free for other use afterwards."""
+        if self._pos < self._end:
+            if self._pos or type(self._input) is not bytes:
+                self._input = bytes(self._input[self._pos : self._end])
+                self._end -= self._pos
+                self._pos = 0
+        else:
+            self._input, self._pos, self._end = b"", 0, 0
+
+    def take_output(self) -> bytes:
+        """The octets to send now; they are given once."""
+        out = self._out
+        self._out = b""
+        return out
+
+    # ---------------------------------------------------------------- events
+
+    def next_event(self) -> Event | None:
+        """The next thing to decide, or NEED_DATA while octets or a reply are missing."""
+        while not self.waiting:
+            state = self.state
+            event: Any
+            if state < _DATA:
+                start = self._pos
+                verb, self._pos, argument = _command(self._input, start, self._end)
+                if argument is None or self._skipped:
+                    if not self._broken(verb, self.settings.auth_octets, replies.LINE_TOO_LONG):
+                        return NEED_DATA
+                    continue
+                row = COMMANDS[verb]
+                if state not in row.states:
+                    self._refuse(self._out_of_order(verb, state))
+                    continue
+                if self._pos - start > self.settings.command_octets and verb != _smtp.AUTH:
+                    self._refuse(replies.LINE_TOO_LONG)
+                    continue
+                event = row.begin(self, argument)
+                if row.last and self._pos < self._end:
+                    self.connection.early = True
+            elif state is _CHUNK:
+                if self._chunk_left and self._pos >= self._end:
+                    return NEED_DATA
+                event = self._take_chunk()
+            elif self._pos >= self._end:
+                return NEED_DATA
+            elif state is _DATA:
+                event = self._take_data()
+            elif state is _AUTH:
+                event = self._take_response()
+                if event is False:
+                    return NEED_DATA
+            else:
+                # After QUIT and STARTTLS nothing of the plain text counts (RFC 3207 4.2, 6).
+                self._pos = self._end
+                return NEED_DATA
+            if event is not None:
+                self._event = event
+                self.waiting = True
+                return event  # type: ignore[no-any-return]
+        return NEED_DATA
+
+    def reply(self, reply: Reply, sink: Sink | None = None) -> None:
+        """Answer the event given last. For Begin, START_CONTENT comes with the sink the content goes to."""
+        event = self._event
+        if event is None:
+            return  # the session ended meanwhile
+        self._event = None
+        self.waiting = False
+        settle = _SETTLE[type(event)]
+        if sink is not None:
+            assert self.transaction is not None
+            self.transaction.sink = sink
+        settle(self, event, reply)
+        if self.draining and self.state < _MAIL:
+            self.close(replies.SHUTTING_DOWN)
+
+    def refuse_content(self, reply: Reply) -> None:
+        """Go on reading the content, keep none of it and answer `reply` at its end."""
+        transaction = self.transaction
+        if transaction is not None and transaction.verdict is None:
+            transaction.verdict = reply
+            if transaction.sink is not None:
+                transaction.sink.discard()
+                transaction.sink = None
+            transaction.scratch = Buffer()
+
+    def close(self, reply: Reply) -> None:
+        """End the session with a last reply (221 or 421)."""
+        if self.state is not _CLOSED:
+            self._out += replies.wire(reply)
+            self.end()
+
+    def end(self) -> None:
+        """The session is over without another word; content under way is dropped."""
+        self._drop()
+        self.state = _CLOSED
+        self.waiting = False
+        self._event = None
+
+    def drain(self) -> None:
+        """Finish the transaction, then close with 421; at once if there is none."""
+        self.draining = True
+        if not self.waiting and (self.state < _MAIL or self.state is _AUTH):
+            self.close(replies.SHUTTING_DOWN)
+
+    def tls_started(self) -> None:
+        """The handshake is done: all that was known of the client is forgotten (RFC 3207 4.2)."""
+        self._drop()
+        self.connection = Connection()
+        self.connection.secure = True
+        self._input, self._pos, self._end = b"", 0, 0
+        self._skipped = 0
+        if self.state is not _CLOSED:
+            self.state = _START
+            if self.draining:
+                self.close(replies.SHUTTING_DOWN)
+
+    # ---------------------------------------------------------------- lines that are none
+
+    def _broken(self, verb: int, limit: int, too_long: Reply) -> bool:
+        """Deal with a line that is not whole, not well formed or too long. True: look for the next one."""
+        if verb == _smtp.NEED:
+            have = self._end - self._pos
+            if self._skipped or have > limit:
+                self._skipped += have
+                self._pos = self._end
+                if self._skipped > self.settings.skip_octets:
+                    self.close(replies.TOO_MANY_ERRORS)
+            return False
+        skipped, self._skipped = self._skipped, 0
+        self._refuse(too_long if skipped else replies.BARE_LINE_END)
+        return True
+
+    def _refuse(self, reply: Reply) -> None:
+        """Send a refusal and count it; one too many ends the session."""
+        if reply.code >= 500 and not (self.settings.lmtp and reply.code == 550):
+            self.errors += 1
+            if self.errors > self.settings.max_errors:
+                self.close(replies.TOO_MANY_ERRORS)
+                return
+        self._out += replies.wire(reply)
+
+    def _out_of_order(self, verb: int, state: State) -> Reply:
+        """The refusal of a command that is known but not allowed now."""
+        if state is _START:
+            return replies.HELLO_FIRST
+        if verb == _smtp.MAIL:
+            return replies.NESTED_MAIL
+        if verb == _smtp.DATA and state is _MAIL:
+            # RFC 5321 4.1.4 against RFC 2033 4.2: LMTP wants 503.
+            return replies.NEED_RCPT if self.settings.lmtp else replies.NO_VALID_RECIPIENTS
+        if state is _READY and verb in (_smtp.RCPT, _smtp.DATA):
+            return replies.NEED_MAIL
+        return replies.BAD_SEQUENCE
+
+    def _idle(self) -> bool:
+        """Count a command that moves no mail; True when there were too many."""
+        self.idle_commands += 1
+        if self.idle_commands > self.settings.max_idle_commands:
+            self.close(replies.TOO_MANY_ERRORS)
+            return True
+        return False
+
+    def _drop(self) -> None:
+        """Drop the transaction and its content."""
+        transaction, self.transaction = self.transaction, None
+        if transaction is not None and transaction.sink is not None:
+            transaction.sink.discard()
+            transaction.sink = None
+
+    # ---------------------------------------------------------------- commands
+
+    def _unknown(self, argument: bytes) -> None:
+        self._refuse(replies.UNKNOWN_COMMAND)
+
+    def _hello(self, argument: bytes, esmtp: bool) -> Event | None:
+        name = grammar.hello(argument)
+        if isinstance(name, Reply):
+            self._refuse(name)
+            return None
+        return None if self._idle() else Hello(name, esmtp)
+
+    def _ehlo(self, argument: bytes) -> Event | None:
+        if self.settings.lmtp:
+            self._refuse(replies.USE_LHLO)
+            return None
+        return self._hello(argument, True)
+
+    def _helo(self, argument: bytes) -> Event | None:
+        if self.settings.lmtp:
+            self._refuse(replies.USE_LHLO)
+            return None
+        return self._hello(argument, False)
+
+    def _lhlo(self, argument: bytes) -> Event | None:
+        if not self.settings.lmtp:
+            self._refuse(replies.LHLO_IS_LMTP)
+            return None
+        return self._hello(argument, True)
+
+    def _hello_done(self, event: Hello, reply: Reply) -> None:
+        if reply.code != 250:
+            self._refuse(reply)
+            return
+        self._drop()
+        connection = self.connection
+        connection.helo = event.name
+        connection.esmtp = event.esmtp
+        self.state = _READY
+        if event.esmtp:
+            self._out += self.settings.hello(connection.starttls, connection.mechanisms)
+        else:
+            self._out += b"250 " + self.settings.hostname + b"\r\n"
+
+    def _mail(self, argument: bytes) -> Event | None:
+        settings = self.settings
+        mail = settings.mail_cache.get(argument)
+        if mail is None:
+            mail = grammar.mail(argument, settings.qualify)
+            _remember(settings.mail_cache, argument, mail)
+        if type(mail) is not Mail:
+            self._refuse(mail)  # type: ignore[arg-type]
+            return None
+        if settings.size_limit and mail.size > settings.size_limit:
+            self._refuse(replies.TOO_BIG)
+            return None
+        return mail
+
+    def _mail_done(self, mail: Mail, reply: Reply) -> None:
+        if reply.code == 250:
+            self._out += replies.wire(reply)
+            self.transaction = Transaction(mail)
+            self.state = _MAIL
+        else:
+            self._refuse(reply)
+
+    def _rcpt(self, argument: bytes) -> Event | None:
+        settings = self.settings
+        rcpt = settings.rcpt_cache.get(argument)
+        if rcpt is None:
+            rcpt = grammar.rcpt(argument, settings.qualify)
+            _remember(settings.rcpt_cache, argument, rcpt)
+        if type(rcpt) is not Rcpt:
+            self._refuse(rcpt)  # type: ignore[arg-type]
+            return None
+        transaction = self.transaction
+        assert transaction is not None
+        if rcpt.path.utf8 and not transaction.mail.smtputf8:
+            self._refuse(replies.NEED_SMTPUTF8)
+            return None
+        if len(transaction.recipients) >= settings.max_recipients:
+            self._refuse(replies.TOO_MANY_RECIPIENTS)
+            return None
+        return rcpt
+
+    def _rcpt_done(self, rcpt: Rcpt, reply: Reply) -> None:
+        if reply.code == 250:
+            self._out += replies.wire(reply)
+            path = rcpt.path
+            assert self.transaction is not None
+            self.transaction.recipients.append(
+                Recipient(path.address, path.original, rcpt.orcpt, rcpt.notify)
+            )
+            self.state = _RCPT
+        else:
+            self._refuse(reply)
+
+    def _rset(self, argument: bytes) -> None:
+        if argument:
+            self._refuse(replies.NO_ARGUMENT)
+        elif not self._idle():
+            self._drop()
+            if self.state is not _START:
+                self.state = _READY
+            self._out += replies.wire(replies.FLUSHED)
+            if self.draining:
+                self.close(replies.SHUTTING_DOWN)
+
+    def _noop(self, argument: bytes) -> None:
+        if not self._idle():
+            self._out += replies.wire(replies.OK)
+
+    def _help(self, argument: bytes) -> None:
+        if not self._idle():
+            self._out += replies.wire(replies.HELP)
+
+    def _vrfy(self, argument: bytes) -> Event | None:
+        if not argument:
+            self._refuse(replies.SYNTAX)
+        elif not self._idle():
+            return Verify(argument)
+        return None
+
+    def _expn(self, argument: bytes) -> Event | None:
+        if not argument:
+            self._refuse(replies.SYNTAX)
+        elif not self._idle():
+            return Expand(argument)
+        return None
+
+    def _answered(self, event: Event, reply: Reply) -> None:
+        if reply.code < 400:
+            self._out += replies.wire(reply)
+        else:
+            self._refuse(reply)
+
+    def _quit(self, argument: bytes) -> None:
+        if argument:
+            self._refuse(replies.NO_ARGUMENT)
+        else:
+            self.close(replies.CLOSING)
+
+    # ---------------------------------------------------------------- STARTTLS and AUTH
+
+    def _starttls(self, argument: bytes) -> Event | None:
+        if argument:
+            self._refuse(replies.NO_ARGUMENT)
+        elif self.connection.secure:
+            self._refuse(replies.TLS_TWICE)
+        elif not self.connection.starttls:
+            self._refuse(replies.NOT_IMPLEMENTED)
+        else:
+            return _START_TLS
+        return None
+
+    def _starttls_done(self, event: StartTls, reply: Reply) -> None:
+        self._out += replies.wire(reply)
+        if reply.code == 220:
+            self.state = _TLS
+            self._pos = self._end
+
+    def _auth(self, argument: bytes) -> Event | None:
+        connection = self.connection
+        if connection.user:
+            self._refuse(replies.AUTH_TWICE)
+            return None
+        if not connection.mechanisms:
+            self._refuse(replies.AUTH_NEEDS_TLS if connection.starttls else replies.NOT_IMPLEMENTED)
+            return None
+        mechanism, _, initial = argument.partition(b" ")
+        mechanism = mechanism.upper()
+        initial = initial.strip()
+        if not mechanism:
+            self._refuse(replies.SYNTAX)
+            return None
+        if mechanism not in connection.mechanisms:
+            self._refuse(replies.UNKNOWN_MECHANISM)
+            return None
+        self._exchange = [mechanism]
+        self.state = _AUTH
+        if initial:
+            return self._response(b"" if initial == b"=" else initial)
+        self._out += b"334 \r\n" if mechanism == b"PLAIN" else b"334 VXNlcm5hbWU6\r\n"
+        return None
+
+    def _take_response(self) -> Any:
+        """The next line of an AUTH exchange; False when it is not whole."""
+        verb, self._pos, line = _line(self._input, self._pos, self._end)
+        if line is None or self._skipped:
+            if not self._broken(verb, self.settings.auth_octets, replies.AUTH_LINE_TOO_LONG):
+                return False
+            if self.state is _AUTH:
+                self._auth_over()
+            return None
+        if len(line) > self.settings.auth_octets:
+            self._auth_over()
+            self._refuse(replies.AUTH_LINE_TOO_LONG)
+            return None
+        if line == b"*":
+            self._auth_over()
+            self._refuse(replies.AUTH_CANCELLED)
+            return None
+        return self._response(line)
+
+    def _auth_over(self) -> None:
+        self._exchange = None
+        if self.state is _AUTH:
+            self.state = _READY
+
+    def _response(self, line: bytes) -> Event | None:
+        """One response of the client: a Login when the exchange is complete."""
+        exchange = self._exchange
+        assert exchange is not None
+        try:
+            octets = base64.b64decode(line, validate=True)
+            if exchange[0] == b"PLAIN":
+                # authzid NUL authcid NUL password (RFC 4616): exactly two NULs, and no acting for another user.
+                authorize, login, password = octets.decode("utf-8").split("\0")
+            else:
+                exchange.append(octets.decode("utf-8"))
+                if len(exchange) == 2:
+                    self._out += b"334 UGFzc3dvcmQ6\r\n"
+                    return None
+                authorize, login, password = "", exchange[1], exchange[2]
+        except (binascii.Error, ValueError):
+            self._auth_over()
+            self._refuse(replies.BAD_BASE64)
+            return None
+        if (
+            not login
+            or not password
+            or "\0" in login + password
+            or authorize.lower() not in ("", login.lower())
+        ):
+            self._auth_over()
+            self._refuse(replies.BAD_CREDENTIALS)
+            return None
+        return Login(exchange[0], login, password)
+
+    def _login_done(self, event: Login, reply: Reply) -> None:
+        self._auth_over()
+        if reply.code == 235:
+            self._out += replies.wire(reply)
+        elif reply.code == 421:
+            self.close(reply)
+        else:
+            self._refuse(reply)
+
+    # ---------------------------------------------------------------- content
+
+    def _data(self, argument: bytes) -> Event | None:
+        assert self.transaction is not None
+        if argument:
+            self._refuse(replies.NO_ARGUMENT)
+        elif self.transaction.mail.body == 2:
+            self._refuse(replies.BINARY_NEEDS_BDAT)
+        else:
+            return _BEGIN_DATA
+        return None
+
+    def _begin_done(self, event: Begin, reply: Reply) -> None:
+        transaction = self.transaction
+        assert transaction is not None
+        settings = self.settings
+        if event.chunked:
+            binary = transaction.mail.body == 2
+            transaction.decoder = DataDecoder(settings.size_limit, settings.normalise, True, binary)
+            if reply.code != 354:
+                self.refuse_content(reply)
+            self._chunk_begins()
+        elif reply.code != 354:
+            self._refuse(reply)
+        else:
+            transaction.decoder = DataDecoder(settings.size_limit, settings.normalise)
+            self._out += replies.wire(reply)
+            self.state = _DATA
+
+    def _take_data(self) -> Event | None:
+        """Content up to CRLF.CRLF; the transaction is the event when it is complete."""
+        transaction = self.transaction
+        assert transaction is not None
+        sink = transaction.sink
+        consumed, done = transaction.decoder.feed(
+            self._input, self._pos, self._end, sink.buffer if sink is not None else transaction.scratch
+        )
+        self._pos += consumed
+        if sink is None:
+            transaction.scratch.truncate(0)
+        return self._complete() if done else None
+
+    def _complete(self) -> Event | None:
+        """All content is here: refuse it, or give the transaction as the event to answer."""
+        transaction = self.transaction
+        assert transaction is not None
+        decoder = transaction.decoder
+        verdict = transaction.verdict
+        if verdict is None:
+            if decoder.too_big:
+                verdict = replies.TOO_BIG
+            elif decoder.refused:
+                verdict = replies.BARE_CONTENT
+            elif 0 < self.settings.content_line_octets < decoder.longest:
+                verdict = replies.CONTENT_LINE_TOO_LONG
+            else:
+                return transaction
+        self._content_done(transaction, verdict)
+        if self.draining and self.state is _READY:
+            self.close(replies.SHUTTING_DOWN)
+        return None
+
+    def _content_done(self, transaction: Transaction, reply: Reply | Sequence[Reply]) -> None:
+        """Answer content: one reply, in LMTP one for each recipient accepted (RFC 2033 4.2)."""
+        self.state = _READY
+        accepted = isinstance(reply, Reply) and reply.code == 250
+        if not accepted:
+            self._drop()
+        self.transaction = None
+        self.idle_commands = 0
+        if isinstance(reply, Reply):
+            if accepted:
+                self.errors = 0
+            if not self.settings.lmtp:
+                if accepted:
+                    self._out += replies.wire(reply)
+                else:
+                    self._refuse(reply)
+                return
+            wire = replies.wire(reply)
+            self._out += b"".join(wire for _ in transaction.recipients)
+        else:
+            self._out += b"".join(replies.wire(one) for one in reply)
+
+    def _bdat(self, argument: bytes) -> Event | None:
+        size = grammar.chunk(argument)
+        if isinstance(size, Reply):
+            # How many octets follow can't be known, and none of them may be taken for a command.
+            self._out += replies.wire(size)
+            self.end()
+            return None
+        self._chunk_left, self._chunk_last = size
+        state = self.state
+        if state is _RCPT:
+            return _BEGIN_CHUNKS
+        if state is not _CHUNKS:
+            # The chunk is thrown away before the refusal is sent (RFC 3030 2): its octets are no commands.
+            self._chunk_before = state
+        self._chunk_begins()
+        return None
+
+    def _chunk_begins(self) -> None:
+        self.state = _CHUNK
+        limit = self.settings.size_limit
+        transaction = self.transaction
+        wanted = transaction if self._chunk_before is None else None
+        if limit and wanted is not None and wanted.decoder.octets + self._chunk_left > limit:
+            self.refuse_content(replies.TOO_BIG)
+
+    def _take_chunk(self) -> Event | None:
+        """Octets of a chunk; the transaction is the event when the last one is complete."""
+        size = min(self._chunk_left, self._end - self._pos)
+        transaction = self.transaction
+        if self._chunk_before is None and transaction is not None and transaction.sink is not None:
+            transaction.decoder.feed(self._input, self._pos, self._pos + size, transaction.sink.buffer)
+        self._pos += size
+        self._chunk_left -= size
+        return None if self._chunk_left else self._chunk_ends()
+
+    def _chunk_ends(self) -> Event | None:
+        before = self._chunk_before
+        if before is not None:
+            self._chunk_before = None
+            self.state = before
+            self._refuse(self._out_of_order(_smtp.DATA, before))
+            return None
+        transaction = self.transaction
+        assert transaction is not None
+        if transaction.verdict is not None:
+            return self._complete()
+        if not self._chunk_last:
+            self.state = _CHUNKS
+            self._out += b"250 2.0.0 Chunk received\r\n"
+            return None
+        if not transaction.decoder.octets:
+            transaction.verdict = replies.EMPTY_CONTENT
+        else:
+            assert transaction.sink is not None
+            transaction.decoder.finish(transaction.sink.buffer)
+        return self._complete()
+
+
+class Command(Struct, frozen=True):
+    """A row of the table: what reads the argument, where it is allowed, whether it must be last in a group (RFC 2920)."""
+
+    name: bytes
+    begin: Callable[[Engine, bytes], Any]
+    states: frozenset[State]
+    last: bool = False
+
+
+_ANYWHERE = frozenset((_START, _READY, _MAIL, _RCPT, _CHUNKS))
+_GREETED = _ANYWHERE - {_START}
+
+#: BDAT is allowed anywhere because its chunk has to be read before it can be refused.
+_TABLE = (
+    Command(b"EHLO", Engine._ehlo, _ANYWHERE, True),
+    Command(b"HELO", Engine._helo, _ANYWHERE, True),
+    Command(b"LHLO", Engine._lhlo, _ANYWHERE, True),
+    Command(b"MAIL", Engine._mail, frozenset((_READY,))),
+    Command(b"RCPT", Engine._rcpt, frozenset((_MAIL, _RCPT))),
+    Command(b"DATA", Engine._data, frozenset((_RCPT,)), True),
+    Command(b"BDAT", Engine._bdat, _ANYWHERE),
+    Command(b"RSET", Engine._rset, _ANYWHERE),
+    Command(b"NOOP", Engine._noop, _ANYWHERE, True),
+    Command(b"VRFY", Engine._vrfy, _GREETED, True),
+    Command(b"EXPN", Engine._expn, _GREETED, True),
+    Command(b"HELP", Engine._help, _ANYWHERE),
+    Command(b"QUIT", Engine._quit, _ANYWHERE, True),
+    Command(b"STARTTLS", Engine._starttls, frozenset((_START, _READY)), True),
+    Command(b"AUTH", Engine._auth, frozenset((_READY,)), True),
+)
+COMMANDS: list[Command] = [Command(b"", Engine._unknown, _ANYWHERE) for _ in range(_smtp.UNKNOWN + 1)]
+for _row, _name in zip(_TABLE, _smtp.VERBS, strict=True):
+    if _row.name != _name:
+        raise ImportError("the command table and the kernel's verbs differ")
+    COMMANDS.append(_row)
+
+_SETTLE: dict[type, Callable[[Engine, Any, Any], None]] = {
+    Hello: Engine._hello_done,
+    Mail: Engine._mail_done,
+    Rcpt: Engine._rcpt_done,
+    Begin: Engine._begin_done,
+    Transaction: Engine._content_done,
+    Login: Engine._login_done,
+    Verify: Engine._answered,
+    Expand: Engine._answered,
+    StartTls: Engine._starttls_done,
+}
+
+
+def _remember(cache: dict[bytes, Any], argument: bytes, value: Any) -> None:
+    if len(argument) <= CACHED_OCTETS:
+        if len(cache) >= CACHED_ARGUMENTS:
+            cache.clear()
+        cache[argument] = value

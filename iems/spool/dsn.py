@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from iems.model import Channel, Envelope, Notify, Outcome, Recipient, Result, child_id, id_text, rope_length
 
 if TYPE_CHECKING:
-    from iems.spool import Item, Message
+    from iems.spool.items import Item, Message
 
 Kind = Literal["failed", "delayed", "delivered", "relayed"]
 
@@ -118,7 +118,7 @@ def make(
     )
     if made is None:
         return None
-    from iems.spool import Message
+    from iems.spool.items import Message
 
     message_id, envelope, content = made
     return Message(id=message_id, envelope=envelope, content=content, settled=[])
@@ -332,8 +332,8 @@ def _said(result: Result) -> str:
     reply = result.reply
     assert reply is not None
     text = clean(reply.text)
-    status = reply.status
-    return f"{reply.code} {text}" if text.startswith(status) else f"{reply.code} {status} {text}"
+    # x.0.0 stands for "none was given": only what the host said is quoted.
+    return f"{reply.code} {reply.status} {text}" if reply.subject or reply.detail else f"{reply.code} {text}"
 
 
 def _people(

@@ -545,16 +545,14 @@ def _build(cls: Any, raw: dict[str, Any], at: tuple[str, ...], problem: Callable
                     raise ValueError("must be a finite number")
                 if setting.check is not None:
                     setting.check(converted)
-            except (msgspec.ValidationError, ValueError) as exc:
+            except msgspec.ValidationError:
+                words = ", ".join(filter(None, (kind(setting.type, ""), limits(setting.meta))))
+                article = "a " if words.startswith(("whole", "number", "list")) else ""
+                problem(where, f"must be {article}{words}")
+            except ValueError as exc:
                 values.pop(key, None)
-                problem(where, _what(exc))
+                problem(where, str(exc))
     return cls(**values)
-
-
-def _what(exc: Exception) -> str:
-    """A conversion error in words; msgspec's own ends in the path inside the value."""
-    text = str(exc).replace(" - at `$`", "")
-    return text[:1].lower() + text[1:]
 
 
 def _suggestion(key: str, at: tuple[str, ...], declared: dict[str, Setting]) -> str:
@@ -769,17 +767,17 @@ def toml_value(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def kind(hint: Any) -> str:
-    """A type in words, for the reference page."""
+def kind(hint: Any, quote: str = "`") -> str:
+    """A type in words; `quote` goes round literal values."""
     if typing.get_origin(hint) is Annotated:
-        return kind(typing.get_args(hint)[0])
+        return kind(typing.get_args(hint)[0], quote)
     origin = typing.get_origin(hint)
     if origin is Literal:
-        return " or ".join(f"`{toml_value(choice)}`" for choice in typing.get_args(hint))
+        return " or ".join(f"{quote}{toml_value(choice)}{quote}" for choice in typing.get_args(hint))
     if origin is list:
-        return "list of " + kind(typing.get_args(hint)[0])
+        return "list of " + kind(typing.get_args(hint)[0], quote)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(kind(part) for part in typing.get_args(hint))
+        return " or ".join(kind(part, quote) for part in typing.get_args(hint))
     return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))
 
 
@@ -792,6 +790,10 @@ def limits(meta: Any) -> str:
         bound = getattr(meta, name)
         if bound is not None:
             words.append(f"{sign} {toml_value(bound)}")
+    if meta.min_length:
+        words.append("not empty")
+    if meta.max_length is not None:
+        words.append(f"at most {meta.max_length} characters")
     return ", ".join(words)
 
 

@@ -341,12 +341,21 @@ def _orphaned(inherited: Inherited) -> bool:
     return os.getppid() != inherited.master_pid
 
 
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b") ")[2][:1] not in (b"Z", b"X")
+
+
 async def _last_of_orphans(inherited: Inherited) -> float:
     """Waits until the orphans that need this role are gone, 3 s at most; gives the seconds left to drain."""
     until = time.monotonic() + 3.0
     others = [row.pid for row in inherited.board.rows() if row.role not in LAST]
     while time.monotonic() < until:
-        others = [pid for pid in others if os.path.exists(f"/proc/{pid}")]
+        others = [pid for pid in others if lives(pid)]
         if not others:
             break
         await asyncio.sleep(0.05)

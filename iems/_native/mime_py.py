@@ -61,6 +61,7 @@ MAX_BOUNDARY: Final = 1_000  # octets; RFC 2046 allows 70
 MAX_SEGMENTS: Final = 16  # pieces of a boundary sent as boundary*0, boundary*1, ... (RFC 2231 3)
 MAX_COMMENTS: Final = 100  # levels of nested comments
 MAX_QUOTED: Final = 1_000  # a longer string is sent as a literal
+MAX_STRING: Final = 65_536  # and cut here
 
 _UNSTRUCTURED = (b"date", b"subject", b"in-reply-to", b"message-id")
 _ADDRESSES = (b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc")
@@ -130,6 +131,8 @@ class _Parser:
             opened = self.open[index]
             # The line end before a delimiter belongs to it (RFC 2046 5.1.1).
             end = max(self.floor, hit - 1 if hit and content[hit - 1] == 13 else hit)
+            for lost in self.open[index + 1 :]:
+                self.rows[lost.row].cells[FLAGS] |= NO_CLOSE
             if closing:
                 self._close_up_to(opened.row, end)
                 del self.open[index:]
@@ -141,8 +144,6 @@ class _Parser:
                 self.flags |= CUT_PARTS
                 return None
             self._close_up_to(opened.row, end)
-            for lost in self.open[index + 1 :]:
-                self.rows[lost.row].cells[FLAGS] |= NO_CLOSE
             del self.open[index + 1 :]
             return self._entity(min(line_end + 1, len(content)), opened.row)
         return None
@@ -429,14 +430,14 @@ def _is_digest(value: bytes) -> bool:
 
 def scan(content: bytes) -> memoryview:
     """The parts of a message: int64[n, COLUMNS], the message itself first, then every part in order."""
-    rows = _Parser(bytes(content)).rows
+    rows = _Parser(bytes(memoryview(content))).rows
     cells = array("q", [cell for row in rows for cell in row.cells])
     return memoryview(cells).cast("B").cast("q", (len(rows), COLUMNS))
 
 
 def summarize(content: bytes) -> tuple[bytes, bytes]:
     """(ENVELOPE, BODYSTRUCTURE) in IMAP syntax, without the names of the items."""
-    content = bytes(content)
+    content = bytes(memoryview(content))
     rows = _Parser(content).rows
     writer = _Writer(content, rows)
     writer.extended = True
@@ -445,7 +446,7 @@ def summarize(content: bytes) -> tuple[bytes, bytes]:
 
 def body(content: bytes) -> bytes:
     """BODY: the structure without extension data (RFC 3501 7.4.2)."""
-    content = bytes(content)
+    content = bytes(memoryview(content))
     return _Writer(content, _Parser(content).rows).structure(0)
 
 
@@ -582,6 +583,7 @@ _NEEDS_LITERAL = re.compile(rb"[\x00\r\n\x80-\xff]")
 
 def _string(value: bytes) -> bytes:
     """An IMAP string: quoted if it can be, else a literal. NUL, which neither can hold, becomes "?"."""
+    value = value[:MAX_STRING]
     if len(value) > MAX_QUOTED or _NEEDS_LITERAL.search(value):
         return b"{%d}\r\n" % len(value) + value.replace(b"\0", b"?")
     return b'"' + value.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'

@@ -1,0 +1,99 @@
+"""`iemsctl perf`: measure this machine, show and compare what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from iems.perf import rigs, suite
+from iems.perf.measure import Options
+
+
+@click.group("perf")
+def perf() -> None:
+    """Measure how fast IEMS is on this machine.
+
+    Each rig starts a private server on loopback, loads it, and stops it; no home of yours is touched.
+    """
+
+
+@perf.command("list")
+def list_rigs() -> None:
+    """List the rigs."""
+    for name in rigs.NAMES:
+        click.echo(f"{name:<18}{rigs.rig(name).TITLE}")
+
+
+@perf.command("run")
+@click.argument("names", nargs=-1, metavar="[RIG]...")
+@click.option("--quick", "depth", flag_value="quick", help="One short repetition: shows that all runs.")
+@click.option("--full", "depth", flag_value="full", help="Five long repetitions.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write perf.jsonl into this folder too.")
+@click.option("--disk", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder on the disk to measure.")
+@click.option("--json", "lines", is_flag=True, help="JSON lines instead of a table.")
+def run_rigs(names: tuple[str, ...], depth: str | None, out: Path | None, disk: Path | None, lines: bool) -> None:
+    """Run rigs (all by default) and print what they measured.
+
+    perf.jsonl can be given to `iemsctl capacity --measured`.
+    """
+    unknown = [name for name in names if name not in rigs.NAMES]
+    if unknown:
+        click.echo(f"perf: no rig is named {unknown[0]} (iemsctl perf list)", err=True)
+        sys.exit(2)
+    options = Options(disk)
+    if depth == "quick":
+        options = Options.quick(disk)
+    elif depth == "full":
+        options = Options(disk, repeats=5, warmup_s=2.0, run_s=6.0)
+    file = None
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / "perf.jsonl").open("w", encoding="utf-8")
+    records = []
+    for record in suite.run(names or rigs.NAMES, options, lambda text: click.echo(text, err=True)):
+        records.append(record)
+        if file is not None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+        if lines:
+            click.echo(json.dumps(record))
+    if file is not None:
+        file.close()
+    if not lines:
+        click.echo(suite.table(records))
+    if any("failed" in record for record in records):
+        sys.exit(1)
+
+
+@perf.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def show(file: Path) -> None:
+    """Show a run as a table."""
+    click.echo(suite.table(_read(file)))
+
+
+@perf.command()
+@click.argument("before", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("after", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--json", "lines", is_flag=True, help="JSON lines instead of a table.")
+def compare(before: Path, after: Path, lines: bool) -> None:
+    """Tell what changed between two runs, and whether it is beyond the noise."""
+    for change in suite.compare(_read(before), _read(after)):
+        if lines:
+            click.echo(json.dumps(change))
+        else:
+            click.echo(
+                f"{change['rig']:<16}{change['case']:<18}{change['figure']:<16}{change['before']:>14,.1f}{change['after']:>14,.1f}"
+                f"{change['ratio']:>8.2f}x  {'CHANGED' if change['beyond_noise'] else 'noise'}"
+            )
+
+
+def _read(file: Path) -> list[dict[str, object]]:
+    try:
+        return suite.read(file)
+    except ValueError as error:
+        click.echo(f"perf: {error}", err=True)
+        sys.exit(2)

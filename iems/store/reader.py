@@ -69,7 +69,7 @@ class Selected(Struct):
 
 
 class _Partition:
-    """One environment with one read transaction that is renewed for each call."""
+    """One environment; read transactions live as long as one call."""
 
     def __init__(self, path: Path, env: lmdb.Environment | None = None) -> None:
         self._own = env is None
@@ -77,30 +77,21 @@ class _Partition:
             str(path), readonly=True, create=False, max_readers=4096, map_size=256 << 30, readahead=False
         )
         self._txn: lmdb.Transaction | None = None
-        self._depth = 0
 
     @contextmanager
     def read(self) -> Iterator[lmdb.Transaction]:
-        """A snapshot for the length of one call; nested uses share it."""
-        if self._depth == 0:
-            if self._txn is None:
-                self._txn = self.env.begin()
-            else:
-                self._txn.renew()
-        self._depth += 1
-        txn = self._txn
-        assert txn is not None
+        """A snapshot for the length of one call; nested uses share it. The binding renews one reader slot for all."""
+        if self._txn is not None:
+            yield self._txn
+            return
+        txn = self._txn = self.env.begin()
         try:
             yield txn
         finally:
-            self._depth -= 1
-            if self._depth == 0:
-                txn.reset()
+            self._txn = None
+            txn.abort()
 
     def close(self) -> None:
-        if self._txn is not None:
-            self._txn.abort()
-            self._txn = None
         if self._own:
             self.env.close()
 

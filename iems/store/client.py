@@ -149,8 +149,8 @@ class _Link(asyncio.Protocol):
             self._write(pending.frame)
         if self._seen_once:
             # What was pushed while we were away is lost: every watcher looks for itself.
-            for account, mailbox in list(self.watches):
-                self._client.notify(account, mailbox, 0)
+            for key in list(self.watches):
+                self._client.call_watchers(key, 0)
         self._seen_once = True
 
     def data_received(self, data: bytes) -> None:
@@ -382,9 +382,13 @@ class StoreClient:
 
     def notify(self, account: int, mailbox_id: int, modseq: int) -> None:
         """A push arrived (called by the links)."""
-        for key in ((account, mailbox_id), (account, 0)) if mailbox_id else ((account, 0),):
-            for callback in list(self._watchers.get(key, ())):
-                callback(modseq)
+        self.call_watchers((account, mailbox_id), modseq)
+        self.call_watchers((account, 0), modseq)
+
+    def call_watchers(self, key: tuple[int, int], modseq: int) -> None:
+        """Call the callbacks of one watch."""
+        for callback in list(self._watchers.get(key, ())):
+            callback(modseq)
 
     def close(self) -> None:
         """Close all connections; what waits fails with StoreUnavailable."""

@@ -20,6 +20,7 @@ from iems._native import kernel
 from iems.store import keys
 from iems.store.rows import (
     DOT_FREE,
+    FLAGS_DTYPE,
     FLAGS_ROW,
     KEYWORD_SHIFT,
     MESSAGE_HEAD,
@@ -215,6 +216,26 @@ class Reader:
             np.frombuffer(flags, np.uint64),
             np.frombuffer(modseqs, np.uint64),
         )
+
+    def sizes(self, account: int, mailbox_id: int) -> tuple[Mailbox, list[int], list[int], list[int]] | None:
+        """The mailbox, uids ascending, sizes and flags of all its messages, one snapshot; None if there is none (POP3's maildrop)."""
+        partition = self._find(account)
+        if partition is None:
+            return None
+        prefix = keys.prefix(account, keys.FLAGS, mailbox_id)
+        rows: list[bytes] = []
+        with partition.read() as txn:
+            raw = txn.get(keys.mailbox(account, mailbox_id))
+            if not raw:
+                return None
+            cursor = txn.cursor()
+            if cursor.set_range(prefix):
+                for key, value in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    rows.append(value)
+        table = np.frombuffer(b"".join(rows), FLAGS_DTYPE)
+        return _decode_mailbox(raw), table["uid"].tolist(), table["size"].tolist(), table["flags"].tolist()
 
     def changes(
         self, account: int, mailbox_id: int, since_modseq: int

@@ -23,6 +23,19 @@ CUT_DEPTH: int
 CUT_PARTS: int
 CUT_HEADER: int
 
+MAX_DEPTH: int
+MAX_PARTS: int
+MAX_FIELDS: int
+MAX_HEADER: int
+MAX_ADDRESSES: int
+MAX_PARAMETERS: int
+MAX_BOUNDARY: int
+MAX_SEGMENTS: int
+MAX_COMMENTS: int
+MAX_QUOTED: int
+MAX_STRING: int
+
 def scan(content: Octets) -> memoryview[int]: ...
 def summarize(content: Octets) -> tuple[bytes, bytes]: ...
 def body(content: Octets) -> bytes: ...
+def select(content: Octets, names: list[bytes], invert: bool = False, start: int = 0, stop: int = -1) -> bytes: ...

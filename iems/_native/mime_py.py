@@ -450,6 +450,39 @@ def body(content: bytes) -> bytes:
     return _Writer(content, _Parser(content).rows).structure(0)
 
 
+def select(content: bytes, names: list[bytes], invert: bool = False, start: int = 0, stop: int = -1) -> bytes:
+    """The lines of the fields with these names (invert: of all others) in the header at `start`, and its empty line.
+
+    This is the text of HEADER.FIELDS and HEADER.FIELDS.NOT (RFC 3501 6.4.5). The header ends at its empty line or at
+    `stop` (-1: the end of the content); if it has no empty line, CRLF stands for it. A line without a colon is a field
+    without a name; one that begins with white space belongs to the field above. Raises ValueError if `start` or `stop`
+    is outside the content, TypeError if a name is no bytes.
+    """
+    content = bytes(memoryview(content))
+    stop = len(content) if stop == -1 else stop
+    if not 0 <= start <= stop <= len(content):
+        raise ValueError("no such range")
+    for name in names:
+        if not isinstance(name, bytes):
+            raise TypeError("names are bytes")
+    wanted = frozenset(name.lower() for name in names)
+    out, at, taken, first = bytearray(), start, False, True
+    while at < stop:
+        line_end = min(_line_end(content, at), stop)
+        after = min(line_end + 1, stop)
+        text_end = line_end - 1 if line_end > at and content[line_end - 1] == 13 else line_end
+        if text_end == at:
+            return bytes(out + content[at:after])
+        if first or content[at] not in b" \t":
+            first = False
+            colon = content.find(b":", at, text_end)
+            taken = (colon >= 0 and content[at:colon].rstrip(b" \t").lower() in wanted) is not bool(invert)
+        if taken:
+            out += content[at:after]
+        at = after
+    return bytes(out + b"\r\n")
+
+
 class _Writer:
     """Renders rows in IMAP syntax."""
 

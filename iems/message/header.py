@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from iems._native import kernel
+
+_mime = kernel("mime")
+
 
 class Field(NamedTuple):
     """One field as offsets into the content: its lines are [start, end), its value [value, end) with line ends."""
@@ -32,8 +36,8 @@ def header_end(content: bytes, start: int = 0, stop: int | None = None) -> int:
 def fields(content: bytes, start: int = 0, stop: int | None = None) -> Iterator[Field]:
     """The fields of the header at `start`, up to its empty line or `stop`.
 
-    Lines that are no field (no colon, or white space within the name) are given with the name b"" so that nothing
-    of the header is lost; a line that begins with white space belongs to the field above it.
+    A line without a colon is given with the name b"", so that nothing of the header is lost; a line that begins with
+    white space belongs to the field above it.
     """
     stop = len(content) if stop is None else stop
     at, name, first, value = start, b"", -1, 0
@@ -51,9 +55,7 @@ def fields(content: bytes, start: int = 0, stop: int | None = None) -> Iterator[
             first = at
             colon = content.find(b":", at, text_end)
             name = content[at:colon].rstrip(b" \t").lower() if colon >= 0 else b""
-            if b" " in name or b"\t" in name:
-                name = b""
-            value = colon + 1 if name else at
+            value = colon + 1 if colon >= 0 else at
         at = after
     if first >= 0:
         yield Field(name, first, value, min(at, stop))
@@ -70,33 +72,9 @@ def values(content: bytes, name: bytes, start: int = 0, stop: int | None = None)
     return [unfold(content[f.value : f.end]) for f in fields(content, start, stop) if f.name == name]
 
 
-def select(
-    content: bytes, names: Iterable[bytes], invert: bool, start: int, stop: int
-) -> list[tuple[int, int] | bytes]:
-    """The lines of the fields named (invert: of all others) and the empty line, as ranges of `content`.
+def header_fields(content: bytes | bytearray | memoryview, names: Iterable[bytes], invert: bool = False) -> bytes:
+    """The text of BODY[HEADER.FIELDS (names)] (invert: HEADER.FIELDS.NOT) of a message (RFC 3501 6.4.5).
 
-    This is the text of HEADER.FIELDS and HEADER.FIELDS.NOT (RFC 3501 6.4.5): the empty line is always there, as b"" CRLF
-    of our own if the header has none.
+    The empty line is always there, as CRLF of our own if the header has none.
     """
-    wanted = frozenset(name.lower() for name in names)
-    found: list[tuple[int, int] | bytes] = []
-    after = start
-    for field in fields(content, start, stop):
-        after = field.end
-        if (field.name in wanted) is not invert:
-            if found and isinstance(found[-1], tuple) and found[-1][1] == field.start:
-                found[-1] = (found[-1][0], field.end)
-            else:
-                found.append((field.start, field.end))
-    if after < stop:
-        found.append((after, stop))
-    else:
-        found.append(b"\r\n")
-    return found
-
-
-def header_fields(content: bytes, names: Iterable[bytes], invert: bool = False) -> bytes:
-    """The text of BODY[HEADER.FIELDS (names)] (invert: HEADER.FIELDS.NOT) of a message."""
-    content = bytes(content)
-    pieces = select(content, names, invert, 0, header_end(content))
-    return b"".join(p if isinstance(p, bytes) else content[p[0] : p[1]] for p in pieces)
+    return bytes(_mime.select(content, list(names), invert))

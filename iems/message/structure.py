@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from iems._native import kernel
-from iems.message.header import select
 
 _mime = kernel("mime")
 
@@ -133,10 +132,8 @@ class Structure:
         if what == "HEADER":
             return [(part.header_start, part.body_start)]
         if what in ("HEADER.FIELDS", "HEADER.FIELDS.NOT"):
-            content = bytes(self.content[part.header_start : part.body_start])
-            shift = part.header_start
-            found = select(content, names, what.endswith("NOT"), 0, len(content))
-            return [p if isinstance(p, bytes) else (p[0] + shift, p[1] + shift) for p in found]
+            invert = what.endswith("NOT")
+            return [_mime.select(self.content, list(names), invert, part.header_start, part.body_start)]
         raise ValueError(f"no section {what!r}")
 
     def _is_made_up(self, number: str) -> bool:

@@ -91,6 +91,30 @@ def test_mutated_corpus():
         same(bytes(raw))
 
 
+def test_random_selections():
+    rng = random.Random(3501)
+    pieces = [b"From: ", b"to:", b"T", b"o", b" :", b"\r\n", b"\n", b"\r", b" ", b"\t", b"x", b":"]
+    names = [b"from", b"TO", b"t", b"", b"x", b"tx"]
+    for _ in range(10_000):
+        raw = b"".join(rng.choices(pieces, k=rng.randrange(16)))
+        wanted = rng.sample(names, rng.randrange(len(names)))
+        start = rng.randrange(len(raw) + 1)
+        stop = rng.choice((-1, rng.randrange(start, len(raw) + 1)))
+        for invert in (False, True):
+            given = (raw, wanted, invert, start, stop)
+            assert mime.select(*given) == mime_py.select(*given), given
+
+
+def test_selections_that_are_refused():
+    for side in (mime, mime_py):
+        for start, stop in ((-1, 1), (2, 1), (0, 9), (0, -2)):
+            with pytest.raises(ValueError):
+                side.select(b"a: b", [b"a"], False, start, stop)
+        with pytest.raises(TypeError):
+            side.select(b"a: b", ["a"], False)
+        assert side.select(b"a: b\r\nc: d\r\n\r\n", [b"n%d" % k for k in range(5_000)] + [b"C"]) == b"c: d\r\n\r\n"
+
+
 @pytest.mark.parametrize("length", [999, 1000, 1001, 65_535, 65_536, 65_537])
 def test_long_strings(length):
     same(b"Subject: " + b"s" * length + b"\r\nFrom: " + b"f" * length + b" <a@b>\r\n\r\n")

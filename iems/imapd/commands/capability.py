@@ -1,0 +1,40 @@
+"""CAPABILITY (RFC 3501 6.1.1): only what works in this state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iems.imapd.commands.common import no_arguments
+from iems.imapd.engine import ANY, Command, Spec, State
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+_ALWAYS = b"IMAP4rev1 LITERAL+ SASL-IR ID ENABLE"
+_LOGGED_IN = (
+    b" IDLE NAMESPACE UIDPLUS MOVE UNSELECT CHILDREN SPECIAL-USE CREATE-SPECIAL-USE LIST-EXTENDED LIST-STATUS "
+    b"CONDSTORE ESEARCH MULTIAPPEND STATUS=SIZE WITHIN"
+)
+
+
+def capabilities(session: Session) -> bytes:
+    """The capabilities of a session as it is now."""
+    parts = [_ALWAYS]
+    if session.engine.state == State.NOT_AUTHENTICATED:
+        if session.services.tls is not None and not session.stream.secure:
+            parts.append(b" STARTTLS")
+        parts.append(b" AUTH=PLAIN" if session.may_login else b" LOGINDISABLED")
+    else:
+        parts.append(_LOGGED_IN)
+        limit = session.services.limits.content
+        if limit:
+            parts.append(b" APPENDLIMIT=%d" % limit)
+    return b"".join(parts)
+
+
+def run(session: Session, command: Command) -> bytes:
+    session.send(b"* CAPABILITY " + capabilities(session) + b"\r\n")
+    return b"OK CAPABILITY completed"
+
+
+SPECS = [Spec(b"CAPABILITY", ANY, no_arguments, run)]

@@ -1,0 +1,22 @@
+"""CLOSE (RFC 3501 6.4.2): expunge without a word and deselect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iems.imapd.commands.common import no_arguments, selected
+from iems.imapd.engine import Command, Spec, State, Updates
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+
+async def run(session: Session, command: Command) -> bytes:
+    view = selected(session)
+    if not view.read_only:
+        await session.services.store.expunge(session.number, view.mailbox_id, None)
+    session.deselect()
+    return b"OK CLOSE completed"
+
+
+SPECS = [Spec(b"CLOSE", State.SELECTED, no_arguments, run, Updates.NONE)]

@@ -1,0 +1,29 @@
+"""DELETE (RFC 3501 6.3.4): messages go; a name with names below it stays as \\Noselect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iems.imap.grammar import Refused
+from iems.imapd.commands.common import one_mailbox
+from iems.imapd.engine import LOGGED_IN, Command, Spec
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+
+async def run(session: Session, command: Command) -> bytes:
+    name = command.arguments
+    if name == "INBOX":
+        raise Refused("[CANNOT] INBOX can't be deleted")
+    view = session.view
+    mailbox = session.services.reader.mailbox(session.number, name) if name else None
+    if mailbox is None:
+        raise Refused("[NONEXISTENT] No such mailbox")
+    await session.services.store.delete(session.number, name)
+    if view is not None and view.mailbox_id == mailbox.id:
+        session.deselect()
+    return b"OK DELETE completed"
+
+
+SPECS = [Spec(b"DELETE", LOGGED_IN, one_mailbox, run)]

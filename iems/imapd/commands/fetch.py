@@ -1,0 +1,362 @@
+"""FETCH (RFC 3501 6.4.5) and UID FETCH, with CHANGEDSINCE (RFC 7162).
+
+Four ways, by what is asked for:
+
+- one whole message (most of what clients do): the parser is skipped, header and content leave in one send;
+- flags, uids, mod-sequences: from the view, without the store;
+- with dates, sizes, ENVELOPE, BODYSTRUCTURE: the reader's kernel builds the responses;
+- with content: row by row; large content goes from file to socket.
+
+All but the first stop while the peer is slow and give other sessions a turn.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from iems.errors import StoreError
+from iems.imap import fetch as items
+from iems.imap import response
+from iems.imap.fetch import Request, Section
+from iems.imap.flags import SEEN
+from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imap.sequence import Ranges
+from iems.imapd.commands.common import chosen, selected
+from iems.imapd.content import INLINE_MAX, Piece, Source, send_pieces
+from iems.imapd.engine import Command, Shortcut, Spec, State, Updates
+from iems.message import body as body_of
+from iems.store.reader import (
+    FETCH_BODYSTRUCTURE,
+    FETCH_ENVELOPE,
+    FETCH_FLAGS,
+    FETCH_INTERNALDATE,
+    FETCH_MODSEQ,
+    FETCH_RFC822_SIZE,
+    FETCH_UID,
+)
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+    from iems.imapd.view import View
+
+#: Messages answered from the view in one turn of the loop, and rows read in one transaction.
+MEMORY_SLICE = 2000
+ROW_SLICE = 16
+#: Octets of responses the kernel builds in one turn.
+KERNEL_OCTETS = 128 * 1024
+
+_KERNEL_ITEMS = {
+    b"UID": FETCH_UID,
+    b"FLAGS": FETCH_FLAGS,
+    b"INTERNALDATE": FETCH_INTERNALDATE,
+    b"RFC822.SIZE": FETCH_RFC822_SIZE,
+    b"ENVELOPE": FETCH_ENVELOPE,
+    b"BODYSTRUCTURE": FETCH_BODYSTRUCTURE,
+    b"MODSEQ": FETCH_MODSEQ,
+}
+_MEMORY_ITEMS = {b"UID", b"FLAGS", b"MODSEQ"}
+
+
+class Fetch(Struct, frozen=True):
+    """Arguments of FETCH."""
+
+    ranges: Ranges
+    request: Request
+
+
+def parse(arguments: Arguments) -> Fetch:
+    arguments.space()
+    ranges = arguments.sequence_set()
+    arguments.space()
+    return Fetch(ranges, items.parse(arguments))
+
+
+def parse_uid(arguments: Arguments) -> Fetch:
+    found = parse(arguments)
+    request = found.request
+    if b"UID" not in request.simple:
+        # The answer to a UID command always tells the UID (RFC 3501 6.4.8).
+        request = Request((b"UID", *request.simple), request.sections, request.changed_since)
+    return Fetch(found.ranges, request)
+
+
+# -------------------------------------------------------------------- one whole message
+
+_PLAIN = re.compile(
+    rb"([A-Za-z0-9]{1,40}) (UID )?FETCH (\d{1,9}) (\()?(BODY\.PEEK\[\]|BODY\[\]|RFC822)(?(4)\))\r\n", re.IGNORECASE
+)
+_PLAIN_REQUESTS = {
+    b"BODY.PEEK[]": Request(sections=(Section(label=b"BODY[]"),)),
+    b"BODY[]": Request(sections=(Section(peek=False, label=b"BODY[]"),)),
+    b"RFC822": Request(sections=(Section(peek=False, label=b"RFC822"),)),
+}
+_PLAIN_LABELS = {
+    b"BODY.PEEK[]": (b"BODY[]", True),
+    b"BODY[]": (b"BODY[]", False),
+    b"RFC822": (b"RFC822", False),
+}
+
+
+def plain_arguments(match: re.Match[bytes]) -> tuple[bool, int, bytes]:
+    """(UID form, number, item)."""
+    return match.group(2) is not None, int(match.group(3)), match.group(5).upper()
+
+
+def run_plain(session: Session, command: Command) -> bytes | Coroutine[Any, Any, bytes | None] | None:
+    """Answer a FETCH of one whole message, at once if it is in the page cache and \\Seen need not change."""
+    uid_form, number, item = command.arguments
+    view = session.view
+    if view is None:
+        raise Refused("No mailbox is selected")
+    label, peek = _PLAIN_LABELS[item]
+    if uid_form:
+        at = view.position(number)
+        uid = number
+        if not 0 <= at < view.told:
+            return b"OK UID FETCH completed"
+    else:
+        at = number - 1
+        if not 0 <= at < view.told:
+            raise Bad("Message sequence number beyond the mailbox")
+        uid = view.uids[at]
+    services = session.services
+    if not (peek or view.read_only or view.flags[at] & SEEN):
+        return _general(session, command, view, range(at, at + 1), _plain_request(item, uid_form), uid_form)
+    row = services.reader.message(view.account, view.mailbox_id, uid)
+    if row is None:
+        raise Refused("[EXPUNGEISSUED] The message no longer exists")
+    size = row.size
+    if uid_form:
+        head = b"* %d FETCH (UID %d %b {%d}\r\n" % (at + 1, uid, label, size)
+        done = b")\r\n%b OK UID FETCH completed\r\n" % command.tag
+    else:
+        head = b"* %d FETCH (%b {%d}\r\n" % (at + 1, label, size)
+        done = b")\r\n%b OK FETCH completed\r\n" % command.tag
+    if view.stale:
+        session.refresh(False)
+        done = b")\r\n" + view.updates(uid_form and not session.engine.pipelined) + done[3:]
+        if session.closing:
+            return None
+    if size <= INLINE_MAX:
+        content = services.contents.read_now(row.rope, size)
+        if content is None:
+            return _general(session, command, view, range(at, at + 1), _plain_request(item, uid_form), uid_form)
+        session.stream.send(b"".join((head, content, done)))
+    else:
+        stream = session.stream
+        stream.cork()
+        stream.send(head)
+        send_pieces(stream, services.contents.pieces(row.rope, 0, size))
+        stream.send(done)
+        if not session.corked:
+            stream.uncork()
+    services.count("fetched_messages_total")
+    return None
+
+
+def _plain_request(item: bytes, uid_form: bool) -> Request:
+    request = _PLAIN_REQUESTS[item]
+    return Request((b"UID",), request.sections) if uid_form else request
+
+
+# -------------------------------------------------------------------- the general way
+
+
+def run(session: Session, command: Command) -> Coroutine[Any, Any, bytes | None]:
+    view = selected(session)
+    fetch: Fetch = command.arguments
+    uid_form = command.spec.name.startswith(b"UID")
+    if view.stale:
+        session.refresh(False)  # so that the flags told are not yesterday's
+    positions = chosen(view, fetch.ranges, uid_form)
+    return _general(session, command, view, positions, fetch.request, uid_form)
+
+
+async def _general(
+    session: Session, command: Command, view: View, positions: Sequence[int], request: Request, uid_form: bool
+) -> bytes | None:
+    if request.changed_since is not None or b"MODSEQ" in request.simple:
+        session.want_modseq()
+    if request.changed_since is not None:
+        since = request.changed_since
+        positions = [at for at in positions if view.modseqs[at] > since]
+    simple = request.simple
+    if len(positions) == 0:
+        complete = True
+    elif request.sections:
+        seen = await _set_seen(session, view, positions) if request.sets_seen else frozenset()
+        complete = await _with_content(session, view, positions, request, seen)
+    elif _MEMORY_ITEMS.issuperset(simple):
+        complete = await _from_view(session, view, positions, simple)
+    elif b"BODY" in simple:
+        complete = await _with_content(session, view, positions, request, frozenset())
+    else:
+        complete = await _from_kernel(session, view, positions, simple)
+    if not complete:
+        # RFC 2180 4.1.2: what is there was sent; the client learns of the rest by EXPUNGE.
+        return b"NO [EXPUNGEISSUED] Some messages no longer exist"
+    return b"OK UID FETCH completed" if uid_form else b"OK FETCH completed"
+
+
+def _check(session: Session, view: View) -> None:
+    if session.view is not view:
+        raise Refused("The mailbox is gone")
+
+
+async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> frozenset[int]:
+    """Set \\Seen where it is not; the uids of the messages that got it, to be told with their flags."""
+    if view.read_only:
+        return frozenset()
+    unseen = [view.uids[at] for at in positions if not view.flags[at] & SEEN]
+    if not unseen:
+        return frozenset()
+    try:
+        changed = await session.services.store.store_flags(session.number, view.mailbox_id, unseen, "+", ["\\Seen"])
+    except StoreError as fault:
+        # Reading goes on while nothing can be written; the messages stay unread.
+        session.services.log("imap-unavailable", command="FETCH", cause=str(fault))
+        return frozenset()
+    _check(session, view)
+    view.changed_here(changed)
+    reached = frozenset(item[0] for item in changed)
+    if view.unreported:
+        view.unreported -= reached
+    return reached
+
+
+async def _from_view(session: Session, view: View, positions: Sequence[int], simple: tuple[bytes, ...]) -> bool:
+    uids, modseqs = view.uids, view.modseqs
+    values: dict[bytes, Callable[[int], bytes]] = {
+        b"UID": lambda at: b"UID %d" % uids[at],
+        b"FLAGS": lambda at: b"FLAGS " + view.rendered(at),
+        b"MODSEQ": lambda at: b"MODSEQ (%d)" % modseqs[at],
+    }
+    chosen_values = [values[item] for item in simple]
+    for start in range(0, len(positions), MEMORY_SLICE):
+        if start:
+            await session.room()
+            _check(session, view)
+        part = positions[start : start + MEMORY_SLICE]
+        if simple == (b"FLAGS",):
+            lines = [b"* %d FETCH (FLAGS %b)\r\n" % (at + 1, view.rendered(at)) for at in part]
+        elif simple == (b"UID", b"FLAGS"):
+            lines = [b"* %d FETCH (UID %d FLAGS %b)\r\n" % (at + 1, uids[at], view.rendered(at)) for at in part]
+        else:
+            lines = [
+                b"* %d FETCH (%b)\r\n" % (at + 1, b" ".join([value(at) for value in chosen_values])) for at in part
+            ]
+        session.send(b"".join(lines))
+    return True
+
+
+async def _from_kernel(session: Session, view: View, positions: Sequence[int], simple: tuple[bytes, ...]) -> bool:
+    """The reader's kernel builds the responses; it knows no \\Recent, so those messages go row by row."""
+    recent = bisect_left(view.uids, view.recent_uid) if b"FLAGS" in simple else len(view.uids)
+    split = bisect_left(positions, recent)
+    codes = [_KERNEL_ITEMS[item] for item in simple]
+    reader = session.services.reader
+    first, last = positions[:split], positions[split:]
+    if len(first):
+        import numpy as np
+
+        ats = np.arange(first.start, first.stop, dtype=np.uint32) if isinstance(first, range) else np.array(first, np.uint32)
+        uids = np.frombuffer(view.uids, np.uint32)[ats]
+        seqs = ats + np.uint32(1)
+        start = 0
+        while start < len(uids):
+            if start:
+                await session.room()
+                _check(session, view)
+            try:
+                text, start = reader.fetch_summaries(
+                    session.number, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS
+                )
+            except KeyError:
+                raise Refused("The mailbox is gone") from None
+            session.send(text)
+    if len(last):
+        return await _with_content(session, view, last, Request(simple), frozenset())
+    return True
+
+
+async def _with_content(
+    session: Session, view: View, positions: Sequence[int], request: Request, seen: frozenset[int]
+) -> bool:
+    """Row by row; whether every message was still there."""
+    services = session.services
+    complete = True
+    simple = request.simple
+    if seen and b"FLAGS" not in simple:
+        with_flags: tuple[bytes, ...] = (*simple, b"FLAGS")
+    else:
+        with_flags = simple
+    uids = [view.uids[at] for at in positions]
+    for start in range(0, len(uids), ROW_SLICE):
+        part = uids[start : start + ROW_SLICE]
+        rows = services.reader.messages(session.number, view.mailbox_id, part)
+        for uid, row in zip(part, rows, strict=True):
+            if row is None:
+                complete = False
+                continue
+            at = view.position(uid)
+            if at < 0:
+                continue
+            await _message(session, view, at, row, with_flags if uid in seen else simple, request.sections)
+            services.count("fetched_messages_total")
+            if session.stream.pending_out > KERNEL_OCTETS:
+                await session.room()
+                _check(session, view)
+        if start + ROW_SLICE < len(uids):
+            await session.room()
+            _check(session, view)
+    return complete
+
+
+async def _message(
+    session: Session, view: View, at: int, row: Any, simple: tuple[bytes, ...], sections: tuple[Section, ...]
+) -> None:
+    """Send the response for one message."""
+    source = Source(session.services, (session.number, view.mailbox_id, row.uid), row)
+    parts = []
+    for item in simple:
+        if item == b"UID":
+            parts.append(b"UID %d" % row.uid)
+        elif item == b"FLAGS":
+            parts.append(b"FLAGS " + view.rendered(at))
+        elif item == b"INTERNALDATE":
+            parts.append(b"INTERNALDATE " + response.internaldate(row.internaldate_s))
+        elif item == b"RFC822.SIZE":
+            parts.append(b"RFC822.SIZE %d" % row.size)
+        elif item == b"ENVELOPE":
+            parts.append(b"ENVELOPE " + row.envelope)
+        elif item == b"BODYSTRUCTURE":
+            parts.append(b"BODYSTRUCTURE " + row.bodystructure)
+        elif item == b"MODSEQ":
+            parts.append(b"MODSEQ (%d)" % view.modseqs[at])
+        elif item == b"BODY":
+            parts.append(b"BODY " + await source.in_thread(body_of, await source.whole()))
+    pieces: list[Piece] = [b"* %d FETCH (" % (at + 1) + b" ".join(parts)]
+    separator = b" " if parts else b""
+    for section in sections:
+        found = await source.section(section)
+        if found is None:
+            pieces.append(separator + section.label + b" NIL")
+        else:
+            length, content = found
+            pieces.append(separator + section.label + b" {%d}\r\n" % length)
+            pieces.extend(content)
+        separator = b" "
+    pieces.append(b")\r\n")
+    send_pieces(session.stream, pieces, session.corked)
+
+
+SPECS = [
+    Spec(b"FETCH", State.SELECTED, parse, run, Updates.FLAGS),
+    Spec(b"UID FETCH", State.SELECTED, parse_uid, run, Updates.FLAGS | Updates.EXPUNGES),
+]
+SHORTCUT: Shortcut = (_PLAIN, Spec(b"FETCH", State.SELECTED, parse, run_plain, Updates.FLAGS), plain_arguments)

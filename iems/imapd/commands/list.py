@@ -1,0 +1,181 @@
+"""LIST (RFC 3501 6.3.8) with LIST-EXTENDED (RFC 5258), LIST-STATUS (5819), SPECIAL-USE (6154) and CHILDREN (3348)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from iems.imap import names
+from iems.imap.grammar import Arguments, Bad
+from iems.imap.response import mailbox as mailbox_text
+from iems.imapd.commands import status
+from iems.imapd.engine import LOGGED_IN, Command, Spec
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+MAX_PATTERNS = 100
+
+
+class Request(Struct, frozen=True):
+    """What is asked. selection, returned: options in upper case. extended: answered by the rules of RFC 5258."""
+
+    reference: str
+    patterns: list[str]
+    selection: frozenset[bytes] = frozenset()
+    returned: frozenset[bytes] = frozenset()
+    status_items: tuple[bytes, ...] = ()
+    extended: bool = False
+
+
+class Entry(Struct):
+    """A name to list. box: its mailbox; None if only a name below it exists, or if it is only subscribed."""
+
+    name: str
+    box: Any = None
+    subscribed: bool = False
+    has_children: bool = False
+    child_subscribed: bool = False
+
+
+_SELECTION = {b"SUBSCRIBED", b"REMOTE", b"RECURSIVEMATCH", b"SPECIAL-USE"}
+_RETURN = {b"SUBSCRIBED", b"CHILDREN", b"SPECIAL-USE"}
+
+
+def _options(arguments: Arguments, known: set[bytes]) -> tuple[frozenset[bytes], tuple[bytes, ...]]:
+    arguments.expect(b"(")
+    found = set()
+    items: tuple[bytes, ...] = ()
+    if not arguments.accept(b")"):
+        while True:
+            word = arguments.word()
+            if word == b"STATUS" and known is _RETURN:
+                arguments.space()
+                items = status.items(arguments)
+            elif word in known:
+                found.add(word)
+            else:
+                raise Bad(f"Unknown option {word.decode()}")
+            if arguments.accept(b")"):
+                break
+            arguments.space()
+    return frozenset(found), items
+
+
+def _decoded(pattern: bytes) -> str:
+    # A lone & is no modified UTF-7, yet people type it: take such a pattern as it is.
+    try:
+        return names.decode(pattern)
+    except Bad:
+        return pattern.decode("utf-8", "surrogateescape")
+
+
+def parse(arguments: Arguments) -> Request:
+    arguments.space()
+    extended = False
+    selection: frozenset[bytes] = frozenset()
+    if arguments.looking_at(b"("):
+        extended = True
+        selection, _ = _options(arguments, _SELECTION)
+        if b"RECURSIVEMATCH" in selection and not selection - {b"RECURSIVEMATCH", b"REMOTE"}:
+            raise Bad("RECURSIVEMATCH needs another selection option")
+        arguments.space()
+    reference = _decoded(arguments.astring())
+    arguments.space()
+    if arguments.accept(b"("):
+        extended = True
+        patterns = []
+        while True:
+            patterns.append(_decoded(arguments.list_mailbox()))
+            if len(patterns) > MAX_PATTERNS:
+                raise Bad("Too many patterns")
+            if arguments.accept(b")"):
+                break
+            arguments.space()
+    else:
+        patterns = [_decoded(arguments.list_mailbox())]
+    returned: frozenset[bytes] = frozenset()
+    items: tuple[bytes, ...] = ()
+    if arguments.accept(b" "):
+        if arguments.word() != b"RETURN":
+            raise Bad("RETURN expected")
+        extended = True
+        arguments.space()
+        returned, items = _options(arguments, _RETURN)
+    arguments.end()
+    for text in (reference, *patterns):
+        if len(text) > names.MAX_NAME_OCTETS:
+            raise Bad("Pattern too long")
+    return Request(reference, patterns, selection, returned, items, extended)
+
+
+def entries(session: Session, subscribed_too: bool) -> list[Entry]:
+    """All names of the account: its mailboxes and, if wanted, subscribed names that have none."""
+    reader = session.services.reader
+    found = {box.name: Entry(box.name, box, box.subscribed) for box in reader.mailboxes(session.number)}
+    if subscribed_too:
+        for name in reader.subscriptions(session.number):
+            if name not in found:
+                found[name] = Entry(name, None, True)
+    for entry in list(found.values()):
+        for parent in names.parents(entry.name):
+            above = found.get(parent)
+            if above is None:
+                if entry.box is None:
+                    continue
+                above = found[parent] = Entry(parent)
+            if entry.box is not None:
+                above.has_children = True
+            if entry.subscribed:
+                above.child_subscribed = True
+    return sorted(found.values(), key=lambda entry: (entry.name != "INBOX", entry.name))
+
+
+def _attributes(entry: Entry, request: Request) -> list[bytes]:
+    found = []
+    if entry.box is None:
+        found.append(rb"\NonExistent" if request.extended else rb"\Noselect")
+    elif entry.box.noselect:
+        found.append(rb"\NonExistent" if request.extended else rb"\Noselect")
+    if entry.subscribed and (b"SUBSCRIBED" in request.returned or b"SUBSCRIBED" in request.selection):
+        found.append(rb"\Subscribed")
+    if not request.extended or b"CHILDREN" in request.returned:
+        found.append(rb"\HasChildren" if entry.has_children else rb"\HasNoChildren")
+    if entry.box is not None and entry.box.special_use:
+        found.append(entry.box.special_use.encode())
+    return found
+
+
+def run(session: Session, command: Command) -> bytes:
+    request: Request = command.arguments
+    if request.patterns == [""] and not request.extended:
+        session.send(b'* LIST (\\Noselect) "/" ""\r\n')
+        return b"OK LIST completed"
+    patterns = [names.Pattern(request.reference + pattern) for pattern in request.patterns if pattern]
+    only_subscribed = b"SUBSCRIBED" in request.selection
+    only_special = b"SPECIAL-USE" in request.selection
+    recursive = b"RECURSIVEMATCH" in request.selection
+    parts = []
+    for entry in entries(session, only_subscribed):
+        if not any(pattern.matches(entry.name) for pattern in patterns):
+            continue
+        info = b""
+        wanted = not only_subscribed or entry.subscribed
+        if only_special and not (entry.box is not None and entry.box.special_use):
+            wanted = False
+        if not wanted:
+            if not (recursive and only_subscribed and entry.child_subscribed):
+                continue
+            info = b' ("CHILDINFO" ("SUBSCRIBED"))'
+        elif recursive and only_subscribed and entry.child_subscribed:
+            info = b' ("CHILDINFO" ("SUBSCRIBED"))'
+        attributes = b" ".join(_attributes(entry, request))
+        parts.append(b"* LIST (%b) \"/\" %b%b\r\n" % (attributes, mailbox_text(entry.name), info))
+        if request.status_items and entry.box is not None and not entry.box.noselect:
+            parts.append(status.response(session, entry.box, request.status_items))
+    session.send(b"".join(parts))
+    return b"OK LIST completed"
+
+
+SPECS = [Spec(b"LIST", LOGGED_IN, parse, run)]

@@ -1,0 +1,66 @@
+"""LOGIN (RFC 3501 6.2.3), and what it shares with AUTHENTICATE: checking a password and opening the account."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from iems.imap.grammar import Arguments
+from iems.imapd.commands.capability import capabilities
+from iems.imapd.engine import Command, Spec, State
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from iems.imapd.session import Session
+
+#: Wait before the answer to a wrong password; loopback is spared.
+FAILURE_DELAY_S = 2.0
+
+
+def parse(arguments: Arguments) -> tuple[bytes, bytes]:
+    arguments.space()
+    login = arguments.astring()
+    arguments.space()
+    password = arguments.astring()
+    arguments.end()
+    return login, password
+
+
+def run(session: Session, command: Command) -> bytes | Coroutine[Any, Any, bytes | None]:
+    if not session.may_login:
+        return b"NO [PRIVACYREQUIRED] Passwords are taken over TLS only"
+    login, password = command.arguments
+    return authenticate(session, login, password)
+
+
+async def authenticate(session: Session, login: bytes, password: bytes) -> bytes | None:
+    """Check a login and open its account; the text of the tagged reply."""
+    services = session.services
+    try:
+        name, secret = login.decode("utf-8"), password.decode("utf-8")
+    except UnicodeDecodeError:
+        name, secret = "", ""
+    if "\0" in name or "\0" in secret:
+        name = secret = ""
+    account = await services.authenticator.check(name, secret, session.peer_ip)
+    if account is None:
+        session.failures += 1
+        services.count("logins_failed_total")
+        services.log("login-failed", protocol="imap", user=name[:320], peer=session.peer_ip)
+        if not session.peer_ip.startswith("127.") and session.peer_ip not in ("", "::1"):
+            await asyncio.sleep(FAILURE_DELAY_S)
+        if session.failures >= services.max_failures:
+            session.leaving = b"* BYE Too many failed logins\r\n"
+        return b"NO [AUTHENTICATIONFAILED] Wrong name or password"
+    services.know(account)
+    if not services.reader.mailboxes(account.number):
+        await services.store.ensure(account.number)
+    session.logged_in(account)
+    services.count("logins_total")
+    services.log("login", protocol="imap", user=account.address, peer=session.peer_ip, tls=session.stream.secure)
+    return b"OK [CAPABILITY " + capabilities(session) + b"] Logged in"
+
+
+SPECS = [Spec(b"LOGIN", State.NOT_AUTHENTICATED, parse, run)]

@@ -1,0 +1,54 @@
+"""LSUB (RFC 3501 6.3.9): the subscribed names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iems.imap import names
+from iems.imap.grammar import Arguments, Bad
+from iems.imap.response import mailbox as mailbox_text
+from iems.imapd.commands.list import _decoded
+from iems.imapd.engine import LOGGED_IN, Command, Spec
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+
+def parse(arguments: Arguments) -> tuple[str, str]:
+    arguments.space()
+    reference = _decoded(arguments.astring())
+    arguments.space()
+    pattern = _decoded(arguments.list_mailbox())
+    arguments.end()
+    if len(reference) + len(pattern) > names.MAX_NAME_OCTETS:
+        raise Bad("Pattern too long")
+    return reference, pattern
+
+
+def run(session: Session, command: Command) -> bytes:
+    reference, text = command.arguments
+    if not text:
+        session.send(b'* LSUB (\\Noselect) "/" ""\r\n')
+        return b"OK LSUB completed"
+    pattern = names.Pattern(reference + text)
+    reader = session.services.reader
+    shown: dict[str, bytes] = {}
+    boxes = {box.name: box for box in reader.mailboxes(session.number)}
+    for name in reader.subscriptions(session.number):
+        if pattern.matches(name):
+            box = boxes.get(name)
+            shown[name] = rb"\Noselect" if box is not None and box.noselect else b""
+        elif text.endswith("%"):
+            # A % at the end also shows the level above a subscribed name that it can't reach (RFC 3501 6.3.9).
+            for parent in names.parents(name):
+                if pattern.matches(parent):
+                    shown.setdefault(parent, rb"\Noselect")
+    lines = [
+        b'* LSUB (%b) "/" %b\r\n' % (shown[name], mailbox_text(name))
+        for name in sorted(shown, key=lambda name: (name != "INBOX", name))
+    ]
+    session.send(b"".join(lines))
+    return b"OK LSUB completed"
+
+
+SPECS = [Spec(b"LSUB", LOGGED_IN, parse, run)]

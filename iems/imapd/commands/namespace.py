@@ -1,0 +1,19 @@
+"""NAMESPACE (RFC 2342): one personal namespace; shared mailboxes come later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iems.imapd.commands.common import no_arguments
+from iems.imapd.engine import LOGGED_IN, Command, Spec
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+
+def run(session: Session, command: Command) -> bytes:
+    session.send(b'* NAMESPACE (("" "/")) NIL NIL\r\n')
+    return b"OK NAMESPACE completed"
+
+
+SPECS = [Spec(b"NAMESPACE", LOGGED_IN, no_arguments, run)]

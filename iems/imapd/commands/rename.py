@@ -1,0 +1,34 @@
+"""RENAME (RFC 3501 6.3.5): with all names below; INBOX gives its messages away and stays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iems.imap import names
+from iems.imap.grammar import Arguments, Refused
+from iems.imapd.commands.common import mailbox_argument
+from iems.imapd.engine import LOGGED_IN, Command, Spec
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+
+def parse(arguments: Arguments) -> tuple[str, str]:
+    old = mailbox_argument(arguments)
+    new = mailbox_argument(arguments)
+    arguments.end()
+    return old, new
+
+
+async def run(session: Session, command: Command) -> bytes:
+    old, new = command.arguments
+    new = names.check_new(new)
+    if new == "INBOX":
+        raise Refused("[ALREADYEXISTS] INBOX is there")
+    if not old:
+        raise Refused("[NONEXISTENT] No such mailbox")
+    await session.services.store.rename(session.number, old, new)
+    return b"OK RENAME completed"
+
+
+SPECS = [Spec(b"RENAME", LOGGED_IN, parse, run)]

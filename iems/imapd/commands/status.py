@@ -1,0 +1,94 @@
+"""STATUS (RFC 3501 6.3.10), with SIZE (RFC 8438), HIGHESTMODSEQ (7162), DELETED (9051) and APPENDLIMIT (7889)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from iems.imap.grammar import Arguments, Bad
+from iems.imap.response import mailbox as mailbox_text
+from iems.imapd.commands.common import existing, mailbox_argument
+from iems.imapd.engine import LOGGED_IN, Command, Spec
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+_KNOWN = {
+    b"MESSAGES",
+    b"RECENT",
+    b"UIDNEXT",
+    b"UIDVALIDITY",
+    b"UNSEEN",
+    b"HIGHESTMODSEQ",
+    b"SIZE",
+    b"DELETED",
+    b"APPENDLIMIT",
+}
+
+
+def items(arguments: Arguments) -> tuple[bytes, ...]:
+    """The parenthesized list of items."""
+    arguments.expect(b"(")
+    wanted: dict[bytes, None] = {}
+    while True:
+        word = arguments.word()
+        if word not in _KNOWN:
+            raise Bad(f"Unknown STATUS item {word.decode()}")
+        wanted[word] = None
+        if arguments.accept(b")"):
+            return tuple(wanted)
+        arguments.space()
+
+
+def parse(arguments: Arguments) -> tuple[str, tuple[bytes, ...]]:
+    name = mailbox_argument(arguments)
+    arguments.space()
+    wanted = items(arguments)
+    arguments.end()
+    return name, wanted
+
+
+def response(session: Session, box: Any, wanted: tuple[bytes, ...]) -> bytes:
+    """The STATUS response of a mailbox."""
+    parts = []
+    for item in wanted:
+        if item == b"MESSAGES":
+            value = box.messages
+        elif item == b"RECENT":
+            value = _recent(session, box)
+        elif item == b"UIDNEXT":
+            value = box.uidnext
+        elif item == b"UIDVALIDITY":
+            value = box.uidvalidity
+        elif item == b"UNSEEN":
+            value = box.unseen
+        elif item == b"HIGHESTMODSEQ":
+            value = box.highestmodseq
+            session.want_modseq()
+        elif item == b"SIZE":
+            value = box.size
+        elif item == b"DELETED":
+            value = box.deleted
+        else:
+            value = session.services.limits.content
+            if not value:
+                parts.append(b"APPENDLIMIT NIL")
+                continue
+        parts.append(b"%b %d" % (item, value))
+    return b"* STATUS %b (%b)\r\n" % (mailbox_text(box.name), b" ".join(parts))
+
+
+def _recent(session: Session, box: Any) -> int:
+    if box.recent_uid >= box.uidnext:
+        return 0
+    selected = session.services.reader.select(session.number, box.id)
+    return 0 if selected is None else sum(1 for uid in selected.uids if uid >= box.recent_uid)
+
+
+def run(session: Session, command: Command) -> bytes:
+    name, wanted = command.arguments
+    box = existing(session, name)
+    session.send(response(session, box, wanted))
+    return b"OK STATUS completed"
+
+
+SPECS = [Spec(b"STATUS", LOGGED_IN, parse, run)]

@@ -1,0 +1,126 @@
+"""STORE (RFC 3501 6.4.6) and UID STORE, with UNCHANGEDSINCE (RFC 7162)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from iems.imap import flags, sequence
+from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imap.sequence import Ranges
+from iems.imapd.commands.common import chosen, present, writable
+from iems.imapd.engine import Command, Spec, State, Updates
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+#: Messages changed by one request to the store, so that one huge STORE does not hold up everybody's commits.
+BATCH = 5000
+MAX_FLAGS = 100
+
+
+class Request(Struct, frozen=True):
+    """mode: "=", "+" or "-"."""
+
+    ranges: Ranges
+    mode: str
+    silent: bool
+    names: list[str]
+    unchangedsince: int | None
+
+
+def parse(arguments: Arguments) -> Request:
+    arguments.space()
+    ranges = arguments.sequence_set()
+    arguments.space()
+    unchangedsince = None
+    if arguments.accept(b"("):
+        if arguments.word() != b"UNCHANGEDSINCE":
+            raise Bad("Unknown STORE modifier")
+        arguments.space()
+        unchangedsince = arguments.number64()
+        arguments.expect(b")")
+        arguments.space()
+    mode = "="
+    if arguments.accept(b"+"):
+        mode = "+"
+    elif arguments.accept(b"-"):
+        mode = "-"
+    word = arguments.word()
+    if word not in (b"FLAGS", b"FLAGS.SILENT"):
+        raise Bad("FLAGS expected")
+    arguments.space()
+    if arguments.looking_at(b"("):
+        names = arguments.flag_list()
+    else:
+        names = [arguments.flag()]
+        while arguments.accept(b" "):
+            names.append(arguments.flag())
+    arguments.end()
+    if len(names) > MAX_FLAGS:
+        raise Bad("Too many flags")
+    return Request(ranges, mode, word == b"FLAGS.SILENT", flags.settable(names), unchangedsince)
+
+
+async def run(session: Session, command: Command) -> bytes:
+    view = writable(session)
+    request: Request = command.arguments
+    uid = command.spec.name.startswith(b"UID")
+    if request.unchangedsince is not None:
+        session.want_modseq()
+    session.refresh(False)
+    if session.view is not view:
+        raise Refused("The mailbox is gone")
+    uids = present(view, chosen(view, request.ranges, uid))
+    missing = len(uids) != len(chosen(view, request.ranges, uid))
+    changed: list[tuple[int, int, int]] = []
+    for start in range(0, len(uids), BATCH):
+        changed += await session.services.store.store_flags(
+            session.number,
+            view.mailbox_id,
+            uids[start : start + BATCH],
+            request.mode,
+            request.names,
+            request.unchangedsince,
+        )
+        if session.view is not view:
+            raise Refused("The mailbox is gone")
+    if any(name[0] != "\\" and not flags.keyword_bit(name.encode(), view.keywords) for name in request.names):
+        session.refresh()  # the names of new keywords
+        if session.view is not view:
+            raise Refused("The mailbox is gone")
+    view.changed_here(changed)
+    reached = {item[0] for item in changed}
+    if view.unreported:
+        view.unreported -= reached
+    parts = [view.updates(False)]
+    modified: list[int] = []
+    for number in uids:
+        at = view.position(number)
+        if at < 0:
+            continue
+        if number not in reached:
+            if request.unchangedsince is not None and view.modseqs[at] >= request.unchangedsince:
+                modified.append(number)
+                parts.append(view.fetch_flags(at, uid))
+            else:
+                missing = True
+            continue
+        if not request.silent:
+            parts.append(view.fetch_flags(at, uid))
+        elif view.condstore:
+            parts.append(b"* %d FETCH (UID %d MODSEQ (%d))\r\n" % (at + 1, number, view.modseqs[at]))
+    session.send(b"".join(parts))
+    if modified:
+        numbers = modified if uid else [view.position(number) + 1 for number in modified]
+        return b"OK [MODIFIED %b] Conditional STORE failed for some" % sequence.render(numbers)
+    if missing and not uid and not changed:
+        return b"NO [EXPUNGEISSUED] The messages no longer exist"
+    return b"OK STORE completed"
+
+
+SPECS = [
+    Spec(b"STORE", State.SELECTED, parse, run, Updates.FLAGS | Updates.CHECK),
+    Spec(b"UID STORE", State.SELECTED, parse, run),
+]

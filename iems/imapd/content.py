@@ -1,0 +1,223 @@
+"""Content of stored messages as it goes out: small pieces in memory, large ones from file to socket.
+
+Nothing here blocks the loop: content that is not in the page cache is read in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from iems.imap.fetch import Section
+from iems.message import Structure, header_fields
+from iems.model import Rope
+
+#: Content up to this size is read and sent with its response; above it goes by `Stream.send_file`.
+INLINE_MAX = 64 * 1024
+#: A first look for the end of the header.
+HEADER_OCTETS = 8 * 1024
+#: Work on more octets than this (structure, search) runs in a thread.
+THREAD_OCTETS = 512 * 1024
+
+#: Octets, or a run of a file as (descriptor, offset, length).
+Piece = bytes | tuple[int, int, int]
+
+
+def send_pieces(stream: Any, pieces: list[Piece], corked: bool = False) -> None:
+    """Send pieces in order, in as few packets as may be. corked: the stream is corked already and stays so."""
+    if len(pieces) == 1 and isinstance(pieces[0], bytes):
+        stream.send(pieces[0])
+        return
+    if all(isinstance(piece, bytes) for piece in pieces):
+        stream.send(b"".join(pieces))  # type: ignore[arg-type]
+        return
+    if not corked:
+        stream.cork()
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            stream.send(piece)
+        else:
+            stream.send_file(*piece)
+    if not corked:
+        stream.uncork()
+
+
+class Contents:
+    """Reads ropes through `blobs` (iems.blobs)."""
+
+    def __init__(self, blobs: Callable[[], Any]) -> None:
+        self._blobs = blobs
+
+    def read_now(self, rope: Rope, size: int) -> bytes | None:
+        """The whole content if it is at hand, None if it has to come from the disk."""
+        blobs = self._blobs()
+        parts: list[bytes] = []
+        for piece in rope:
+            if isinstance(piece, bytes):
+                parts.append(piece)
+            else:
+                if piece.codec:
+                    return None
+                buffer = bytearray(piece.length)
+                try:
+                    count = os.preadv(blobs.fd(piece.blob), [buffer], piece.offset, os.RWF_NOWAIT)
+                except BlockingIOError:
+                    return None
+                except OSError:  # a file system without RWF_NOWAIT
+                    return bytes(blobs.read(rope))
+                if count != piece.length:
+                    return None
+                parts.append(buffer)  # type: ignore[arg-type]
+        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        return content if len(content) == size else None
+
+    def pieces(self, rope: Rope, start: int, length: int) -> list[Piece]:
+        """A range of the content, to be sent."""
+        found: list[Piece] = self._blobs().slices(rope, start, length)
+        return found
+
+    def read_range(self, rope: Rope, start: int, length: int) -> bytes:
+        """A range of the content; may wait for the disk."""
+        return bytes(self._blobs().read_range(rope, start, length))
+
+
+class Source:
+    """The content of one message while its response is made; what is read serves all sections asked for."""
+
+    def __init__(self, services: Any, key: tuple[int, int, int], row: Any) -> None:
+        self._services = services
+        self._contents: Contents = services.contents
+        self._key = key
+        self._row = row
+        self._content: bytes | None = None
+        self._header: bytes | None = None
+
+    async def in_thread(self, function: Callable[..., Any], content: bytes, *more: Any) -> Any:
+        """`function(content, *more)`, in a thread if that may take long."""
+        if len(content) <= THREAD_OCTETS:
+            return function(content, *more)
+        return await self._services.loop.run_in_executor(None, function, content, *more)
+
+    async def whole(self) -> bytes:
+        """All octets."""
+        if self._content is None:
+            row = self._row
+            found = self._contents.read_now(row.rope, row.size) if row.size <= THREAD_OCTETS else None
+            if found is None:
+                found = await self.range(0, row.size)
+            self._content = found
+        return self._content
+
+    async def range(self, start: int, length: int) -> bytes:
+        """Some octets."""
+        if self._content is not None:
+            return self._content[start : start + length]
+        return await self._services.loop.run_in_executor(
+            None, self._contents.read_range, self._row.rope, start, length
+        )
+
+    async def header(self) -> bytes:
+        """The header with its empty line."""
+        if self._header is None:
+            size = self._row.size
+            if size <= INLINE_MAX:
+                content = await self.whole()
+                self._header = content[: header_end(content)]
+            else:
+                count = HEADER_OCTETS
+                while True:
+                    start = await self.range(0, min(count, size))
+                    end = header_end(start)
+                    if end < len(start) or count >= size:
+                        self._header = start[:end]
+                        break
+                    count *= 8
+        return self._header
+
+    async def section(self, section: Section) -> tuple[int, list[Piece]] | None:
+        """(octets, pieces) of a section with its partial range; None if there is no such part."""
+        found = await self._pieces(section)
+        if found is None:
+            return None
+        length = sum(len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in found)
+        if section.origin >= 0:
+            found = _cut(found, section.origin, section.count)
+            length = sum(len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in found)
+        pieces: list[Piece] = []
+        for piece in found:
+            if isinstance(piece, bytes):
+                pieces.append(piece)
+            elif self._content is not None:
+                pieces.append(self._content[piece[0] : piece[1]])
+            elif piece[1] - piece[0] <= INLINE_MAX:
+                pieces.append(await self.range(piece[0], piece[1] - piece[0]))
+            else:
+                pieces.extend(self._contents.pieces(self._row.rope, piece[0], piece[1] - piece[0]))
+        return length, pieces
+
+    async def _pieces(self, section: Section) -> list[bytes | tuple[int, int]] | None:
+        """A section as octets and ranges of the content."""
+        size = self._row.size
+        if size <= INLINE_MAX:
+            await self.whole()
+        if not section.part:
+            if not section.kind:
+                return [(0, size)]
+            header = await self.header()
+            if section.kind == b"HEADER":
+                return [header]
+            if section.kind == b"TEXT":
+                return [(len(header), size)]
+            return [_fields(header, section)]
+        structure = self._services.structures.get(self._key)
+        if structure is None:
+            structure = await self.in_thread(Structure.parse, await self.whole())
+            self._services.structures.keep(self._key, structure)
+        number = ".".join(map(str, section.part))
+        if section.kind in (b"HEADER.FIELDS", b"HEADER.FIELDS.NOT"):
+            found = structure.pieces(number, "HEADER")
+            if not found:
+                return None
+            header = b"".join(
+                [piece if isinstance(piece, bytes) else await self.range(piece[0], piece[1] - piece[0]) for piece in found]
+            )
+            return [_fields(header, section)]
+        result: list[bytes | tuple[int, int]] | None = structure.pieces(number, section.kind.decode())
+        return result
+
+
+def _fields(header: bytes, section: Section) -> bytes:
+    """HEADER.FIELDS or HEADER.FIELDS.NOT of a header."""
+    return header_fields(header, section.fields, section.kind.endswith(b"NOT"))
+
+
+def header_end(content: bytes) -> int:
+    """The offset behind the empty line that ends the header, or the length without one."""
+    if content.startswith((b"\r\n", b"\n")):
+        return content.index(b"\n") + 1
+    end = content.find(b"\n\r\n")
+    bare = content.find(b"\n\n", 0, end + 1 if end >= 0 else len(content))
+    if bare >= 0:
+        return bare + 2
+    return end + 3 if end >= 0 else len(content)
+
+
+def _cut(pieces: list[bytes | tuple[int, int]], origin: int, count: int) -> list[bytes | tuple[int, int]]:
+    """A partial range of pieces; nothing if it starts behind the end (RFC 3501 6.4.5)."""
+    found: list[bytes | tuple[int, int]] = []
+    for piece in pieces:
+        length = len(piece) if isinstance(piece, bytes) else piece[1] - piece[0]
+        if origin >= length:
+            origin -= length
+            continue
+        take = min(length - origin, count)
+        if take <= 0:
+            break
+        if isinstance(piece, bytes):
+            found.append(piece[origin : origin + take])
+        else:
+            found.append((piece[0] + origin, piece[0] + origin + take))
+        origin = 0
+        count -= take
+    return found

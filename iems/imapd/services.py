@@ -1,0 +1,62 @@
+"""What the sessions of one worker share: store, directory, content, limits, counters. Tests hand in fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+from iems.imapd.content import Contents
+from iems.imapd.engine import Limits
+from iems.imapd.structures import Structures
+
+
+class Services:
+    """See the module.
+
+    reader, store, authenticator: as in `iems.store` and `iems.directory`. content: makes and keeps the content of APPEND
+    (`commands.append` says what it needs). plaintext: the setting `auth.plaintext`. log, error, count: of the worker.
+    gone(session): a connection ended. now: monotonic seconds; clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        reader: Any,
+        store: Any,
+        authenticator: Any,
+        content: Any,
+        hostname: str,
+        tls: ssl.SSLContext | None = None,
+        plaintext: str = "loopback",
+        limits: Limits | None = None,
+        max_failures: int = 5,
+        log: Callable[..., None] = lambda *args, **detail: None,
+        error: Callable[[str, BaseException], None] = lambda text, fault: None,
+        count: Callable[..., None] = lambda name, n=1: None,
+        gone: Callable[[Any], None] = lambda session: None,
+        know: Callable[[Any], None] = lambda account: None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.now = loop.time
+        self.clock = clock or time.time
+        self.reader = reader
+        self.store = store
+        self.authenticator = authenticator
+        self.content = content
+        self.hostname = hostname
+        self.tls = tls
+        self.plaintext = plaintext
+        self.limits = limits or Limits()
+        self.max_failures = max_failures
+        self.log = log
+        self.error = error
+        self.count = count
+        self.gone = gone
+        self.know = know
+        self.structures = Structures()
+        self.contents = Contents(lambda: self.reader.blobs)

@@ -1,0 +1,419 @@
+"""One IMAP connection: joins the engine to a stream, runs commands, sends untagged updates when they are allowed.
+
+Commands run one after the other (RFC 3501 5.5). Those that need not wait run in the callback that received them; the
+others are a task, and what arrives meanwhile waits in the engine, bounded. Idle, a session is this object, an engine
+without a buffer and a stream; no task, no timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
+from iems.imap.grammar import Bad, Refused
+from iems.imapd import commands
+from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, State, Updates
+from iems.imapd.services import Services
+from iems.imapd.view import View
+from iems.net.stream import Stream
+
+#: Received and not yet consumed while a command runs: above this, the peer waits.
+INPUT_HIGH = 256 * 1024
+#: Sent and not yet taken by the kernel: above this, FETCH waits.
+OUTPUT_HIGH = 256 * 1024
+
+_CODES = {
+    "": "",
+    "OVERQUOTA": "[OVERQUOTA] ",
+    "TRYCREATE": "[TRYCREATE] ",
+    "ALREADYEXISTS": "[ALREADYEXISTS] ",
+    "NONEXISTENT": "[NONEXISTENT] ",
+    "CANNOT": "[CANNOT] ",
+    "LIMIT": "[LIMIT] ",
+    "INUSE": "[INUSE] ",
+    "NOPERM": "[NOPERM] ",
+    "READ-ONLY": "[READ-ONLY] ",
+}
+
+
+class Session:
+    """See the module. `services` is what all sessions of a worker share."""
+
+    __slots__ = (
+        "_drained",
+        "_paused",
+        "_pushing",
+        "_waiting",
+        "account",
+        "active_s",
+        "appending",
+        "closing",
+        "corked",
+        "enabled",
+        "engine",
+        "expecting",
+        "failures",
+        "greeted",
+        "idling",
+        "leaving",
+        "number",
+        "running",
+        "services",
+        "stream",
+        "view",
+    )
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.engine = Engine(commands.COMMANDS, services.limits, commands.SHORTCUT)
+        self.stream: Stream = None  # type: ignore[assignment]
+        self.account: Any = None
+        self.number = 0  # of the account; 0 before login
+        self.view: View | None = None
+        self.running: asyncio.Task[None] | None = None
+        self.expecting: Callable[[bytes], None] | None = None
+        self.idling = False
+        self.appending: Any = None
+        self.enabled: frozenset[bytes] = frozenset()
+        self.failures = 0
+        self.greeted = False
+        self.closing = False
+        self.leaving: bytes | None = None  # the BYE to send once the running command is done
+        self.active_s = services.now()
+        self._drained: asyncio.Future[None] | None = None
+        self.corked = False
+        self._paused = False
+        self._pushing = False
+        self._waiting = False  # for the peer to take output, before the next command
+
+    # ------------------------------------------------------------------ life
+
+    def connect(self, sock: socket.socket, implicit_tls: bool) -> None:
+        """Start on an accepted socket; the greeting follows, after the handshake with implicit TLS."""
+        tls = self.services.tls if implicit_tls else None
+        self.stream = Stream(self.services.loop, sock, self, tls=tls)
+        if tls is None:
+            self.greet()
+
+    def greet(self) -> None:
+        """The greeting, with the capabilities of this state."""
+        text = b"* OK [CAPABILITY %b] %b IEMS ready\r\n" % (
+            commands.capabilities(self),
+            self.services.hostname.encode("ascii", "replace"),
+        )
+        self.greeted = True
+        self.stream.send(text)
+
+    def tls_ready(self) -> None:
+        """A handshake ended: implicit TLS still owes the greeting, after STARTTLS there is none (RFC 3501 6.2.1)."""
+        self.active_s = self.services.now()
+        self.services.count("tls_total")
+        if not self.greeted:
+            self.greet()
+
+    @property
+    def peer_ip(self) -> str:
+        """The client's address, "" if unknown."""
+        return self.stream.peer[0] if self.stream.peer else ""
+
+    @property
+    def may_login(self) -> bool:
+        """Whether a password may come over this connection as it is (config `auth.plaintext`)."""
+        if self.stream.secure:
+            return True
+        plaintext = self.services.plaintext
+        if plaintext == "loopback":
+            ip = self.peer_ip
+            return ip.startswith("127.") or ip in ("::1", "::ffff:127.0.0.1")
+        return plaintext == "always"
+
+    def connection_lost(self, cause: Exception | None) -> None:
+        """The stream is gone."""
+        self.closing = True
+        self.deselect()
+        if self.running is not None:
+            self.running.cancel()
+        if self._drained is not None and not self._drained.done():
+            self._drained.cancel()
+        if self.appending is not None:
+            self.appending.abandon()
+            self.appending = None
+        self.services.gone(self)
+
+    def eof_received(self) -> None:
+        """The peer sends no more: what it asked is still answered, then we close."""
+        if self.running is None:
+            self.close()
+        else:
+            self.leaving = b""
+
+    def close(self) -> None:
+        """Close when all output is flushed."""
+        self.closing = True
+        self.engine.state = State.LOGOUT
+        self._uncork()
+        self.stream.close()
+
+    def bye(self, reason: str) -> None:
+        """End the session with BYE: at once if nothing runs, else after the running command."""
+        line = b"* BYE " + reason.encode("ascii", "replace") + b"\r\n"
+        if self.running is not None or self.closing:
+            self.leaving = line
+        else:
+            self.stream.send(line)
+            self.close()
+
+    # ------------------------------------------------------------------ input
+
+    def data_received(self, data: memoryview) -> None:
+        """Octets from the peer."""
+        self.active_s = self.services.now()
+        engine = self.engine
+        engine.feed(data)
+        if self.running is None and not self._waiting:
+            self.pump()
+        elif engine.buffered > INPUT_HIGH and not self._paused:
+            self._paused = True
+            self.stream.pause_reading()
+
+    def pump(self) -> None:
+        """Run what the engine has, until a command has to wait or the input ends."""
+        engine = self.engine
+        while self.running is None and not self.closing:
+            if self.stream.pending_out > OUTPUT_HIGH and self._must_wait():
+                return
+            event = engine.next_event()
+            if event is NEED_DATA:
+                if engine.has_output:
+                    self.stream.send(engine.take_output())
+                break
+            if not self.corked and engine.pipelined:
+                self.corked = True
+                self.stream.cork()
+            if engine.has_output:
+                self.stream.send(engine.take_output())
+            kind = type(event)
+            if kind is Command:
+                self._run(event)  # type: ignore[arg-type]
+            elif kind is Content:
+                self._offer(event)  # type: ignore[arg-type]
+            elif kind is Line:
+                expecting, self.expecting = self.expecting, None
+                if expecting is not None:
+                    expecting(event.text)  # type: ignore[union-attr]
+            else:
+                assert isinstance(event, Close)
+                self.services.log("imap-closed", peer=self.peer_ip, reason=event.reason)
+                self.close()
+            if engine.has_output:
+                self.stream.send(engine.take_output())
+        self._uncork()
+
+    def _must_wait(self) -> bool:
+        """Whether the peer takes its responses so slowly that its next command has to wait."""
+        self._uncork()
+        self._waiting = self.stream.pending_out > OUTPUT_HIGH
+        return self._waiting
+
+    def _uncork(self) -> None:
+        if self.corked:
+            self.corked = False
+            self.stream.uncork()
+
+    def expect(self, handler: Callable[[bytes], None], prompt: bytes | None) -> None:
+        """The next line goes to `handler` instead of being a command; `prompt` is sent as a continuation request."""
+        self.expecting = handler
+        self.engine.expect_line(prompt)
+
+    # ------------------------------------------------------------------ commands
+
+    def _run(self, command: Command) -> None:
+        if self.appending is not None and command.spec.stream is None:
+            self.appending.abandon()  # the command it came with was cut off by BAD
+            self.appending = None
+        try:
+            result = command.spec.run(self, command)
+        except Exception as fault:
+            result = self._fault(command, fault)
+        if result is None:
+            return
+        if isinstance(result, bytes):
+            self.finish(command, result)
+        else:
+            self.start(command, result)
+
+    def start(self, command: Command, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
+        """Run the rest of a command as a task; its result is the tagged reply."""
+        self.running = self.services.loop.create_task(self._drive(command, coroutine))
+
+    async def _drive(self, command: Command, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
+        try:
+            result = await coroutine
+        except asyncio.CancelledError:
+            self.running = None
+            return
+        except Exception as fault:
+            result = self._fault(command, fault)
+        self.running = None
+        self.active_s = self.services.now()
+        if self.closing:
+            return
+        if result is not None:
+            self.finish(command, result)
+        if self.leaving is not None:
+            self.stream.send(self.leaving)
+            self.close()
+            return
+        self.pump()
+        self._take_input()
+
+    def _take_input(self) -> None:
+        """Read on after `INPUT_HIGH`, once what was there is done."""
+        if self._paused and self.running is None and not self._waiting and not self.closing:
+            self._paused = False
+            self.stream.resume_reading()
+
+    def _fault(self, command: Command, fault: Exception) -> bytes:
+        """The tagged reply for what went wrong; only refusals meant for the client say more than that it did."""
+        if isinstance(fault, Bad):
+            return b"BAD " + str(fault).encode("ascii", "replace")
+        if isinstance(fault, Refused):
+            return b"NO " + str(fault).encode("ascii", "replace")
+        if isinstance(fault, StoreUnavailable | DirectoryUnavailable):
+            self.services.log("imap-unavailable", command=command.spec.name, cause=str(fault))
+            return b"NO [UNAVAILABLE] Not possible at the moment; try again later"
+        if isinstance(fault, StoreError):
+            code = _CODES.get(fault.code, "[CANNOT] ")
+            return b"NO " + (code + str(fault)).encode("ascii", "replace")
+        if isinstance(fault, SpoolFull):
+            return b"NO [UNAVAILABLE] No room at the moment; try again later"
+        if isinstance(fault, SpoolError):
+            self.services.log("imap-unavailable", command=command.spec.name, cause=str(fault))
+            return b"NO [UNAVAILABLE] Could not be stored; try again later"
+        self.services.error(f"{command.spec.name.decode()} failed", fault)
+        return b"NO [SERVERBUG] Internal error"
+
+    def finish(self, command: Command, reply: bytes) -> None:
+        """Send the updates allowed now, then the tagged reply."""
+        view = self.view
+        updates = command.spec.updates
+        if view is not None and updates:
+            # Sequence numbers in commands already on their way count by what their sender knew.
+            expunges = bool(updates & Updates.EXPUNGES) and not self.engine.pipelined
+            self.refresh(bool(updates & Updates.CHECK))
+            if self.closing:
+                return
+            self.stream.send(view.updates(expunges) + command.tag + b" " + reply + b"\r\n")
+        else:
+            self.stream.send(command.tag + b" " + reply + b"\r\n")
+
+    def refresh(self, check: bool = True) -> None:
+        """Bring the view up to date. check: ask the store's index even if nothing was pushed."""
+        view = self.view
+        if view is None:
+            return
+        reader = self.services.reader
+        if not view.stale:
+            if not check:
+                return
+            mailbox = reader.mailbox_by_id(self.number, view.mailbox_id)
+            if mailbox is not None and mailbox.highestmodseq == view.modseq:
+                return
+        view.stale = False
+        changed, vanished, mailbox = reader.changes(self.number, view.mailbox_id, view.modseq)
+        if mailbox is None:
+            self.deselect()
+            self.stream.send(b"* BYE The selected mailbox was deleted\r\n")
+            self.close()
+            return
+        view.absorb(changed, vanished, mailbox)
+
+    def send(self, data: bytes) -> None:
+        """Send octets of a response."""
+        self.stream.send(data)
+
+    def writable(self) -> None:
+        """The stream's output is with the kernel."""
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None
+        if self._waiting:
+            self._waiting = False
+            if self.running is None:
+                self.pump()
+                self._take_input()
+
+    async def room(self) -> None:
+        """Wait while the peer takes its responses slowly; gives other sessions a turn in any case."""
+        if self.stream.pending_out > OUTPUT_HIGH:
+            self._uncork()
+            if self.stream.pending_out > OUTPUT_HIGH:
+                self._drained = self.services.loop.create_future()
+                await self._drained
+                self.active_s = self.services.now()
+                return
+        await asyncio.sleep(0)
+
+    # ------------------------------------------------------------------ states
+
+    def logged_in(self, account: Any) -> None:
+        """Authentication succeeded."""
+        self.account = account
+        self.number = account.number
+        self.engine.state = State.AUTHENTICATED
+        self.services.know(account)
+
+    def select(self, view: View) -> None:
+        """`view` becomes the selected mailbox."""
+        self.view = view
+        self.engine.state = State.SELECTED
+        view.condstore = b"CONDSTORE" in self.enabled
+        self.services.store.watch(self.number, view.mailbox_id, self._changed)
+
+    def deselect(self) -> None:
+        """No mailbox is selected any more."""
+        view, self.view = self.view, None
+        if view is not None:
+            self.services.store.unwatch(self.number, view.mailbox_id, self._changed)
+        if self.engine.state == State.SELECTED:
+            self.engine.state = State.AUTHENTICATED
+
+    def want_modseq(self) -> None:
+        """The client used CONDSTORE (RFC 7162 3.1): it is told of mod-sequences from now on."""
+        self.enabled |= {b"CONDSTORE"}
+        if self.view is not None:
+            self.view.condstore = True
+
+    def _changed(self, modseq: int) -> None:
+        """The store pushed a change of the selected mailbox."""
+        view = self.view
+        if view is None:
+            return
+        if modseq and modseq <= view.modseq:
+            return
+        view.stale = True
+        if self.idling and not self._pushing:
+            self._pushing = True
+            self.services.loop.call_soon(self._push)
+
+    def _push(self) -> None:
+        """Tell an idling client what is new (RFC 2177)."""
+        self._pushing = False
+        if self.idling and self.view is not None and not self.closing:
+            self.refresh(False)
+            if self.view is not None:
+                text = self.view.updates(True)
+                if text:
+                    self.stream.send(text)
+
+    # ------------------------------------------------------------------ content
+
+    def _offer(self, offer: Content) -> None:
+        """A command wants to send content (APPEND)."""
+        from iems.imapd.commands import append
+
+        append.offered(self, offer)

@@ -211,6 +211,15 @@ class Smtpd(Section):
     ] = 300.0
     max_errors: Annotated[int, Meta(ge=1, description="Refused commands after which a session gets 421.")] = 20
     vrfy: Annotated[bool, Meta(description="Whether VRFY answers with what it knows instead of 252.")] = False
+    qualify: Annotated[
+        bool, Meta(description="Whether an address without a domain gets the primary domain; else it is refused.")
+    ] = True
+    content_line_octets: Annotated[
+        int, Meta(ge=0, description="Longest line of content taken; RFC 5321 4.5.3.1.6 asks for 1000. 0: no limit.")
+    ] = 1_000_000
+    content_deadline_s: Annotated[
+        float, Meta(gt=0, description="Longest time the content of one message may take, however steadily it comes.")
+    ] = 3600.0
 
 
 class Preprocessor(Section):

@@ -160,7 +160,7 @@ class Hello(Struct, frozen=True):
 
 
 class Begin(Struct, frozen=True):
-    """Content is about to come: the answer is START_CONTENT, given together with a sink by `begin`."""
+    """Content is about to come: the answer is START_CONTENT, once `transaction.sink` is set."""
 
     chunked: bool
 
@@ -214,6 +214,7 @@ class Engine:
         "draining",
         "errors",
         "idle_commands",
+        "refused",
         "settings",
         "state",
         "transaction",
@@ -229,6 +230,8 @@ class Engine:
         self.draining = False
         self.errors = 0
         self.idle_commands = 0
+        #: The refusal of the content read last, for whoever keeps a log; he sets it back to None.
+        self.refused: Reply | None = None
         self._event: Any = None
         self._exchange: list[Any] | None = None
         self._input: bytes | memoryview = b""
@@ -328,17 +331,14 @@ class Engine:
                 return event  # type: ignore[no-any-return]
         return NEED_DATA
 
-    def reply(self, reply: Reply, sink: Sink | None = None) -> None:
-        """Answer the event given last. For Begin, START_CONTENT comes with the sink the content goes to."""
+    def reply(self, reply: Reply) -> None:
+        """Answer the event given last. Before START_CONTENT the transaction gets the sink that its content goes to."""
         event = self._event
         if event is None:
             return  # the session ended meanwhile
         self._event = None
         self.waiting = False
         settle = _SETTLE[type(event)]
-        if sink is not None:
-            assert self.transaction is not None
-            self.transaction.sink = sink
         settle(self, event, reply)
         if self.draining and self.state < _MAIL:
             self.close(replies.SHUTTING_DOWN)
@@ -742,6 +742,7 @@ class Engine:
                 verdict = replies.CONTENT_LINE_TOO_LONG
             else:
                 return transaction
+        self.refused = verdict
         self._content_done(transaction, verdict)
         if self.draining and self.state is _READY:
             self.close(replies.SHUTTING_DOWN)

@@ -1,0 +1,405 @@
+"""What a session's events do: look recipients up, check logins, make content durable. The only way to a 250 after content
+leads through `spool.submit`: its callback answers the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull
+from iems.model import Channel, Envelope, Reply, id_text
+from iems.smtp import received, replies
+from iems.smtp.grammar import Mail, Rcpt, rcpt
+from iems.smtpd.engine import (
+    Begin,
+    Engine,
+    Expand,
+    Hello,
+    Login,
+    Settings,
+    StartTls,
+    Transaction,
+    Verify,
+)
+from iems.smtpd.policy import SUBMISSION, Peer, Policy
+from iems.spool import Message
+
+if TYPE_CHECKING:
+    from iems.config import Config
+    from iems.directory import Authenticator, Directory, Resolution
+    from iems.log import Log
+    from iems.spool import Spool
+
+#: Resolutions remembered for the time the directory does not answer (beyond.md 3.10).
+KNOWN_RECIPIENTS = 16_384
+
+
+def settings_of(config: Config, listener: str) -> Settings:
+    """The engine's settings for a listener ("smtp", "submission", "submissions", "lmtp")."""
+    smtpd = config.smtpd
+    return Settings(
+        hostname=config.hostname.encode(),
+        banner=smtpd.banner.encode("ascii", "replace") or b"IEMS",
+        qualify=config.domain.encode() if smtpd.qualify else b"",
+        lmtp=listener == "lmtp",
+        size_limit=smtpd.size_limit,
+        max_recipients=smtpd.max_recipients,
+        max_errors=smtpd.max_errors,
+        content_line_octets=smtpd.content_line_octets,
+        normalise=smtpd.bare_lf == "normalise",
+    )
+
+
+class Session:
+    """One client: its engine and what is known of it. Whoever owns it says in `turned` what becomes of the output."""
+
+    __slots__ = (
+        "_prefix",
+        "_prefix_of",
+        "_running",
+        "engine",
+        "handlers",
+        "listener",
+        "login_failures",
+        "peer",
+        "tls_offered",
+        "tls_text",
+    )
+
+    def __init__(self, handlers: Handlers, engine: Engine, listener: str, peer: Peer, tls_offered: bool) -> None:
+        self.handlers = handlers
+        self.engine = engine
+        self.listener = listener
+        self.peer = peer
+        self.tls_offered = tls_offered
+        self.tls_text = b""
+        self.login_failures = 0
+        self._running = False
+        self._prefix = b""
+        self._prefix_of: tuple[Any, ...] = ()
+
+    def turn(self) -> bytes:
+        """Let the engine work through what came, event by event; the output to send."""
+        engine = self.engine
+        handlers = self.handlers
+        actions = handlers.actions
+        self._running = True
+        while (event := engine.next_event()) is not None:
+            try:
+                reply = actions[type(event)](self, event)
+            except Exception as fault:
+                # Ours, not the client's: it may try again, and learns nothing of the cause.
+                handlers.log.error("event failed", fault)
+                handlers.count("errors_total")
+                reply = replies.LOCAL_ERROR
+            if reply is not None:
+                engine.reply(reply)
+        self._running = False
+        engine.keep()
+        transaction = engine.transaction
+        if transaction is not None and transaction.sink is not None:
+            handlers.spill(self)
+        if engine.refused is not None:
+            handlers.content_refused(self, engine.refused)
+            engine.refused = None
+        return engine.take_output()
+
+    def answer(self, reply: Reply) -> None:
+        """The reply to an event that an action answered with None."""
+        self.engine.reply(reply)
+        if not self._running:
+            self.turned(self.turn())
+
+    def turned(self, out: bytes) -> None:
+        """A turn brought about by `answer` is over."""
+        raise NotImplementedError
+
+    def received_prefix(self, utf8: bool) -> bytes:
+        """The Received line up to the id, kept while nothing in it changes."""
+        connection = self.engine.connection
+        key = (connection.helo, connection.esmtp, connection.secure, connection.user, utf8)
+        if self._prefix_of != key:
+            settings = self.engine.settings
+            protocol = received.protocol(
+                lmtp=settings.lmtp,
+                esmtp=connection.esmtp,
+                secure=connection.secure,
+                authenticated=bool(connection.user),
+                utf8=utf8,
+            )
+            self._prefix = received.prefix(
+                helo=connection.helo,
+                client_ip=self.peer.ip,
+                by=settings.hostname,
+                protocol=protocol,
+                tls=self.tls_text,
+            )
+            self._prefix_of = key
+        return self._prefix
+
+
+class Handlers:
+    """The effects of all sessions of a worker.
+
+    count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as a task of the loop.
+    `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        spool: Spool,
+        directory: Directory,
+        authenticator: Authenticator,
+        log: Log,
+        count: Callable[..., None],
+        clock_ns: Callable[[], int] = time.time_ns,
+        spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.spool = spool
+        self.directory = directory
+        self.authenticator = authenticator
+        self.log = log
+        self.count = count
+        self.clock_ns = clock_ns
+        self.pending = 0
+        self._known: dict[bytes, Resolution] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn = spawn or self._as_task
+        self.actions: dict[type, Callable[[Session, Any], Reply | None]] = {
+            Hello: self.hello,
+            Mail: self.mail,
+            Rcpt: self.rcpt,
+            Begin: self.begin,
+            Transaction: self.content,
+            Login: self.login,
+            Verify: self.verify,
+            Expand: self.expand,
+            StartTls: self.starttls,
+        }
+
+    def _as_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---------------------------------------------------------------- greeting, TLS, login
+
+    def hello(self, session: Session, event: Hello) -> Reply:
+        """EHLO, HELO, LHLO: what is on offer depends on TLS and on where the client is."""
+        connection = session.engine.connection
+        connection.starttls = session.tls_offered and not connection.secure
+        connection.mechanisms = self.policy.mechanisms(session.listener, session.peer, connection.secure)
+        return replies.OK
+
+    def starttls(self, session: Session, event: StartTls) -> Reply:
+        """STARTTLS: the worker begins the handshake once this is sent."""
+        return replies.TLS_READY
+
+    def login(self, session: Session, event: Login) -> None:
+        """AUTH: the password is checked in a thread."""
+        self.pending += 1
+        self._spawn(self._login(session, event))
+
+    async def _login(self, session: Session, event: Login) -> None:
+        ip = session.peer.ip
+        try:
+            account = await self.authenticator.check(event.login, event.password, ip)
+        except DirectoryUnavailable:
+            reply = replies.AUTH_UNAVAILABLE
+        except Exception as fault:
+            self.log.error("login failed", fault)
+            reply = replies.AUTH_UNAVAILABLE
+        else:
+            if account is None:
+                session.login_failures += 1
+                self.count("logins_failed_total")
+                self.log.event("login-failed", login=event.login, client=ip, listener=session.listener)
+                reply = replies.BAD_CREDENTIALS
+                if session.login_failures >= self.policy.max_login_failures:
+                    reply = replies.TOO_MANY_LOGIN_FAILURES
+            else:
+                session.engine.connection.user = account.address
+                self.count("logins_total")
+                self.log.event("login", login=account.address, client=ip, listener=session.listener)
+                reply = replies.AUTHENTICATED
+        self.pending -= 1
+        session.answer(reply)
+
+    # ---------------------------------------------------------------- envelope
+
+    def mail(self, session: Session, mail: Mail) -> Reply:
+        """MAIL: on the submission ports only after a login."""
+        if session.listener in SUBMISSION:
+            connection = session.engine.connection
+            if not connection.user:
+                return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
+        return replies.SENDER_OK
+
+    def rcpt(self, session: Session, rcpt: Rcpt) -> Reply:
+        """RCPT: known here, or relayed for those who may."""
+        path = rcpt.path
+        try:
+            found = self.resolve(path.address)
+        except DirectoryUnavailable:
+            return self._refused(session, path.original, replies.DIRECTORY_AWAY)
+        if found.ours or self.policy.may_relay(session.peer, session.engine.connection.user):
+            if found.exists:
+                return replies.RECIPIENT_OK
+            return self._refused(session, path.original, found.reply or replies.NO_SUCH_USER)
+        return self._refused(session, path.original, replies.RELAYING_DENIED)
+
+    def resolve(self, address: bytes) -> Resolution:
+        """The directory's answer; a remembered one while it is away. Raises DirectoryUnavailable."""
+        try:
+            found = self.directory.resolve(address)
+        except DirectoryUnavailable:
+            known = self._known.get(address)
+            if known is None:
+                raise
+            return known
+        if address not in self._known and len(self._known) >= KNOWN_RECIPIENTS:
+            self._known.clear()
+        self._known[address] = found
+        return found
+
+    def _refused(self, session: Session, recipient: bytes, reply: Reply) -> Reply:
+        self.count("recipients_refused_total")
+        transaction = session.engine.transaction
+        self.log.event(
+            "refused",
+            None,
+            recipient,
+            reverse_path=transaction.mail.path.address if transaction is not None else b"",
+            client=session.peer.ip,
+            reply=f"{reply.code} {reply.status} {reply.text}",
+        )
+        return reply
+
+    def verify(self, session: Session, event: Verify) -> Reply:
+        """VRFY: 252 unless the settings open it; then only what RCPT would tell."""
+        if not self.policy.vrfy:
+            return replies.CANNOT_VERIFY
+        argument = event.argument if event.argument[:1] == b"<" else b"<" + event.argument + b">"
+        read = rcpt(b"TO:" + argument, session.engine.settings.qualify)
+        if isinstance(read, Reply):
+            return read
+        try:
+            found = self.resolve(read.path.address)
+        except DirectoryUnavailable:
+            return replies.DIRECTORY_AWAY
+        if not found.ours:
+            return replies.CANNOT_VERIFY
+        return replies.VERIFIED if found.exists else (found.reply or replies.NO_SUCH_USER)
+
+    def expand(self, session: Session, event: Expand) -> Reply:
+        """EXPN: members of a list are nobody's business (RFC 5321 7.3)."""
+        return replies.NO_EXPANSION
+
+    # ---------------------------------------------------------------- content
+
+    def begin(self, session: Session, event: Begin) -> Reply:
+        """DATA or the first BDAT: a place for the content."""
+        transaction = session.engine.transaction
+        assert transaction is not None
+        try:
+            transaction.sink = self.spool.new_content()
+        except SpoolFull:
+            return replies.SYSTEM_FULL
+        except SpoolError as fault:
+            self.log.error("no place for content", fault)
+            return replies.LOCAL_ERROR
+        return replies.START_CONTENT
+
+    def spill(self, session: Session) -> None:
+        """After content came in: large content goes to a file; without room the message is refused at its end."""
+        transaction = session.engine.transaction
+        assert transaction is not None
+        content: Any = transaction.sink
+        try:
+            content.check_spill()
+        except SpoolFull:
+            session.engine.refuse_content(replies.SYSTEM_FULL)
+        except SpoolError as fault:
+            self.log.error("content can't be kept", fault)
+            session.engine.refuse_content(replies.LOCAL_ERROR)
+
+    def content(self, session: Session, transaction: Transaction) -> None:
+        """All content is here: make it durable, then answer."""
+        connection = session.engine.connection
+        mail = transaction.mail
+        recipients = transaction.recipients
+        now_ns = self.clock_ns()
+        message_id = self.spool.new_id()
+        text = id_text(message_id)
+        line = received.line(
+            session.received_prefix(mail.smtputf8),
+            text,
+            recipients[0].original if len(recipients) == 1 else b"",
+            now_ns // 1_000_000_000,
+        )
+        decoder = transaction.decoder
+        size = decoder.octets + len(line)
+        # Content says what it is better than a client that gave no BODY.
+        body = mail.body or int(decoder.eight_bit)
+        envelope = Envelope(
+            Channel.SMTPD,
+            mail.path.address,
+            recipients,
+            now_ns,
+            size,
+            session.peer.ip,
+            connection.helo,
+            connection.user,
+            body,
+            mail.smtputf8,
+            mail.ret,
+            mail.envid,
+            b"",
+            decoder.dot_free,
+        )
+        content = transaction.sink
+
+        def done(fault: SpoolError | None) -> None:
+            self.pending -= 1
+            session.answer(self._accepted(message_id, text, envelope, fault))
+
+        self.spool.submit(Message(message_id, envelope, [line, content], []), done)
+        # The spool's from here on; until now the engine would have dropped it.
+        transaction.sink = None
+        self.pending += 1
+
+    def _accepted(self, message_id: bytes, text: str, envelope: Envelope, fault: SpoolError | None) -> Reply:
+        if fault is not None:
+            self.count("messages_refused_total")
+            self.log.error("message not accepted", fault, message_id)
+            return replies.SYSTEM_FULL if isinstance(fault, SpoolFull) else replies.LOCAL_ERROR
+        self.count("messages_accepted_total")
+        self.count("octets_in_total", envelope.size)
+        recipients = envelope.recipients
+        self.log.event(
+            "accepted",
+            message_id,
+            recipients[0].address if len(recipients) == 1 else None,
+            reverse_path=envelope.reverse_path.decode("utf-8", "backslashreplace"),
+            recipients=len(recipients),
+            size=envelope.size,
+            client=envelope.client_ip,
+            user=envelope.auth,
+        )
+        return replies.queued(text)
+
+    def content_refused(self, session: Session, reply: Reply) -> None:
+        """The engine refused content (size, bare line ends, no room): leave a trace."""
+        self.count("messages_refused_total")
+        self.log.event(
+            "refused",
+            client=session.peer.ip,
+            reply=f"{reply.code} {reply.status} {reply.text}",
+            what="content",
+        )

@@ -1,0 +1,67 @@
+"""Who may do what in a session: relay, log in, see VRFY answers. Decisions only, from settings and addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from iems.config import Config
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: Listeners where mail is submitted: no MAIL without a login (RFC 6409 4.3).
+SUBMISSION = frozenset(("submission", "submissions"))
+MECHANISMS = (b"PLAIN", b"LOGIN")
+
+
+class Peer(Struct, frozen=True):
+    """What the address of a client tells. ip: "" if it has none (it has gone already)."""
+
+    ip: str
+    loopback: bool
+    trusted: bool
+
+
+class Policy:
+    """The settings that decide, in a form that answers fast."""
+
+    def __init__(self, config: Config) -> None:
+        self._trusted = [_network(text) for text in config.smtpd.trusted_networks]
+        self._plaintext = config.auth.plaintext
+        self.limit_loopback = config.smtpd.limit_loopback
+        self.vrfy = config.smtpd.vrfy
+        self.max_login_failures = config.auth.max_failures
+
+    def peer(self, ip: str) -> Peer:
+        """The client at an address as the socket gives it (an IPv4 client of an IPv6 socket counts as IPv4)."""
+        try:
+            address = ipaddress.ip_address(ip.partition("%")[0])
+        except ValueError:
+            return Peer("", False, False)
+        mapped = getattr(address, "ipv4_mapped", None)
+        address = mapped or address
+        trusted = any(address in network for network in self._trusted if network.version == address.version)
+        return Peer(str(address), address.is_loopback, trusted)
+
+    def limited(self, peer: Peer) -> bool:
+        """Whether limits, delays and tarpits act on this client: on loopback only if the settings say so."""
+        return self.limit_loopback or not peer.loopback
+
+    def mechanisms(self, listener: str, peer: Peer, secure: bool) -> tuple[bytes, ...]:
+        """The AUTH mechanisms on offer: a password is taken over TLS, or from where `auth.plaintext` allows it."""
+        if listener == "lmtp":
+            return ()
+        if secure or self._plaintext == "always" or (self._plaintext == "loopback" and peer.loopback):
+            return MECHANISMS
+        return ()
+
+    def may_relay(self, peer: Peer, user: str) -> bool:
+        """Whether mail for others' domains is taken (design.md 9: loopback is not trusted by itself)."""
+        return bool(user) or peer.trusted
+
+
+def _network(text: str) -> _Network:
+    return ipaddress.ip_network(text, strict=False)

@@ -1,0 +1,327 @@
+"""Sockets, timers and draining of smtpd: everything between the loop and the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+from typing import TYPE_CHECKING
+
+from iems.directory import Authenticator, Directory
+from iems.model import Reply
+from iems.net.stream import Server, Stream, serve
+from iems.smtp import replies
+from iems.smtpd import handlers
+from iems.smtpd.engine import Engine, Settings, State
+from iems.smtpd.policy import Policy
+from iems.spool import Spool
+
+if TYPE_CHECKING:
+    from iems.master.child import WorkerContext
+
+LISTENERS = ("smtp", "submission", "submissions", "lmtp")
+#: Unread input of a session that waits for an answer, and output a client does not take, above which it is not read.
+BACKLOG_OCTETS = 65_536
+#: Descriptors kept free for segments, index and log.
+SPARE_DESCRIPTORS = 64
+TICK_S = 1.0
+LOOK_S = 30.0
+
+
+class Session(handlers.Session):
+    """One connection: handler of its stream."""
+
+    __slots__ = ("_paused", "content_until", "deadline", "eof", "stream", "tick", "worker")
+
+    def __init__(self, worker: Worker, sock: socket.socket, listener: str) -> None:
+        ctx = worker.ctx
+        implicit = listener == "submissions"
+        self.worker = worker
+        self.eof = False
+        self._paused = False
+        self.content_until = 0.0
+        stream = Stream(ctx.loop, sock, self, tls=ctx.tls if implicit else None)
+        self.stream = stream
+        peer = worker.policy.peer(stream.peer[0] if stream.peer else "")
+        engine = Engine(worker.settings[listener])
+        super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit)
+        self.deadline = worker.now + worker.line_timeout_s
+        self.tick = 0
+        if not implicit:
+            self._greet()
+
+    def _greet(self) -> None:
+        self.engine.greet()
+        self.stream.send(self.engine.take_output())
+
+    # ---------------------------------------------------------------- called by the stream
+
+    def data_received(self, view: memoryview) -> None:
+        """Octets came: let the engine work through them."""
+        engine = self.engine
+        engine.feed(view)
+        if engine.waiting:
+            engine.keep()
+            if engine.backlog > BACKLOG_OCTETS:
+                self._pause()
+        else:
+            self.turned(self.turn())
+
+    def eof_received(self) -> None:
+        """The client sends no more: it still gets the answer it waits for."""
+        self.eof = True
+        if not self.engine.waiting:
+            self.engine.end()
+            self.stream.close()
+
+    def connection_lost(self, cause: Exception | None) -> None:
+        """The connection is gone; a message handed to the spool is accepted all the same."""
+        self.engine.end()
+        self.worker.session_over(self)
+
+    def writable(self) -> None:
+        """The client took what we sent."""
+        self._resume()
+
+    def tls_ready(self) -> None:
+        """The handshake is done: greet (implicit TLS), or wait for a new EHLO."""
+        engine = self.engine
+        self.worker.ctx.count("tls_total")
+        tls = self.stream.sslobj
+        if tls is not None:
+            cipher = tls.cipher()
+            self.tls_text = f"{tls.version()} with cipher {cipher[0] if cipher else 'unknown'}".encode()
+        engine.tls_started()
+        if self.listener == "submissions" and not engine.closed:
+            engine.greet()
+        self.stream.send(engine.take_output())
+        if engine.closed:
+            self.stream.close()
+
+    # ---------------------------------------------------------------- the engine's turn
+
+    def turned(self, out: bytes) -> None:
+        """Send what a turn gave, then close, start TLS or wait on."""
+        engine = self.engine
+        worker = self.worker
+        stream = self.stream
+        if out:
+            stream.send(out)
+            if stream.pending_out > BACKLOG_OCTETS:
+                self._pause()
+        state = engine.state
+        if state is State.CLOSED:
+            self.deadline = worker.now + worker.line_timeout_s
+            stream.close()
+        elif state is State.TLS:
+            assert worker.ctx.tls is not None
+            stream.start_tls(worker.ctx.tls)
+        elif self.eof and not engine.waiting:
+            engine.end()
+            stream.close()
+        else:
+            self._set_deadline(engine, state, bool(out))
+            if self._paused and not engine.waiting:
+                self._resume()
+
+    def _set_deadline(self, engine: Engine, state: State, moved: bool) -> None:
+        """RFC 5321 4.5.3.2: commands and blocks of content each have their time; half a command does not prolong it."""
+        worker = self.worker
+        if engine.waiting:
+            self.deadline = float("inf")
+        elif state is State.DATA or state is State.CHUNK or state is State.CHUNKS:
+            if not self.content_until:
+                self.content_until = worker.now + worker.content_deadline_s
+            self.deadline = min(worker.now + worker.data_timeout_s, self.content_until)
+        elif moved:
+            self.content_until = 0.0
+            self.deadline = worker.now + worker.line_timeout_s
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.stream.pause_reading()
+
+    def _resume(self) -> None:
+        if self._paused and not self.engine.waiting and self.stream.pending_out <= BACKLOG_OCTETS:
+            self._paused = False
+            if not self.eof:
+                self.stream.resume_reading()
+
+    # ---------------------------------------------------------------- ends that come from the worker
+
+    def timeout(self) -> None:
+        """The deadline is past."""
+        if self.engine.closed:
+            self.stream.abort()
+        else:
+            self.finish(replies.TIMEOUT)
+
+    def drain(self) -> None:
+        """Finish the transaction, then 421."""
+        self.engine.drain()
+        if self.engine.closed:
+            self._last_words()
+
+    def finish(self, reply: Reply) -> None:
+        """Say a last reply and close."""
+        self.engine.close(reply)
+        self._last_words()
+
+    def _last_words(self) -> None:
+        self.deadline = self.worker.now + 10.0
+        self.stream.send(self.engine.take_output())
+        self.stream.close()
+
+
+class Worker:
+    """A process that accepts mail."""
+
+    def __init__(self, ctx: WorkerContext) -> None:
+        config = ctx.config
+        self.ctx = ctx
+        self.policy = Policy(config)
+        self.settings: dict[str, Settings] = {
+            listener: handlers.settings_of(config, listener) for listener in LISTENERS
+        }
+        self.line_timeout_s = config.smtpd.line_timeout_s
+        self.data_timeout_s = config.smtpd.data_timeout_s
+        self.content_deadline_s = config.smtpd.content_deadline_s
+        self.max_sessions = config.smtpd.max_sessions
+        # A descriptor above this number means that they run out (the kernel gives the lowest free one).
+        self.last_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
+        self.spool = Spool.open(ctx)
+        self.directory = Directory(ctx.home / "directory")
+        self.authenticator = Authenticator(self.directory, threads=config.auth.threads)
+        self.handlers = handlers.Handlers(
+            policy=self.policy,
+            spool=self.spool,
+            directory=self.directory,
+            authenticator=self.authenticator,
+            log=ctx.log,
+            count=ctx.count,
+        )
+        self.sessions: set[Session] = set()
+        self.now = ctx.loop.time()
+        self._servers: list[Server] = []
+        self._wheel: dict[int, set[Session]] = {}
+        self._tick = 0
+        self._ticking: asyncio.TimerHandle | None = None
+        self._idle: asyncio.Event = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        refusal = replies.wire(replies.TOO_MANY_SESSIONS)
+        for listener in LISTENERS:
+            for sock in self.ctx.sockets.get(listener, ()):
+                self._servers.append(
+                    serve(
+                        self.ctx.loop,
+                        sock,
+                        lambda sock, listener=listener: self._accepted(sock, listener),
+                        b"" if listener == "submissions" else refusal,
+                    )
+                )
+
+    def _accepted(self, sock: socket.socket, listener: str) -> None:
+        ctx = self.ctx
+        ctx.count("sessions_total")
+        ctx.count("sessions_now")
+        full = sock.fileno() >= self.last_descriptor
+        if full or (self.max_sessions and ctx.total("sessions_now") > self.max_sessions):
+            ctx.count("sessions_now", -1)
+            ctx.count("sessions_refused_total")
+            _turn_away(sock, listener)
+            return
+        if not self._ticking:
+            self.now = ctx.loop.time()
+            self._ticking = ctx.loop.call_later(TICK_S, self._turn)
+        try:
+            session = Session(self, sock, listener)
+        except Exception:
+            ctx.count("sessions_now", -1)
+            raise
+        self.sessions.add(session)
+        self._place(session)
+
+    def session_over(self, session: Session) -> None:
+        """A connection is gone."""
+        if session in self.sessions:
+            self.sessions.remove(session)
+            slot = self._wheel.get(session.tick)
+            if slot is not None:
+                slot.discard(session)
+            self.ctx.count("sessions_now", -1)
+            if not self.sessions:
+                self._idle.set()
+
+    # ---------------------------------------------------------------- deadlines
+
+    # A session moves its deadline by an assignment; the wheel looks at it only when its old slot comes round.
+
+    def _place(self, session: Session) -> None:
+        # A deadline may also move closer, so nobody is left alone for longer than LOOK_S.
+        wait_s = min(session.deadline - self.now, LOOK_S)
+        session.tick = self._tick + max(1, int(wait_s / TICK_S))
+        self._wheel.setdefault(session.tick, set()).add(session)
+
+    def _turn(self) -> None:
+        self.now = self.ctx.loop.time()
+        self._tick += 1
+        for session in list(self._wheel.pop(self._tick, ())):
+            if session.deadline <= self.now:
+                session.timeout()
+            if session in self.sessions:
+                self._place(session)
+        if self.sessions:
+            self._ticking = self.ctx.loop.call_later(TICK_S, self._turn)
+        else:
+            # Nobody is here: no wake-ups until the next client comes.
+            self._ticking = None
+            self._wheel.clear()
+
+    # ---------------------------------------------------------------- the end
+
+    def _stop_accepting(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def retire(self) -> None:
+        """Take no more clients; return when the last one is gone."""
+        self._stop_accepting()
+        while self.sessions:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take no more clients, let transactions finish, say 421; the rest is cut off at the deadline."""
+        loop = self.ctx.loop
+        until = loop.time() + deadline_s
+        self._stop_accepting()
+        for session in list(self.sessions):
+            session.drain()
+        # Leave a moment for the last 421 and for what the spool holds.
+        while self.sessions and (left := until - 0.5 - loop.time()) > 0:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), left)
+        for session in list(self.sessions):
+            session.finish(replies.SHUTTING_DOWN)
+        while self.handlers.pending and loop.time() < until:
+            await asyncio.sleep(0.01)
+        for session in list(self.sessions):
+            session.stream.abort()
+        self.authenticator.close()
+        self.spool.close()
+
+
+def _turn_away(sock: socket.socket, listener: str) -> None:
+    """421 in place of the greeting."""
+    with contextlib.suppress(OSError):
+        sock.setblocking(False)
+        if listener != "submissions":  # it would be read as TLS
+            sock.send(replies.wire(replies.TOO_MANY_SESSIONS))
+        sock.shutdown(socket.SHUT_WR)
+    sock.close()

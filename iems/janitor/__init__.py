@@ -1,0 +1,1 @@
+"""The worker that keeps the home in order: recovery, reclaim, metrics."""

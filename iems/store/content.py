@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from iems.blobs import large_name, segment_name
 from iems.model import Extent, Rope
 
 SEGMENT_OCTETS = 128 << 20
@@ -20,17 +21,6 @@ _COPY_CHUNK = 1 << 20
 _COPIED_KEPT = 4_096
 #: A link is refused: other file system, other owner (protected_hardlinks), no more links, or no links at all.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
-def blob_number(name: str) -> int | None:
-    """The blob a file name stands for, None if it is another file."""
-    stem, _, suffix = name.partition(".")
-    if suffix not in ("seg", "blob") or len(stem) != 16:
-        return None
-    try:
-        return int(stem, 16)
-    except ValueError:
-        return None
 
 
 def sync_folder(path: Path) -> None:
@@ -54,10 +44,12 @@ class Content:
         spool: Path,
         *,
         copy_always: bool = False,
+        number: int = 0,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.folder = folder
-        self._sources = ((spool / "segments", ".seg"), (spool / "large", ".blob"))
+        self._number = number
+        self._sources = ((spool / "segments", segment_name), (spool / "large", large_name))
         self._copy_always = copy_always
         self._now_ms = now_ms
         self._copied: OrderedDict[Extent, Extent] = OrderedDict()
@@ -73,15 +65,15 @@ class Content:
         missing: set[int] = set()
         linked = False
         for blob in blobs:
-            name = f"{blob:016x}"
-            for folder, suffix in self._sources:
+            for folder, name_of in self._sources:
+                name = name_of(blob)
                 try:
                     if self._copy_always:
-                        if (folder / (name + suffix)).exists():
+                        if (folder / name).exists():
                             copy.add(blob)
                             break
                         continue
-                    os.link(folder / (name + suffix), self.folder / (name + suffix))
+                    os.link(folder / name, self.folder / name)
                     linked = True
                     break
                 except FileExistsError:
@@ -96,7 +88,7 @@ class Content:
                     copy.add(blob)
                     break
             else:
-                if any((self.folder / (name + suffix)).exists() for _, suffix in self._sources):
+                if self.path(blob) is not None:
                     linked = True
                 else:
                     missing.add(blob)
@@ -120,9 +112,9 @@ class Content:
         return made
 
     def _copy(self, piece: Extent) -> Extent:
-        for folder, suffix in self._sources:
+        for folder, name_of in self._sources:
             try:
-                fd = os.open(folder / f"{piece.blob:016x}{suffix}", os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(folder / name_of(piece.blob), os.O_RDONLY | os.O_CLOEXEC)
                 break
             except FileNotFoundError:
                 continue
@@ -158,10 +150,12 @@ class Content:
             return
         self.seal()
         while True:
-            number = self._now_ms() << 16 & 0xFFFF_FFFF_FFFF_0000 | int.from_bytes(os.urandom(2), "big")
+            # The top bit and the partition keep our numbers apart from the spool's and from other partitions'.
+            salt = int.from_bytes(os.urandom(2), "big") & 0x3FF
+            number = 1 << 63 | (self._now_ms() & 0x7FFF_FFFF_FFFF) << 16 | (self._number & 0x3F) << 10 | salt
             try:
                 self._fd = os.open(
-                    self.folder / f"{number:016x}.seg", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+                    self.folder / segment_name(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
                 )
                 break
             except FileExistsError:
@@ -209,18 +203,16 @@ class Content:
 
     def unlink(self, blob: int) -> bool:
         """Remove our name of a blob; False if there is none."""
-        for suffix in (".seg", ".blob"):
-            try:
-                os.unlink(self.folder / f"{blob:016x}{suffix}")
-                return True
-            except FileNotFoundError:
-                continue
-        return False
+        path = self.path(blob)
+        if path is None:
+            return False
+        path.unlink()
+        return True
 
     def path(self, blob: int) -> Path | None:
         """Our file of a blob."""
-        for suffix in (".seg", ".blob"):
-            path = self.folder / f"{blob:016x}{suffix}"
+        for name in (segment_name(blob), large_name(blob)):
+            path = self.folder / name
             if path.exists():
                 return path
         return None

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lmdb
 import msgspec
@@ -23,7 +23,7 @@ import msgspec
 from iems.errors import IemsError, StoreError
 from iems.model import Extent, Rope
 from iems.store import keys, names, wire
-from iems.store.content import Content, blob_number, sync_folder
+from iems.store.content import Content, sync_folder
 from iems.store.reclaim import Reclaim
 from iems.store.rows import (
     BLOB_OWN,
@@ -139,7 +139,7 @@ class Partition:
         index = self.path / "index"
         index.mkdir(parents=True, exist_ok=True)
         self.content = Content(
-            self.path / "blobs", Path(spool), copy_always=copy_always, now_ms=lambda: int(clock() * 1000)
+            self.path / "blobs", Path(spool), copy_always=copy_always, number=number, now_ms=lambda: int(clock() * 1000)
         )
         self.env = lmdb.open(
             str(index), map_size=MAP_OCTETS, max_readers=MAX_READERS, sync=sync, metasync=sync, readahead=False
@@ -157,7 +157,7 @@ class Partition:
         self._missing: set[int] = set()
         self._own: set[int] = set()
         self._now = int(clock())
-        self._txn: lmdb.Transaction = None
+        self._txn: Any = None  # octets come as bytes; the binding says memoryview too
         #: (account, mailbox) -> modseq of what the last `apply` changed.
         self.touched: dict[tuple[int, int], int] = {}
         self._operations: dict[type, Callable[[Any], bytes]] = {
@@ -270,7 +270,7 @@ class Partition:
         self._commit(txn)
         return outcomes
 
-    def _commit(self, txn: lmdb.Transaction) -> None:
+    def _commit(self, txn: Any) -> None:
         try:
             txn.commit()
         except (lmdb.DiskError, lmdb.MapFullError):
@@ -404,9 +404,10 @@ class Partition:
                     raise StoreError(f"the content is missing (blob {piece.blob:016x})", "SERVERBUG")
                 octets += piece.length
             else:
-                if len(piece) > INLINE_MAX:
+                length = len(cast(bytes, piece))
+                if length > INLINE_MAX:
                     raise StoreError("an inline piece is too long", "CLIENTBUG")
-                octets += len(piece)
+                octets += length
         if octets != entry.size and not any(type(piece) is Extent and piece.codec for piece in entry.rope):
             raise StoreError("the size is not that of the rope", "CLIENTBUG")
         if entry.size > SIZE_MAX:
@@ -732,7 +733,7 @@ class Partition:
         txn = self._txn
         txn.put(keys.vanished(number, box.id, modseq), _U32.pack(self._now) + uids)
         prefix = keys.prefix(number, keys.VANISHED, box.id)
-        old = []
+        old: list[bytes] = []
         cursor = txn.cursor()
         if cursor.set_range(prefix):
             for key, value in cursor:
@@ -967,7 +968,7 @@ class Partition:
         return self._now
 
     @contextmanager
-    def transaction(self) -> Iterator[lmdb.Transaction]:
+    def transaction(self) -> Iterator[Any]:
         """A transaction of housekeeping, committed at the end; same care for caches and errors as `apply`."""
         self._now = int(self._clock())
         self.touched = {}
@@ -1021,4 +1022,4 @@ class Partition:
         self.env.close()
 
 
-__all__ = ["BUSY", "Job", "Outcome", "Partition", "PartitionBroken", "blob_number", "refused"]
+__all__ = ["BUSY", "Job", "Outcome", "Partition", "PartitionBroken", "refused"]

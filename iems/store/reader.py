@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import lmdb
 import msgspec
@@ -17,6 +17,8 @@ import numpy as np
 from msgspec import Struct
 
 from iems._native import kernel
+from iems.blobs import Blobs
+from iems.model import Extent
 from iems.store import keys
 from iems.store.rows import (
     DOT_FREE,
@@ -32,9 +34,6 @@ from iems.store.rows import (
     Row,
     decode_rope,
 )
-
-if TYPE_CHECKING:
-    from iems.blobs import Blobs
 
 _native = kernel("store")
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
@@ -77,10 +76,10 @@ class _Partition:
         self.env = env or lmdb.open(
             str(path), readonly=True, create=False, max_readers=4096, map_size=256 << 30, readahead=False
         )
-        self._txn: lmdb.Transaction | None = None
+        self._txn: Any = None  # octets come as bytes; the binding says memoryview too
 
     @contextmanager
-    def read(self) -> Iterator[lmdb.Transaction]:
+    def read(self) -> Iterator[Any]:
         """A snapshot for the length of one call; nested uses share it. The binding renews one reader slot for all."""
         if self._txn is not None:
             yield self._txn
@@ -115,8 +114,6 @@ class Reader:
     def blobs(self) -> Blobs:
         """The content behind the ropes of all partitions."""
         if self._blobs is None:
-            from iems.blobs import Blobs
-
             self._blobs = Blobs(self.blob_folders())
         return self._blobs
 
@@ -169,7 +166,7 @@ class Reader:
         return found
 
     @staticmethod
-    def _subscriptions(txn: lmdb.Transaction, account: int) -> list[str]:
+    def _subscriptions(txn: Any, account: int) -> list[str]:
         raw = txn.get(keys.subscribed(account))
         return _decode_names(raw) if raw else []
 
@@ -311,7 +308,8 @@ class Reader:
         rope_end += MESSAGE_HEAD.size
         rope = decode_rope(value[MESSAGE_HEAD.size : rope_end])
         if bits & SUMMARY_OUTSIDE:
-            summary = self._load_summary(*SUMMARY_PLACE.unpack_from(value, rope_end), envelope_end + structure_end)
+            blob, offset = SUMMARY_PLACE.unpack_from(value, rope_end)
+            summary = self._load_summary(blob, offset, envelope_end + structure_end)
         else:
             summary = value[rope_end:]
         return Row(
@@ -329,8 +327,6 @@ class Reader:
         )
 
     def _load_summary(self, blob: int, offset: int, length: int) -> bytes:
-        from iems.model import Extent
-
         return self.blobs.read([Extent(blob, offset, length)])
 
     def fetch_summaries(
@@ -372,7 +368,7 @@ class Reader:
                 if want_rows
                 else iter(())
             )
-            return _native.fetch(
+            found: tuple[bytes, int] = _native.fetch(
                 bytes(items),
                 names,
                 seqs,
@@ -386,10 +382,11 @@ class Reader:
                 max_octets,
                 recent_from,
             )
+            return found
 
     @staticmethod
     def _rows(
-        txn: lmdb.Transaction,
+        txn: Any,
         kind: int,
         account: int,
         mailbox_id: int,
@@ -403,7 +400,8 @@ class Reader:
         if walk:
             cursor = txn.cursor()
             if cursor.set_range(prefix + first.to_bytes(4, "big")):
-                return cursor.iternext()
+                rows: Iterator[tuple[bytes, bytes]] = cursor.iternext()
+                return rows
             return iter(())
 
         def pick() -> Iterator[tuple[bytes, bytes]]:

@@ -11,8 +11,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from iems.blobs import blob_number
 from iems.store import keys
-from iems.store.content import blob_number
 from iems.store.rows import BLOB_ROW, DEDUP_ROW
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Reclaim:
         partition = self._partition
         prefix = keys.head(0, keys.TRASH)
         with partition.transaction() as txn:
-            due = []
+            due: list[tuple[bytes, bytes]] = []
             cursor = txn.cursor()
             if cursor.set_range(prefix):
                 for key in cursor.iternext(values=False):
@@ -78,7 +78,7 @@ class Reclaim:
             if when > partition.now:
                 return False
             messages = keys.prefix(account, keys.MESSAGE, mailbox)
-            found = []
+            found: list[bytes] = []
             if cursor.set_range(messages):
                 for row in cursor.iternext(values=False):
                     if not row.startswith(messages) or len(found) == ROWS:
@@ -98,7 +98,7 @@ class Reclaim:
         """Unlink blobs no row names; the names go after the commit that deleted their rows."""
         partition = self._partition
         prefix = keys.head(0, keys.BLOB)
-        dead = []
+        dead: list[int] = []
         with partition.transaction() as txn:
             cursor = txn.cursor()
             seen = 0
@@ -126,7 +126,7 @@ class Reclaim:
     def _answers(self) -> bool:
         """Delete stored answers of clients that are gone."""
         partition = self._partition
-        old = []
+        old: list[bytes] = []
         with partition.transaction() as txn:
             prefix = keys.head(0, keys.ANSWER)
             cursor = txn.cursor()
@@ -144,7 +144,7 @@ class Reclaim:
     def _dedup(self) -> bool:
         """Delete dedup rows nobody forgot; origins begin with their time, so the oldest come first."""
         partition = self._partition
-        old = []
+        old: list[bytes] = []
         with partition.transaction() as txn:
             prefix = keys.head(0, keys.DEDUP)
             cursor = txn.cursor()

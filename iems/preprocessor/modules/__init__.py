@@ -1,0 +1,62 @@
+"""Modules that examine and rewrite mail between routing and the output channels.
+
+A module sees a message once per group of recipients it runs for (`matrix.Matrices`), with content, envelope and parts,
+and answers with a `Verdict`. Modules run in the order of `installed()`: what refuses comes before what rewrites, and what
+tags before what acts on tags; each sees the content the one before it left.
+
+A module must bound its own time and memory, treat what it can't read as its policy for unscannable mail says, and raise
+only for faults of ours: then the message stays in the input queue and is tried again later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+from iems.model import Envelope, Extent, Recipient, Reply, Rope
+from iems.preprocessor.route import Part
+
+
+class Work(Struct):
+    """One message on its way through the modules of one group.
+
+    envelope: of the whole message, recipients as the client gave them. parts: the recipients of this group.
+    read: octets (start, length) of the content. write: makes octets durable and gives their extent.
+    """
+
+    id: bytes
+    envelope: Envelope
+    parts: list[Part]
+    rope: Rope
+    read: Callable[[int, int], bytes]
+    write: Callable[[bytes], Awaitable[Extent]]
+
+
+class Verdict(Struct, frozen=True):
+    """What a module wants. The default is: pass on unchanged.
+
+    rope: the new content, every extent of it durable (`Work.write`). failed: recipients refused, each with the reply for
+    the sender's report. discarded: recipients that get nothing, each with the reason for the log. note: for the log.
+    """
+
+    rope: Rope | None = None
+    failed: list[tuple[Recipient, Reply]] = []
+    discarded: list[tuple[Recipient, str]] = []
+    note: str = ""
+
+
+class Module(Protocol):
+    """What `modules/NAME.py` provides."""
+
+    #: As its matrix and the log call it.
+    name: str
+
+    async def examine(self, work: Work) -> Verdict:
+        """Look at one message for one group of recipients."""
+
+
+def installed() -> tuple[Module, ...]:
+    """The modules of this system in the order they run: none yet."""
+    return ()

@@ -75,7 +75,7 @@ def mail(argument: bytes, qualify: bytes = b"") -> Mail | Reply:
     if path is None:
         return replies.UNQUALIFIED if end == _UNQUALIFIED else replies.BAD_SENDER
     if end == len(argument):
-        return Mail(path)
+        return replies.NEED_SMTPUTF8 if path.utf8 else Mail(path)
     given = _parameters(argument, end)
     if isinstance(given, Reply):
         return given

@@ -604,7 +604,11 @@ class Engine:
             self._refuse(replies.AUTH_TWICE)
             return None
         if not connection.mechanisms:
-            self._refuse(replies.AUTH_NEEDS_TLS if connection.starttls else replies.NOT_IMPLEMENTED)
+            self._refuse(
+                replies.AUTH_NEEDS_TLS
+                if connection.starttls and not self.settings.lmtp
+                else replies.NOT_IMPLEMENTED
+            )
             return None
         mechanism, _, initial = argument.partition(b" ")
         mechanism = mechanism.upper()

@@ -25,7 +25,7 @@ from iems.smtpd.engine import (
     Verify,
 )
 from iems.smtpd.policy import SUBMISSION, Peer, Policy
-from iems.spool import Message
+from iems.spool.items import Message
 
 if TYPE_CHECKING:
     from iems.config import Config
@@ -69,7 +69,9 @@ class Session:
         "tls_text",
     )
 
-    def __init__(self, handlers: Handlers, engine: Engine, listener: str, peer: Peer, tls_offered: bool) -> None:
+    def __init__(
+        self, handlers: Handlers, engine: Engine, listener: str, peer: Peer, tls_offered: bool
+    ) -> None:
         self.handlers = handlers
         self.engine = engine
         self.listener = listener

@@ -60,7 +60,9 @@ class Transcript:
             elif kind == "C:":
                 self.steps.append(("C", text.encode() + b"\r\n", number))
             elif kind == "C>":
-                self.steps.append(("C", text.encode("latin-1").decode("unicode_escape").encode("latin-1"), number))
+                self.steps.append(
+                    ("C", text.encode("latin-1").decode("unicode_escape").encode("latin-1"), number)
+                )
             elif kind in ("S:", "! ", "X:"):
                 self.steps.append((kind[0], text, number))
             else:
@@ -151,6 +153,8 @@ def _compare(transcript: Transcript, expected: list[Step], got: bytes, number: i
             at += 1
         skip = False
         assert at < len(lines), f"{transcript.path}:{number}: expected {text!r}, got nothing more"
-        assert pattern.fullmatch(lines[at]), f"{transcript.path}:{number}: expected {text!r}, got {lines[at]!r}"
+        assert pattern.fullmatch(lines[at]), (
+            f"{transcript.path}:{number}: expected {text!r}, got {lines[at]!r}"
+        )
         at += 1
     assert skip or at == len(lines), f"{transcript.path}:{number}: more output than expected: {lines[at:]!r}"

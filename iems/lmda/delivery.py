@@ -1,0 +1,189 @@
+"""One batch of local deliveries: from queue items to deliveries, from the store's answers to results.
+
+Pure but for the account look-up and the reader of contents it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec import Struct, field
+
+from iems.errors import DirectoryUnavailable
+from iems.message import summarize
+from iems.model import Extent, Outcome, Recipient, Reply, Result, rope_length
+from iems.spool.items import Item
+from iems.store.wire import Delivered, Delivery
+
+NO_SUCH_MAILBOX = Reply(550, 1, 1, "No such mailbox here")
+DISABLED = Reply(550, 2, 1, "Mailbox disabled, not accepting messages")
+FULL_FOR_NOW = Reply(452, 2, 2, "Mailbox full")
+FULL = Reply(552, 2, 2, "Mailbox full")
+TOO_LONG = Reply(550, 4, 7, "Delivery time expired")
+DIRECTORY_AWAY = Reply(451, 3, 0, "Directory not available, try again later")
+CONTENT_GONE = Reply(451, 3, 0, "Content can't be read, try again later")
+LOCAL_FAULT = Reply(451, 3, 0, "Local error, try again later")
+TOO_LARGE = Reply(552, 3, 4, "Message too large for the mailbox")
+DELIVERED = Reply(250, 1, 5, "Delivered")
+
+#: A summary for content the parser failed on: the message stays readable (BODY[]).
+_NIL_ENVELOPE = b"(NIL NIL NIL NIL NIL NIL NIL NIL NIL NIL)"
+_SIZE_MAX = 0xFFFF_FFFF
+
+
+class Account(Protocol):
+    """What is needed of a directory's account."""
+
+    number: int
+    enabled: bool
+    quota_octets: int | None
+    partition: int
+    may_receive: bool
+
+
+class Policy(Struct, frozen=True):
+    """Settings of delivery. over_quota: "defer" or "fail"; the delay doubles from retry_s to retry_max_s; lifetime_s: then it fails."""
+
+    over_quota: str = "defer"
+    retry_s: float = 60.0
+    retry_max_s: float = 3600.0
+    lifetime_s: float = 432_000.0
+
+
+class Work(Struct):
+    """One item on its way: `slots` holds for each recipient its result, or the index of its delivery in the batch."""
+
+    item: Item
+    slots: list[Result | int] = field(default_factory=list)
+
+    def results(self) -> list[Result]:
+        """The results, once all are there."""
+        return [slot for slot in self.slots if isinstance(slot, Result)]
+
+
+def fallback_summary(size: int) -> tuple[bytes, bytes]:
+    """ENVELOPE and BODYSTRUCTURE of octets nothing is known about."""
+    structure = b'("APPLICATION" "OCTET-STRING" NIL NIL NIL "BINARY" %d NIL NIL NIL NIL)' % size
+    return _NIL_ENVELOPE, structure
+
+
+def header_lines(reverse_path: bytes, address: bytes) -> bytes:
+    """What final delivery puts in front (RFC 5321 4.4). Line ends can't be in an address; if they were, they would not get through."""
+    if b"\r" in reverse_path or b"\n" in reverse_path:
+        reverse_path = b""
+    if b"\r" in address or b"\n" in address:
+        address = b""
+    return b"Return-Path: <%b>\r\nDelivered-To: %b\r\n" % (reverse_path, address)
+
+
+def delay_s(policy: Policy, attempts: int) -> float:
+    """Seconds until a deferred recipient is tried again; attempts: tries before this one."""
+    return min(policy.retry_s * 2.0 ** min(attempts, 20), policy.retry_max_s)
+
+
+class Planner:
+    """Makes deliveries of items.
+
+    account: address -> account or None; raises DirectoryUnavailable. log_error: (what, exception, id).
+    """
+
+    def __init__(
+        self,
+        account: Callable[[str], Any | None],
+        policy: Policy,
+        log_error: Callable[[str, BaseException | None, bytes], None],
+    ) -> None:
+        self._account = account
+        self._policy = policy
+        self._log_error = log_error
+
+    def summary(self, content: bytes, item: Item) -> tuple[bytes, bytes]:
+        """ENVELOPE and BODYSTRUCTURE of `content`; never fails."""
+        try:
+            return summarize(content)
+        except Exception as error:
+            # A message the parser can't take must not stay in the queue for ever: it is delivered, readable as octets.
+            self._log_error("no summary", error, item.id)
+            return fallback_summary(len(content))
+
+    def plan(
+        self, item: Item, summary: tuple[bytes, bytes] | None, age_s: float, batch: list[Delivery]
+    ) -> Work:
+        """Append the item's deliveries to `batch`. summary: None if the content can't be read; every recipient waits then."""
+        work = Work(item)
+        envelope = item.envelope
+        seen: dict[int, int] = {}
+        octets = rope_length(item.rope)
+        for recipient in envelope.recipients:
+            slot: Result | int
+            if summary is None:
+                slot = self.deferred(recipient, item, CONTENT_GONE, age_s)
+            else:
+                found = self._find(recipient, item, age_s)
+                if isinstance(found, Result):
+                    slot = found
+                elif found.number in seen:
+                    # Two of its addresses lead to one mailbox: one copy (RFC 5321 leaves it open; people expect one).
+                    slot = seen[found.number]
+                else:
+                    lines = header_lines(envelope.reverse_path, recipient.address)
+                    size = len(lines) + octets
+                    if size > _SIZE_MAX:
+                        work.slots.append(Result(recipient, Outcome.FAILED, TOO_LARGE))
+                        continue
+                    rope: list[Extent | bytes] = [lines, *item.rope]
+                    slot = seen[found.number] = len(batch)
+                    batch.append(
+                        Delivery(
+                            found.number,
+                            item.id,
+                            rope,
+                            size,
+                            envelope.received_ns // 1_000_000_000,
+                            summary[0],
+                            summary[1],
+                            "INBOX",
+                            found.partition,
+                            [],
+                            envelope.dot_free,
+                            found.quota_octets,
+                        )
+                    )
+            work.slots.append(slot)
+        return work
+
+    def _find(self, recipient: Recipient, item: Item, age_s: float) -> Any:
+        """The account, or a result if there is none to deliver to."""
+        try:
+            found = self._account(recipient.address.decode("utf-8", "surrogateescape"))
+        except DirectoryUnavailable:
+            return self.deferred(recipient, item, DIRECTORY_AWAY, age_s)
+        if found is None:
+            return Result(recipient, Outcome.FAILED, NO_SUCH_MAILBOX)
+        if not found.enabled or not found.may_receive:
+            return Result(recipient, Outcome.FAILED, DISABLED)
+        return found
+
+    def deferred(self, recipient: Recipient, item: Item, reply: Reply, age_s: float) -> Result:
+        """Try again later, unless the message has waited its whole life."""
+        if age_s >= self._policy.lifetime_s:
+            return Result(recipient, Outcome.FAILED, TOO_LONG if reply.subject != 2 else FULL)
+        return Result(recipient, Outcome.DEFERRED, reply, delay_s(self._policy, item.attempts))
+
+    def answer(self, work: Work, answers: list[Delivered], age_s: float) -> None:
+        """Fill the results of `work` from the store's answers to its deliveries."""
+        recipients = work.item.envelope.recipients
+        for index, slot in enumerate(work.slots):
+            if isinstance(slot, int):
+                work.slots[index] = self._result(recipients[index], work.item, answers[slot], age_s)
+
+    def _result(self, recipient: Recipient, item: Item, answer: Delivered, age_s: float) -> Result:
+        status = answer.status
+        if status == "ok" or status == "duplicate":
+            return Result(recipient, Outcome.DELIVERED, DELIVERED)
+        if status == "overquota":
+            if self._policy.over_quota == "fail":
+                return Result(recipient, Outcome.FAILED, FULL)
+            return self.deferred(recipient, item, FULL_FOR_NOW, age_s)
+        return self.deferred(recipient, item, LOCAL_FAULT, age_s)

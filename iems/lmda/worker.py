@@ -1,0 +1,364 @@
+"""Role `lmda`: takes LOCAL items from the spool, delivers them to the store, settles them, tells senders of failures.
+
+Several batches are on their way at once, so that content is read and summarized while the store commits the batch before. A delivery
+is one per (origin, account) in the store, so whatever is repeated after a crash is delivered once; the store
+forgets an origin only when the outcome's record is on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from iems.blobs import Blobs
+from iems.directory.directory import Directory
+from iems.errors import SpoolError, StoreUnavailable
+from iems.lmda.delivery import Planner, Policy, Work
+from iems.model import Channel, Outcome, rope_length
+from iems.spool.items import Item, Message, Settlement
+from iems.spool.spool import Spool
+from iems.store.client import StoreClient
+from iems.store.wire import Delivered, Delivery
+
+if TYPE_CHECKING:
+    from iems.master.child import WorkerContext
+
+#: Batches on their way to the store at once.
+BATCHES = 4
+#: Content above this is read and summarized in a thread.
+THREAD_OCTETS = 1 << 20
+#: A request to the store stays below this (frames are at most 16 MiB).
+REQUEST_OCTETS = 8 << 20
+#: Pauses while the store is busy or away; then the items go back to the queue.
+BUSY_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+FORGET_S = 2.0
+FORGET_PAIRS = 512
+
+
+class Worker:
+    """See the module."""
+
+    def __init__(self, ctx: WorkerContext) -> None:
+        self._ctx = ctx
+        self._loop = ctx.loop
+        config = ctx.config.lmda
+        self._limit = config.batch
+        self._policy = Policy(
+            over_quota=config.over_quota,
+            retry_s=config.retry_s,
+            retry_max_s=config.retry_max_s,
+            lifetime_s=config.lifetime_s,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._scheduled = False
+        self._paused_until = 0.0
+        #: (origin, account) settled but maybe not yet flushed.
+        self._settled: list[tuple[bytes, int]] = []
+        self._forgetting: asyncio.Task[None] | None = None
+        self._partitions: dict[int, int] = {}
+        self._failures = 0
+
+    async def start(self) -> None:
+        """Open spool, directory and store, and begin to take."""
+        ctx = self._ctx
+        self._directory = Directory(ctx.home / "directory")
+        self._spool = Spool.open(ctx)
+        # Large content is read by one thread with descriptors of its own.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="lmda")
+        self._reader_blobs = Blobs(self._spool.blobs.folders, max_open=16)
+        self._store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
+        self._planner = Planner(self._account, self._policy, self._log_error)
+        ctx.on_wake(self._pump_soon)
+        self._pump_soon()
+
+    def _log_error(self, what: str, error: BaseException | None, id: bytes) -> None:
+        self._ctx.log.error(what, error, id)
+
+    def _account(self, address: str) -> Any:
+        account = self._directory.account(address)
+        if account is not None:
+            self._partitions[account.number] = account.partition
+        return account
+
+    def _partition_of(self, account: int) -> int:
+        return self._partitions.get(account, 0)
+
+    # Taking
+
+    def _pump_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        ctx = self._ctx
+        while len(self._tasks) < BATCHES and not ctx.draining:
+            pause = self._paused_until - self._loop.time()
+            if pause > 0:
+                self._timer = self._loop.call_later(pause, self._pump_soon)
+                return
+            try:
+                items, due_s = self._take()
+            except Exception as error:
+                self._pause("the queue can't be read", error)
+                continue
+            if not items:
+                if due_s is not None:
+                    self._timer = self._loop.call_later(max(due_s, 0.001), self._pump_soon)
+                return
+            task = self._loop.create_task(self._batch(items))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _take(self) -> tuple[list[Item], float | None]:
+        """Items that are due; parked if there are none."""
+        ctx = self._ctx
+        items, due_s = self._spool.take(Channel.LOCAL, self._limit)
+        if not items:
+            ctx.park()
+            items, due_s = self._spool.take(Channel.LOCAL, self._limit)
+            if items:
+                ctx.unpark()
+        return items, due_s
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._pause("a batch failed", error)
+        self._pump_soon()
+
+    def _pause(self, what: str, error: BaseException) -> None:
+        """Something outside this batch is wrong: no haste."""
+        self._ctx.log.error(what, error)
+        self._failures += 1
+        self._paused_until = self._loop.time() + min(0.1 * 2.0 ** min(self._failures, 8), 10.0)
+
+    # One batch
+
+    async def _batch(self, items: list[Item]) -> None:
+        given = False
+        try:
+            given = await self._deliver(items)
+            if given:
+                self._failures = 0
+        finally:
+            if not given:
+                self._spool.give_back(items)
+
+    async def _deliver(self, items: list[Item]) -> bool:
+        """Deliver and settle; False if the items must go back to the queue."""
+        ctx = self._ctx
+        batch: list[Delivery] = []
+        works: list[Work] = []
+        ages: list[float] = []
+        event = ctx.log.event
+        for item in items:
+            # A message that kills the process while it is read is blamed for it.
+            ctx.working_on(item.id)
+            event("leased", item.id, channel="LOCAL", attempts=item.attempts)
+            age_s = self._spool.age_s(item)
+            if rope_length(item.rope) > THREAD_OCTETS:
+                summary = await self._loop.run_in_executor(self._reader, self._summary, item, self._reader_blobs)
+            else:
+                summary = self._summary(item, self._spool.blobs)
+            works.append(self._planner.plan(item, summary, age_s, batch))
+            ages.append(age_s)
+        ctx.working_on(None)
+        try:
+            answers = await self._ask(batch)
+        except StoreUnavailable as error:
+            self._pause("the store is not available", error)
+            return False
+        for work, age_s in zip(works, ages, strict=True):
+            self._planner.answer(work, answers, age_s)
+        return await self._settle(works, batch, answers)
+
+    def _summary(self, item: Item, blobs: Blobs) -> tuple[bytes, bytes] | None:
+        try:
+            return self._planner.summary(blobs.read(item.rope), item)
+        except (OSError, EOFError) as error:
+            self._log_error("the content can't be read", error, item.id)
+            return None
+
+    async def _ask(self, batch: list[Delivery]) -> list[Delivered]:
+        """Deliver in requests of bounded size; again while the store is busy. Raises StoreUnavailable."""
+        answers: list[Delivered] = []
+        for part in _parts(batch):
+            for pause in (*BUSY_S, None):
+                try:
+                    answers += await self._store.deliver(part)
+                    break
+                except StoreUnavailable:
+                    if pause is None or self._ctx.draining:
+                        raise
+                    await asyncio.sleep(pause)
+        return answers
+
+    async def _settle(self, works: list[Work], batch: list[Delivery], answers: list[Delivered]) -> bool:
+        settlements: list[Settlement] = []
+        messages: list[Message] = []
+        for work in works:
+            settlement = Settlement(work.item, work.results())
+            notices = self._notices(settlement)
+            if notices:
+                messages += notices
+            else:
+                settlements.append(settlement)
+        try:
+            await self._spool.settle(settlements, messages)
+        except SpoolError as error:
+            self._pause("outcomes can't be recorded", error)
+            return False
+        self._tell(works, batch, answers, len(messages))
+        # What failed and what was deferred has no dedup row: nothing to forget.
+        self._settled += [
+            (delivery.origin, delivery.account)
+            for delivery, answer in zip(batch, answers, strict=True)
+            if answer.status == "ok" or answer.status == "duplicate"
+        ]
+        if self._settled and self._forgetting is None:
+            self._forgetting = self._loop.create_task(self._forget_later())
+        return True
+
+    def _notices(self, settlement: Settlement) -> list[Message]:
+        """The notifications that follow from an item's results, each carrying its settlement."""
+        kinds = {result.outcome for result in settlement.results}
+        messages: list[Message] = []
+        item = settlement.item
+        if item.envelope.reverse_path:
+            if Outcome.FAILED in kinds:
+                messages += self._notice(settlement, "failed")
+            if Outcome.DELIVERED in kinds and any(result.recipient.notify for result in settlement.results):
+                messages += self._notice(settlement, "delivered")
+        return messages
+
+    def _notice(self, settlement: Settlement, kind: Any) -> list[Message]:
+        from iems.spool import dsn
+
+        item = settlement.item
+        try:
+            head = self._spool.blobs.read_range(item.rope, 0, dsn.HEAD_OCTETS)
+        except (OSError, EOFError):
+            head = b""
+        hostname = self._ctx.config.hostname
+        message = dsn.make(
+            item,
+            settlement.results,
+            kind,
+            hostname=hostname,
+            postmaster=f"postmaster@{self._ctx.config.domain or hostname}",
+            content_head=head,
+            now_ns=time.time_ns(),
+        )
+        if message is None:
+            return []
+        message.settled = [settlement]
+        return [message]
+
+    def _tell(self, works: list[Work], batch: list[Delivery], answers: list[Delivered], notices: int) -> None:
+        """Log and count what became of every recipient."""
+        ctx = self._ctx
+        event = ctx.log.event
+        delivered = deferred = failed = 0
+        for work in works:
+            item = work.item
+            for result in work.results():
+                recipient = result.recipient.address
+                outcome = result.outcome
+                if outcome == Outcome.DELIVERED:
+                    delivered += 1
+                    event("delivered", item.id, recipient, channel="LOCAL")
+                    continue
+                reply = result.reply
+                said = f"{reply.code} {reply.status} {reply.text}" if reply is not None else ""
+                if outcome == Outcome.DEFERRED:
+                    deferred += 1
+                    event("deferred", item.id, recipient, reply=said, next_attempt_s=result.next_attempt_s)
+                else:
+                    failed += 1
+                    event("failed", item.id, recipient, reply=said)
+                    if not item.envelope.reverse_path:
+                        # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
+                        event("discarded", item.id, recipient, why="double bounce")
+        if delivered:
+            ctx.count("messages_delivered_total", delivered)
+        if deferred:
+            ctx.count("messages_deferred_total", deferred)
+        if failed:
+            ctx.count("messages_failed_total", failed)
+        if notices:
+            ctx.count("dsn_total", notices)
+
+    # Forgetting
+
+    async def _forget_later(self) -> None:
+        """Tell the store which origins can't come again, once their outcomes are on the disk."""
+        try:
+            while self._settled:
+                await asyncio.sleep(0 if self._ctx.draining else FORGET_S)
+                await self._forget()
+        except StoreUnavailable:
+            pass  # with the next batch
+        except Exception as error:
+            self._ctx.log.error("the store was not told what to forget", error)
+        finally:
+            self._forgetting = None
+
+    async def _forget(self) -> None:
+        pairs, self._settled = self._settled, []
+        try:
+            await self._spool.flushed()
+            while pairs:
+                await self._store.forget(pairs[:FORGET_PAIRS])
+                del pairs[:FORGET_PAIRS]
+        finally:
+            self._settled = pairs + self._settled
+
+    # Ending
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing more, finish the batches on their way, give back what can't be finished."""
+        if self._timer is not None:
+            self._timer.cancel()
+        until = self._loop.time() + max(deadline_s - 0.5, 0)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=until - self._loop.time())
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=0.2)
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        if self._settled:
+            try:
+                await asyncio.wait_for(self._forget(), max(until - self._loop.time(), 0.05))
+            except (TimeoutError, StoreUnavailable, SpoolError):
+                pass  # the rows stay until their time is over; nothing is delivered twice
+        self._store.close()
+        self._reader.shutdown(wait=True)
+        self._reader_blobs.close()
+        self._spool.close()
+        self._directory.close()
+
+
+def _parts(batch: list[Delivery]) -> Sequence[list[Delivery]]:
+    """The batch cut into requests below REQUEST_OCTETS."""
+    parts: list[list[Delivery]] = []
+    octets = REQUEST_OCTETS
+    for delivery in batch:
+        size = 512 + len(delivery.envelope) + len(delivery.bodystructure)
+        if octets + size > REQUEST_OCTETS:
+            parts.append([])
+            octets = 0
+        parts[-1].append(delivery)
+        octets += size
+    return parts
+

@@ -105,6 +105,24 @@ def listeners(config: Config) -> Iterator[tuple[str, str, str, int]]:
                     yield role, name, address, config.ports.base + number
 
 
+def named(passed: dict[str, list[socket.socket]], config: Config) -> dict[str, list[socket.socket]]:
+    """Sockets of the service manager by listener: FileDescriptorName if it is a listener's, else the port's.
+
+    Raises StartError for a socket that no listener of this configuration wants.
+    """
+    known = {name for _, name, _, _ in listeners(config)}
+    ports = {port: name for _, name, _, port in listeners(config)}
+    found: dict[str, list[socket.socket]] = {}
+    for name, sockets in passed.items():
+        for sock in sockets:
+            where = sock.getsockname()
+            listener = name if name in known else ports.get(where[1] if isinstance(where, tuple) else 0)
+            if listener is None:
+                raise StartError(f"the service manager passed {name} ({where}), which no listener wants")
+            found.setdefault(listener, []).append(sock)
+    return found
+
+
 def policy_of(config: Config) -> Policy:
     """The times of the section [master] in ns."""
     own = config.master
@@ -268,7 +286,7 @@ class Supervisor:
         self.pid_file = PidFile(run / "master.pid")
         raise_descriptor_limit()
         self.lock_fd = take_run_lock(run / "lock")
-        self.activated = activated()
+        self.activated = named(activated(), self.config)
         self.bind(self.config, first=True)
         self.tls_fd = self.read_tls(self.config)
         drop_privileges(user)

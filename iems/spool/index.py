@@ -1,0 +1,520 @@
+"""The queue index: one write transaction per step, counters and blob rows kept in it.
+
+Synchronous and quick (no flush under LMDB's lock), so it is called on the loop. `keys.py` tells what is in it. Everything
+here may be lost: `recovery.py` builds it again from the segments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgspec
+
+from iems.model import Extent, Result
+from iems.spool import keys
+from iems.spool.clock import QueueClock
+from iems.spool.items import Item
+from iems.spool.keys import (
+    FRESH,
+    HELD,
+    LEASED,
+    QUARANTINED,
+    RETRY,
+    BlobRow,
+    Damage,
+    DamagedRow,
+    Destination,
+    decode_blob,
+    decode_destination,
+    decode_item,
+    destination_hash,
+    encode,
+    encode_item,
+    has_agenda,
+)
+from iems.spool.records import Done
+
+MAP_OCTETS = 256 << 30
+#: Entries in one write transaction at most, so that no process waits long for the lock.
+MAX_ENTRIES = 256
+
+
+class Index:
+    """The environment, opened after fork. path: spool/index."""
+
+    def __init__(self, path: Path, *, map_octets: int = MAP_OCTETS, readonly: bool = False) -> None:
+        self.path = path
+        self.env = lmdb.open(
+            str(path),
+            map_size=map_octets,
+            max_dbs=len(keys.DATABASES),
+            max_readers=4096,
+            sync=False,
+            metasync=False,
+            readahead=False,
+            meminit=False,
+            readonly=readonly,
+            create=not readonly,
+            mode=0o600,
+        )
+        self.db: dict[str, Any] = {name: self.env.open_db(name.encode(), create=not readonly) for name in keys.DATABASES}
+        with self.env.begin() as txn:
+            get = lambda key, missing: txn.get(key, missing, db=self.db["meta"])  # noqa: E731
+            self.run = int.from_bytes(get(keys.META_RUN, b"\0"), "big")
+            self.clock = QueueClock(int.from_bytes(get(keys.META_CLOCK, b"\0"), "big", signed=True))
+            self.last_blob = int.from_bytes(get(keys.META_BLOB, b"\0"), "big")
+        self.rebuilding = self.is_rebuilding()
+        self._known_names: set[bytes] = set()
+
+    def close(self) -> None:
+        """Close the environment; nothing may use it any more."""
+        self.env.close()
+
+    def sync(self) -> None:
+        """Put all of it on the disk (clean stop only)."""
+        self.env.sync(True)
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        """A write transaction; committed at the end of the block, dropped on an exception."""
+        change = Change(self)
+        try:
+            yield change
+        except BaseException:
+            change.txn.abort()
+            raise
+        change.commit()
+
+    def read(self) -> Any:
+        """A read transaction (`with index.read() as txn`); never keep it across an await."""
+        return self.env.begin()
+
+    # --- meta
+
+    def meta(self, name: bytes) -> bytes | None:
+        """A row of the meta table."""
+        with self.env.begin() as txn:
+            value: bytes | None = txn.get(name, db=self.db["meta"])
+            return value
+
+    def set_meta(self, name: bytes, value: bytes | None) -> None:
+        """Set or (None) delete a row of the meta table."""
+        with self.env.begin(write=True) as txn:
+            if value is None:
+                txn.delete(name, db=self.db["meta"])
+            else:
+                txn.put(name, value, db=self.db["meta"])
+
+    def is_rebuilding(self) -> bool:
+        """Whether old segments are still being read in."""
+        return self.meta(keys.META_REBUILD) is not None
+
+    def channel_held(self, channel: int) -> bool:
+        """Whether the channel is on hold."""
+        return self.meta(keys.META_HOLD + bytes([channel])) is not None
+
+    def hold_channel(self, channel: int, hold: bool) -> None:
+        """Put a channel on hold: nothing is taken, later arrivals wait too; or let it go on."""
+        self.set_meta(keys.META_HOLD + bytes([channel]), b"1" if hold else None)
+
+    # --- look without changing
+
+    def blob_row(self, blob: int) -> BlobRow | None:
+        """The row of a segment or large content."""
+        with self.env.begin() as txn:
+            value = txn.get(blob.to_bytes(8, "big"), db=self.db["blob"])
+            return decode_blob(value) if value else None
+
+    def blob_rows(self) -> dict[int, BlobRow]:
+        """All of them."""
+        with self.env.begin() as txn:
+            return {int.from_bytes(k, "big"): decode_blob(v) for k, v in txn.cursor(self.db["blob"])}
+
+    def destination(self, channel: int, name: str) -> Destination | None:
+        """How a next hop fares, or None if nothing is known."""
+        with self.env.begin() as txn:
+            value = txn.get(keys.dest_key(channel, destination_hash(name)), db=self.db["dest"])
+            return decode_destination(value) if value else None
+
+    def counts(self) -> dict[tuple[int, int], int]:
+        """Items per (channel, class or LEASED)."""
+        with self.env.begin() as txn:
+            return {(k[0], k[1]): int.from_bytes(v, "big") for k, v in txn.cursor(self.db["count"])}
+
+    def queued(self, channels: set[int] | None = None) -> Iterator[tuple[int, int, Item | None, bytes]]:
+        """(class, due, item, key) of everything queued, in transactions of 1,000 rows; a damaged row gives item None."""
+        start = b""
+        while True:
+            rows = []
+            with self.env.begin() as txn:
+                cursor = txn.cursor(self.db["queue"])
+                if cursor.set_range(start):
+                    for key, value in cursor:
+                        rows.append((key, value))
+                        if len(rows) == 1000:
+                            break
+            for key, value in rows:
+                channel, class_, _, due, _, _ = keys.unpack_queue_key(key)
+                if channels is None or channel in channels:
+                    try:
+                        yield class_, due, decode_item(value), key
+                    except DamagedRow:
+                        yield class_, due, None, key
+            if len(rows) < 1000:
+                return
+            start = rows[-1][0] + b"\0"
+
+    def leased(self) -> Iterator[tuple[bytes, Item | None]]:
+        """(key, item) of every lease."""
+        with self.env.begin() as txn:
+            rows = list(txn.cursor(self.db["lease"]))
+        for key, value in rows:
+            try:
+                item = decode_item(value)
+                item.lease = key
+                yield key, item
+            except DamagedRow:
+                yield key, None
+
+
+class Change:
+    """One write transaction in the making. Differences of counters and blob rows are gathered and written once, at `commit`."""
+
+    __slots__ = ("_blobs", "_counts", "_dests", "_edits", "_queue", "db", "index", "now_ms", "txn")
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.db = index.db
+        self.now_ms = index.clock.now_ms()
+        self.txn = index.env.begin(write=True)
+        self._queue = index.db["queue"]
+        self._counts: dict[bytes, int] = {}
+        self._blobs: dict[int, list[int]] = {}  # blob -> [items, octets]
+        self._edits: dict[int, dict[str, Any]] = {}  # blob -> fields of its row to set
+        self._dests: dict[bytes, Destination] = {}
+
+    def commit(self) -> None:
+        """Write the gathered differences and commit."""
+        txn = self.txn
+        count_db = self.db["count"]
+        for key, difference in self._counts.items():
+            if difference:
+                value = int.from_bytes(txn.get(key, b"\0", db=count_db), "big") + difference
+                txn.put(key, max(value, 0).to_bytes(8, "big"), db=count_db)
+        blob_db = self.db["blob"]
+        for blob in self._blobs.keys() | self._edits.keys():
+            key = blob.to_bytes(8, "big")
+            value = txn.get(key, db=blob_db)
+            row = decode_blob(value) if value else BlobRow(created_ms=self.now_ms)
+            for name, field in self._edits.get(blob, {}).items():
+                setattr(row, name, max(row.indexed, field) if name == "indexed" else field)
+            items, octets = self._blobs.get(blob, (0, 0))
+            row.live += items
+            row.live_octets += octets
+            if row.live > 0:
+                row.idle_ms = 0
+            elif not row.idle_ms:
+                row.idle_ms = self.now_ms
+            txn.put(key, encode(row), db=blob_db)
+            if not value and blob > self.index.last_blob:
+                self.index.last_blob = blob
+                txn.put(keys.META_BLOB, key, db=self.db["meta"])
+        dest_db = self.db["dest"]
+        for key, destination in self._dests.items():
+            txn.put(key, encode(destination), db=dest_db)
+        txn.commit()
+
+    # --- differences
+
+    def count(self, channel: int, class_: int, difference: int) -> None:
+        """Change a counter."""
+        key = bytes((channel, class_))
+        self._counts[key] = self._counts.get(key, 0) + difference
+
+    def edit_blob(self, blob: int, **fields: Any) -> None:
+        """Set fields of a blob's row (made if it has none); `indexed` only grows."""
+        edit = self._edits.get(blob)
+        if edit is None:
+            self._edits[blob] = fields
+        else:
+            edit.update(fields)
+
+    def live(self, item: Item, sign: int) -> None:
+        """Count an item in (1) or out (-1) of the blobs that hold it."""
+        home = item.home
+        blobs = self._blobs
+        entry = blobs.get(home)
+        if entry is None:
+            entry = blobs[home] = [0, 0]
+        entry[0] += sign
+        for piece in item.rope:
+            if isinstance(piece, Extent):
+                if piece.blob == home:
+                    entry[1] += sign * piece.length
+                else:
+                    other = blobs.setdefault(piece.blob, [0, 0])
+                    other[0] += sign
+                    other[1] += sign * piece.length
+
+    # --- queue
+
+    def put(self, item: Item, class_: int = FRESH, due_ms: int = 0, *, live: bool = True) -> None:
+        """Queue an item; due_ms 0: now. It must not be leased."""
+        due_ms = due_ms or self.now_ms
+        channel = item.channel
+        item.lease = b""
+        hashed = destination_hash(item.destination) if channel else 0
+        self.txn.put(
+            keys.queue_key(channel, class_, hashed, due_ms, item.id, item.part), encode_item(item), db=self._queue
+        )
+        self.count(channel, class_, 1)
+        if live:
+            self.live(item, 1)
+        if hashed and class_ < HELD and has_agenda(channel):
+            self._announce(channel, hashed, item.destination, due_ms)
+
+    def remove(self, key: bytes, item: Item) -> bool:
+        """Take a queued item out of the queue and out of account; False if it is not there any more."""
+        if not self.txn.delete(key, db=self._queue):
+            return False
+        self.count(key[0], key[1], -1)
+        self.live(item, -1)
+        return True
+
+    def unlease(self, item: Item) -> bool:
+        """End a lease; False if it is not held any more. The item is then in no queue, but still counted as live."""
+        if not item.lease or not self.txn.delete(item.lease, db=self.db["lease"]):
+            return False
+        channel = item.channel
+        self.count(channel, LEASED, -1)
+        if item.destination and has_agenda(channel):
+            hashed = destination_hash(item.destination)
+            destination = self.destination(channel, hashed, item.destination)
+            destination.leased = max(0, destination.leased - 1)
+            if destination.limit and destination.agenda_ms < 0:
+                self.arm(channel, hashed, destination)
+        return True
+
+    def give_back(self, item: Item, due_ms: int = 0) -> bool:
+        """Return a leased item to its queue, as it was taken; False if the lease was lost."""
+        if not self.unlease(item):
+            return False
+        self.put(item, RETRY if item.attempts else FRESH, due_ms, live=False)
+        return True
+
+    def take(self, channel: int, limit: int, generation: int, slot: int) -> tuple[list[Item], int | None]:
+        """Lease up to `limit` items that are due; the second value is when the next one is (queue time), or None.
+
+        One in four places goes to items tried before, if any are due; destinations take turns.
+        """
+        if self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None:
+            return [], None
+        holder = keys.holder_key(self.index.run, generation, slot)
+        taken: list[Item] = []
+        if has_agenda(channel):
+            return taken, self._take_by_agenda(channel, limit, holder, taken)
+        due = self._take_from(channel, 0, limit, holder, taken)
+        return taken, due
+
+    def _take_from(self, channel: int, hashed: int, limit: int, holder: bytes, taken: list[Item]) -> int | None:
+        """Lease from one destination's queue; gives when its next item is due, or None."""
+        retries: list[Item] = []
+        late = self._take_class(channel, RETRY, hashed, max(1, limit // 4), holder, retries)
+        fresh: list[Item] = []
+        early = self._take_class(channel, FRESH, hashed, limit - len(retries), holder, fresh)
+        if len(fresh) + len(retries) < limit and late is not None and late <= self.now_ms:
+            late = self._take_class(channel, RETRY, hashed, limit - len(fresh) - len(retries), holder, retries)
+        taken += fresh
+        taken += retries
+        return min((due for due in (early, late) if due is not None), default=None)
+
+    def _take_class(
+        self, channel: int, class_: int, hashed: int, limit: int, holder: bytes, taken: list[Item]
+    ) -> int | None:
+        prefix = keys.queue_prefix(channel, class_, hashed)
+        now = self.now_ms.to_bytes(8, "big")
+        leases: list[tuple[bytes, bytes]] = []
+        with self.txn.cursor(self._queue) as cursor:
+            cursor.set_range(prefix)
+            next_due = None
+            while True:
+                key = cursor.key()
+                if not key.startswith(prefix):
+                    break
+                if key[10:18] > now or limit <= 0:
+                    next_due = int.from_bytes(key[10:18], "big")
+                    break
+                value = cursor.value()
+                try:
+                    item = decode_item(value)
+                except DamagedRow as error:
+                    self._set_aside(key, str(error))
+                else:
+                    lease = item.lease = holder + key[:1] + key[2:10] + key[18:]
+                    leases.append((lease, value))
+                    taken.append(item)
+                    limit -= 1
+                cursor.delete()
+        if leases:
+            for lease, value in leases:
+                self.txn.put(lease, value, db=self.db["lease"])
+            self.count(channel, class_, -len(leases))
+            self.count(channel, LEASED, len(leases))
+        return next_due
+
+    def _set_aside(self, key: bytes, what: str) -> None:
+        """Note a row that can't be read; the janitor looks for its message in the segments."""
+        channel, class_, _, _, id, part = keys.unpack_queue_key(key)
+        self.count(channel, class_, -1)
+        self.note_damage(0, int.from_bytes(id[-6:], "big") << 16 | part, 0, id, f"queue row: {what}")
+
+    def note_damage(self, blob: int, offset: int, end: int, id: bytes, what: str) -> None:
+        """Remember a damaged stretch or row for `fsck` and the janitor."""
+        self.txn.put(
+            keys.pair_key(blob, offset), encode(Damage(end, id, what, time.time_ns())), db=self.db["damaged"]
+        )
+
+    # --- destinations
+
+    def destination(self, channel: int, hashed: int, name: str = "") -> Destination:
+        """A destination's row, to be changed in place; written at commit."""
+        key = keys.dest_key(channel, hashed)
+        found = self._dests.get(key)
+        if found is None:
+            value = self.txn.get(key, db=self.db["dest"])
+            found = self._dests[key] = decode_destination(value) if value else Destination(name)
+        return found
+
+    def _announce(self, channel: int, hashed: int, name: str, due_ms: int) -> None:
+        """See to it that takers come by when an item is due."""
+        destination = self.destination(channel, hashed, name)
+        if destination.limit and destination.leased >= destination.limit:
+            return
+        due_ms = max(due_ms, destination.backoff_ms)
+        if destination.agenda_ms < 0 or due_ms < destination.agenda_ms:
+            self._enter(channel, hashed, destination, due_ms)
+
+    def _enter(self, channel: int, hashed: int, destination: Destination, due_ms: int) -> None:
+        agenda = self.db["agenda"]
+        if destination.agenda_ms >= 0:
+            self.txn.delete(keys.agenda_key(channel, destination.agenda_ms, hashed), db=agenda)
+        destination.agenda_ms = due_ms
+        if due_ms >= 0:
+            self.txn.put(keys.agenda_key(channel, due_ms, hashed), b"", db=agenda)
+
+    def arm(self, channel: int, hashed: int, destination: Destination) -> None:
+        """Put a destination where its earliest item belongs in the agenda, or take it out."""
+        if destination.limit and destination.leased >= destination.limit:
+            self._enter(channel, hashed, destination, -1)
+            return
+        due = None
+        with self.txn.cursor(self._queue) as cursor:
+            for class_ in (FRESH, RETRY):
+                prefix = keys.queue_prefix(channel, class_, hashed)
+                if cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                    first = int.from_bytes(cursor.key()[10:18], "big")
+                    due = first if due is None else min(due, first)
+        if due is None:
+            self._enter(channel, hashed, destination, -1)
+        else:
+            # not before now: who still has work goes behind those that wait
+            self._enter(channel, hashed, destination, max(due, destination.backoff_ms, self.now_ms))
+
+    def _take_by_agenda(self, channel: int, limit: int, holder: bytes, taken: list[Item]) -> int | None:
+        """Go round the destinations that are due, each giving its share."""
+        due: list[int] = []
+        later = None
+        with self.txn.cursor(self.db["agenda"]) as cursor:
+            cursor.set_range(bytes((channel,)))
+            while True:
+                key = cursor.key()
+                if not key or key[0] != channel:
+                    break
+                _, at, hashed = keys.unpack_agenda_key(key)
+                if at > self.now_ms or len(due) >= limit:
+                    later = at
+                    break
+                due.append(hashed)
+                cursor.next()
+        share = -(-limit // len(due)) if due else 0
+        for hashed in due:
+            room = min(share, limit - len(taken))
+            destination = self.destination(channel, hashed)
+            if destination.limit:
+                room = min(room, destination.limit - destination.leased)
+            if room > 0:
+                before = len(taken)
+                self._take_from(channel, hashed, room, holder, taken)
+                destination.leased += len(taken) - before
+            self.arm(channel, hashed, destination)
+            if destination.agenda_ms >= 0 and (later is None or destination.agenda_ms < later):
+                later = destination.agenda_ms
+        return later
+
+    # --- settlement
+
+    def settle(self, item: Item, results: list[Result], deferred: list[Result]) -> bool:
+        """Apply the outcome of a leased item: what is deferred stays queued; False if the lease was lost."""
+        if not self.unlease(item):
+            if self.index.rebuilding:
+                self.note_settled(item.id, [(r.recipient, r.outcome) for r in results if r not in deferred], item.channel)
+            return False
+        if not deferred:
+            self.live(item, -1)
+            return True
+        recipients = []
+        for result in deferred:
+            result.recipient.attempts += 1
+            if result.reply is not None:
+                result.recipient.reply = result.reply
+                item.reason = f"{result.reply.code} {result.reply.status} {result.reply.text}"
+            recipients.append(result.recipient)
+        item.envelope.recipients = recipients
+        item.attempts += 1
+        delay_ms = int(min(result.next_attempt_s for result in deferred) * 1000)
+        self.put(item, RETRY, self.now_ms + max(0, delay_ms), live=False)
+        return True
+
+    def note_settled(self, id: bytes, outcomes: list[tuple[Any, int]], channel: int) -> None:
+        """Remember outcomes of a message whose items are not all known (rebuild)."""
+        for recipient, outcome in outcomes:
+            address = recipient if isinstance(recipient, bytes) else recipient.address
+            self.txn.put(keys.settled_key(id, channel, address), bytes((outcome,)), db=self.db["settled"])
+
+    def is_settled(self, id: bytes, channel: int, address: bytes) -> bool:
+        """Whether an outcome is remembered."""
+        return self.txn.get(keys.settled_key(id, channel, address), db=self.db["settled"]) is not None
+
+    def has_settled(self, id: bytes) -> bool:
+        """Whether any outcome of the message is remembered."""
+        with self.txn.cursor(self.db["settled"]) as cursor:
+            return bool(cursor.set_range(id) and cursor.key().startswith(id))
+
+    def names(self, blob: int, done: list[Done]) -> None:
+        """Note which segments the outcomes recorded in `blob` are about."""
+        for entry in done:
+            if entry.home != blob:
+                self.name(blob, entry.home)
+
+    def name(self, blob: int, named: int) -> None:
+        """Note that `blob` says something about `named` and must stay as long."""
+        key = keys.pair_key(blob, named)
+        known = self.index._known_names
+        if key not in known:
+            if len(known) > 65536:
+                known.clear()
+            self.txn.put(key, b"", db=self.db["names"])
+            known.add(key)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an LMDB error means that the index itself can't be trusted any more."""
+    return isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError | msgspec.DecodeError)
+
+
+__all__ = ["MAX_ENTRIES", "QUARANTINED", "Change", "Index", "is_damage"]

@@ -77,9 +77,21 @@ class Contents:
         found: list[Piece] = self._blobs().slices(rope, start, length)
         return found
 
-    def read_range(self, rope: Rope, start: int, length: int) -> bytes:
-        """A range of the content; may wait for the disk."""
-        return bytes(self._blobs().read_range(rope, start, length))
+    async def read_range(self, loop: Any, rope: Rope, start: int, length: int) -> bytes:
+        """A range of the content, read in a thread. The descriptors stay open meanwhile."""
+        blobs = self._blobs()
+        pieces: list[Piece] = blobs.slices(rope, start, length)
+        fds = [piece[0] for piece in pieces if not isinstance(piece, bytes)]
+        for fd in fds:
+            blobs.pin(fd)
+        try:
+            found: bytes = await loop.run_in_executor(None, _read_pieces, pieces)
+        finally:
+            for fd in fds:
+                blobs.unpin(fd)
+        if len(found) != length:
+            raise EOFError("content ends before its length")
+        return found
 
 
 class Source:
@@ -113,9 +125,7 @@ class Source:
         """Some octets."""
         if self._content is not None:
             return self._content[start : start + length]
-        return await self._services.loop.run_in_executor(
-            None, self._contents.read_range, self._row.rope, start, length
-        )
+        return await self._contents.read_range(self._services.loop, self._row.rope, start, length)
 
     async def header(self) -> bytes:
         """The header with its empty line."""
@@ -185,6 +195,24 @@ class Source:
             return [_fields(header, section)]
         result: list[bytes | tuple[int, int]] | None = structure.pieces(number, section.kind.decode())
         return result
+
+
+def _read_pieces(pieces: list[Piece]) -> bytes:
+    """The octets of pieces; called in a thread."""
+    found = []
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            found.append(piece)
+            continue
+        fd, offset, length = piece
+        while length:
+            data = os.pread(fd, length, offset)
+            if not data:
+                return b"".join(found)
+            found.append(data)
+            offset += len(data)
+            length -= len(data)
+    return b"".join(found)
 
 
 def _fields(header: bytes, section: Section) -> bytes:

@@ -166,6 +166,13 @@ class Session:
             self.stream.send(line)
             self.close()
 
+    def expire(self, reason: str) -> None:
+        """The peer was silent too long: BYE, or the end at once if it does not even take what was sent."""
+        if self.running is not None or self._waiting or self.closing:
+            self.stream.abort()
+        else:
+            self.bye(reason)
+
     # ------------------------------------------------------------------ input
 
     def data_received(self, data: memoryview) -> None:

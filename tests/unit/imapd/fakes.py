@@ -33,6 +33,11 @@ class FakeBlobs:
     def read_range(self, rope: list[Any], start: int, length: int) -> bytes:
         return self.read(rope)[start : start + length]
 
+    def pin(self, fd: int) -> None:
+        pass
+
+    unpin = pin
+
     def slices(self, rope: list[Any], start: int, length: int) -> list[bytes]:
         return [self.read_range(rope, start, length)]
 

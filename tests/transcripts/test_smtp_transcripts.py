@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.transcripts.player import WAYS, Transcript, play
 from tests.transcripts.smtp_server import SmtpServer
 

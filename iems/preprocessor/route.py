@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from iems.model import Channel, Recipient, Reply
+from iems.model import Channel, Recipient, Reply, Rope
 
 if TYPE_CHECKING:
     from iems.directory.entries import Resolution, Target
@@ -23,11 +23,16 @@ UNROUTABLE = Reply(550, 1, 1, "No such user here")
 
 
 class Part(Struct):
-    """The recipients of one message that leave by the same way. destination: as in `spool.Item`."""
+    """The recipients of one message that leave by the same way. destination: as in `spool.Item`.
+
+    sources: the recipient of the envelope each of them comes from. rope: content a module has rewritten, None if none has.
+    """
 
     channel: int
     destination: str
     recipients: list[Recipient]
+    sources: list[Recipient]
+    rope: Rope | None = None
 
 
 class Routed(Struct):
@@ -60,7 +65,8 @@ def route(resolve: Callable[[bytes], Resolution], recipients: list[Recipient]) -
         targets = resolution.targets
         if len(targets) == 1:
             target = targets[0]
-            return Routed([Part(target.channel, destination(target), [_aimed(recipient, target)])], [])
+            only = Part(target.channel, destination(target), [_aimed(recipient, target)], recipients)
+            return Routed([only], [])
     parts: dict[tuple[int, str], Part] = {}
     known: dict[tuple[int, str, bytes], Recipient] = {}
     failed: list[tuple[Recipient, Reply]] = []
@@ -79,9 +85,10 @@ def route(resolve: Callable[[bytes], Resolution], recipients: list[Recipient]) -
             way = (target.channel, destination(target))
             part = parts.get(way)
             if part is None:
-                parts[way] = Part(*way, [aimed])
+                parts[way] = Part(*way, [aimed], [recipient])
             else:
                 part.recipients.append(aimed)
+                part.sources.append(recipient)
     return Routed(list(parts.values()), failed)
 
 

@@ -22,23 +22,25 @@ from iems.preprocessor.route import Part
 class Work(Struct):
     """One message on its way through the modules of one group.
 
-    envelope: of the whole message, recipients as the client gave them. parts: the recipients of this group.
-    read: octets (start, length) of the content. write: makes octets durable and gives their extent.
+    envelope: of the whole message, recipients as the client gave them. parts: the recipients of this group; `sources` of
+    a part are the envelope's. rope: the content as the module before left it. read: octets (rope, start, length) of
+    content. write: makes octets durable and gives their extent.
     """
 
     id: bytes
     envelope: Envelope
     parts: list[Part]
     rope: Rope
-    read: Callable[[int, int], bytes]
+    read: Callable[[Rope, int, int], bytes]
     write: Callable[[bytes], Awaitable[Extent]]
 
 
 class Verdict(Struct, frozen=True):
     """What a module wants. The default is: pass on unchanged.
 
-    rope: the new content, every extent of it durable (`Work.write`). failed: recipients refused, each with the reply for
-    the sender's report. discarded: recipients that get nothing, each with the reason for the log. note: for the log.
+    rope: the new content, every extent of it durable (`Work.write`). failed: recipients refused (of the envelope, as in
+    `Part.sources`), each with the reply for the sender's report; an alias fails as a whole. discarded: recipients that get
+    nothing, each with the reason for the log. note: for the log.
     """
 
     rope: Rope | None = None

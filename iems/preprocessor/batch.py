@@ -1,0 +1,113 @@
+"""One batch of the input queue: what is to be moved, refused, tried later. No queue, no loop; directory and content come in.
+
+Order for each message: loop check, routing, split by action matrix. Modules, when there are any, run in the worker
+between this and the move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from msgspec import Struct, structs
+
+from iems.errors import DirectoryUnavailable
+from iems.model import Channel, Recipient, Reply, Rope
+from iems.preprocessor.route import Part, Routed, route
+from iems.preprocessor.trips import HEAD_OCTETS, LONG_HEAD_OCTETS, Trips
+
+if TYPE_CHECKING:
+    from iems.directory.entries import Resolution
+    from iems.spool.items import Item
+
+LOOP = Reply(554, 4, 6, "Too many hops: the message has been here before, again and again")
+
+#: Made on this machine, without Received lines: nothing to count.
+_UNTRAVELLED = frozenset({int(Channel.MTA), int(Channel.WEBCLIENT)})
+
+
+class Plan(Struct):
+    """What becomes of one message. loop: all recipients fail because it has been here too often.
+
+    failed, discarded: recipients of the envelope that go nowhere; as long as there are any, the parts are not moved.
+    """
+
+    item: Item
+    parts: list[Part]
+    failed: list[tuple[Recipient, Reply]]
+    discarded: list[tuple[Recipient, str]] = []
+    loop: bool = False
+
+
+class Batch(Struct):
+    """plans: in the order taken. later: messages the directory could not be asked about. broken: (item, fault of ours)."""
+
+    plans: list[Plan]
+    later: list[Item]
+    broken: list[tuple[Item, Exception]]
+
+
+class Planner:
+    """Makes plans.
+
+    resolve: `Directory.resolve`. read: (rope, start, length) -> octets of the content. hostname: as in own Received
+    lines. max_trips: own lines at which mail is a loop.
+    """
+
+    def __init__(
+        self,
+        resolve: Callable[[bytes], Resolution],
+        read: Callable[[Rope, int, int], bytes],
+        hostname: str,
+        max_trips: int,
+    ) -> None:
+        self.resolve = resolve
+        self._read = read
+        self._trips = Trips(hostname)
+        self._max_trips = max_trips
+
+    def plan(self, items: Iterable[Item], begin: Callable[[bytes], None] = lambda message_id: None) -> Batch:
+        """Plan every message; a fault in one does not touch the others. begin: told of each id before it is looked at."""
+        batch = Batch([], [], [])
+        for item in items:
+            begin(item.id)
+            try:
+                batch.plans.append(self._one(item))
+            except DirectoryUnavailable:
+                batch.later.append(item)
+            except Exception as fault:
+                batch.broken.append((item, fault))
+        return batch
+
+    def _one(self, item: Item) -> Plan:
+        envelope = item.envelope
+        if envelope.input_channel not in _UNTRAVELLED and self._looping(item.rope):
+            return Plan(item, [], [(recipient, LOOP) for recipient in envelope.recipients], loop=True)
+        routed: Routed = route(self.resolve, envelope.recipients)
+        return Plan(item, routed.parts, routed.failed)
+
+    def _looping(self, rope: Rope) -> bool:
+        limit = self._max_trips
+        found = self._trips.at_least(self._read(rope, 0, HEAD_OCTETS), limit)
+        if found is None:
+            found = self._trips.at_least(self._read(rope, 0, LONG_HEAD_OCTETS), limit)
+        return bool(found)
+
+
+def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> list[Item]:
+    """The queue items of a message's parts. make: `iems.spool.items.Item`."""
+    envelope = item.envelope
+    if len(parts) == 1:
+        part = parts[0]
+        envelope.recipients = part.recipients
+        return [make(item.id, part.channel, part.destination, envelope, part.rope or item.rope)]
+    return [
+        make(
+            item.id,
+            part.channel,
+            part.destination,
+            structs.replace(envelope, recipients=part.recipients),
+            part.rope or item.rope,
+        )
+        for part in parts
+    ]

@@ -1,0 +1,234 @@
+"""Takes messages from the input queue in batches and moves them to the queues of their output channels.
+
+A crash at any point loses nothing and repeats nothing that shows: until the queue's transaction the message is still in
+the input queue, and routing it again gives the same items. Recipients that can't be routed (or that a module refuses) are settled first,
+together with the report to the sender (one record); the others of the message stay in the input queue and are taken again at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from iems.directory import Directory
+from iems.errors import DirectoryUnavailable
+from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
+from iems.preprocessor.batch import Plan, Planner, parts_items
+from iems.preprocessor.matrix import Matrices
+from iems.preprocessor.modules import Module, installed
+from iems.preprocessor.pipeline import examine
+from iems.spool import ContentWriter, Item, Message, Settlement, Spool, dsn
+
+if TYPE_CHECKING:
+    from iems.master.child import WorkerContext
+
+BATCH = 128
+#: Wait when the directory or the disk does not answer.
+PAUSE_S = 1.0
+#: Wait before a message we failed on is tried again.
+BROKEN_S = 60.0
+
+TRY_AGAIN = Reply(451, 3, 0, "Internal error")
+AT_ONCE = Reply(451, 3, 0, "Other recipients were refused first")
+
+
+class Worker:
+    """A process that routes."""
+
+    def __init__(self, ctx: WorkerContext, modules: tuple[Module, ...] | None = None) -> None:
+        self.ctx = ctx
+        self.modules = {module.name: module for module in (installed() if modules is None else modules)}
+        self.directory = Directory(ctx.home / "directory")
+        self.spool = Spool.open(ctx)
+        self.planner = Planner(
+            self.directory.resolve,
+            self.spool.blobs.read_range,
+            ctx.hostname,
+            ctx.config.preprocessor.max_trips,
+        )
+        self._channels = {int(channel): channel.name for channel in Channel}
+        self._matrices = Matrices((), {})
+        self._matrices_version = -1
+        self._stopping = False
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to take."""
+        self.ctx.on_wake(self._woken.set)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing more; the batch in work is finished."""
+        self._stopping = True
+        self._woken.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=deadline_s)
+            self._task.cancel()
+        self.spool.close()
+        self.directory.close()
+
+    async def _run(self) -> None:
+        spool, ctx = self.spool, self.ctx
+        while not self._stopping:
+            try:
+                items, due_s = spool.take(INPUT, BATCH)
+                if not items:
+                    # Parked first, looked again second: what is posted between the two wakes us.
+                    self._woken.clear()
+                    ctx.park()
+                    items, due_s = spool.take(INPUT, BATCH)
+                    if not items:
+                        await self._wait(due_s)
+                    ctx.unpark()
+                if items:
+                    await self._handle(items)
+                    # The loop comes round: heartbeat, log, signals.
+                    await asyncio.sleep(0)
+            except Exception as fault:
+                ctx.count("errors_total")
+                ctx.log.error("preprocessor", fault)
+                await self._pause()
+
+    async def _wait(self, timeout_s: float | None) -> None:
+        if self._stopping:
+            return
+        try:
+            await asyncio.wait_for(self._woken.wait(), timeout_s)
+        except TimeoutError:
+            pass
+
+    async def _pause(self) -> None:
+        self._woken.clear()
+        await self._wait(PAUSE_S)
+
+    async def _handle(self, items: list[Item]) -> None:
+        """Route a batch. Whatever happens, no lease is left behind while this worker lives."""
+        ctx, spool = self.ctx, self.spool
+        left = {id(item): item for item in items}
+        try:
+            batch = self.planner.plan(items, ctx.working_on)
+            if self.modules:
+                await self._examine([plan for plan in batch.plans if not plan.failed])
+            refused = [plan for plan in batch.plans if plan.failed or plan.discarded]
+            ready = (
+                [plan for plan in batch.plans if not plan.failed and not plan.discarded]
+                if refused
+                else batch.plans
+            )
+            if ready:
+                moves = [(plan.item, parts_items(plan.item, plan.parts, Item)) for plan in ready]
+                spool.move(moves)
+                for plan in ready:
+                    del left[id(plan.item)]
+                    self._tell(plan)
+                ctx.count("messages_routed_total", len(ready))
+            ctx.working_on(None)
+            for plan in refused:
+                await self._refuse(plan)
+                del left[id(plan.item)]
+            for item, fault in batch.broken:
+                ctx.count("errors_total")
+                ctx.log.error("message can't be routed", fault, item.id)
+                await spool.settle(
+                    [Settlement(item, [_later(r, TRY_AGAIN, BROKEN_S) for r in item.envelope.recipients])]
+                )
+                del left[id(item)]
+            if batch.later:
+                ctx.log.error("directory", DirectoryUnavailable(f"{len(batch.later)} messages wait for it"))
+        finally:
+            ctx.working_on(None)
+            if left:
+                spool.give_back(left.values())
+        if left:
+            await self._pause()
+
+    def _tell(self, plan: Plan) -> None:
+        """Log where each recipient goes."""
+        event, message_id, channels = self.ctx.log.event, plan.item.id, self._channels
+        if len(plan.parts) > 1:
+            event("split", message_id, parts=len(plan.parts))
+        for part in plan.parts:
+            name = channels[part.channel]
+            for recipient in part.recipients:
+                if recipient.original == recipient.address:
+                    event("routed", message_id, recipient.address, channel=name, destination=part.destination)
+                else:
+                    event(
+                        "routed",
+                        message_id,
+                        recipient.address,
+                        channel=name,
+                        destination=part.destination,
+                        original=recipient.original,
+                    )
+
+    async def _refuse(self, plan: Plan) -> None:
+        """Settle the recipients that can't be routed, with the report to the sender; the rest is taken again."""
+        ctx, item = self.ctx, plan.item
+        failed = [Result(recipient, Outcome.FAILED, reply) for recipient, reply in plan.failed]
+        discarded = [Result(recipient, Outcome.DISCARDED) for recipient, _ in plan.discarded]
+        gone = {id(result.recipient) for result in failed + discarded}
+        rest = [_later(r, AT_ONCE, 0.0) for r in item.envelope.recipients if id(r) not in gone]
+        settlement = Settlement(item, failed + discarded + rest)
+        report = self._report(plan, failed) if failed else None
+        if report is None:
+            await self.spool.settle([settlement])
+        else:
+            report.settled = [settlement]
+            await self.spool.settle([settlement], [report])
+            ctx.count("dsn_total")
+            ctx.log.event(
+                "dsn", report.id, report.envelope.recipients[0].address, parent=id_text(item.id), kind="failed"
+            )
+        ctx.count("messages_failed_total", len(failed))
+        ctx.count("messages_discarded_total", len(discarded))
+        for recipient, reason in plan.discarded:
+            ctx.log.event("discarded", item.id, recipient.address, reason=reason)
+        for result in failed:
+            reply = result.reply
+            assert reply is not None
+            ctx.log.event(
+                "failed",
+                item.id,
+                result.recipient.address,
+                reply=f"{reply.code} {reply.status} {reply.text}",
+                loop=plan.loop,
+            )
+
+    def _report(self, plan: Plan, failed: list[Result]) -> Message | None:
+        ctx, item = self.ctx, plan.item
+        domain = ctx.config.domain or ctx.hostname
+        postmaster = f"postmaster@{domain}"
+        report = dsn.make(
+            item,
+            failed,
+            "failed",
+            hostname=ctx.hostname,
+            postmaster=postmaster,
+            content_head=self.spool.blobs.read_range(item.rope, 0, dsn.HEAD_OCTETS),
+            now_ns=time.time_ns(),
+        )
+        if report is not None and plan.loop and ctx.config.preprocessor.loop_to_postmaster:
+            address = postmaster.encode()
+            report.envelope.recipients = [Recipient(address, address)]
+        return report
+
+    async def _examine(self, plans: list[Plan]) -> None:
+        """Run the modules each plan's matrix names."""
+        version = self.directory.version
+        if version != self._matrices_version:
+            self._matrices = Matrices(tuple(self.modules), self.directory.matrices())
+            self._matrices_version = version
+        writer = ContentWriter(self.spool)
+        for plan in plans:
+            self.ctx.working_on(plan.item.id)
+            for name, note in await examine(
+                plan, self._matrices, self.modules, self.spool.blobs.read_range, writer.append
+            ):
+                self.ctx.log.event("examined", plan.item.id, module=name, note=note)
+
+
+def _later(recipient: Recipient, reply: Reply, seconds: float) -> Result:
+    return Result(recipient, Outcome.DEFERRED, reply, seconds)

@@ -1,0 +1,281 @@
+"""The worker on a real spool and directory in a temporary home: moves, splits, reports, loops, outages."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from iems.config import Config
+from iems.directory import Directory, passwords
+from iems.errors import DirectoryUnavailable
+from iems.model import INPUT, Channel, Envelope, Recipient, Reply
+from iems.preprocessor.modules import Verdict
+from iems.preprocessor.worker import Worker
+from iems.spool import Message
+
+
+class Context:
+    """What the worker uses of a WorkerContext."""
+
+    def __init__(self, home):
+        self.home = home
+        self.hostname = "mx.example.test"
+        self.config = Config(hostname=self.hostname, domain="example.test")
+        self.role, self.slot, self.generation = "preprocessor", 3, 7
+        self.loop = asyncio.get_running_loop()
+        self.events = []
+        self.errors = []
+        self.counters = {}
+        self.callback = None
+        self.parked = False
+        self.log = SimpleNamespace(
+            event=self._event, error=lambda what, exc=None, id=None, **d: self.errors.append((what, exc))
+        )
+
+    def _event(self, name, id=None, recipient=None, **detail):
+        self.events.append((name, recipient, detail))
+
+    def count(self, name, n=1):
+        self.counters[name] = self.counters.get(name, 0) + n
+
+    def working_on(self, id):
+        self.blamed = id
+
+    def wake(self, role):
+        if role == "preprocessor" and self.parked:
+            self.parked = False
+            self.loop.call_soon(self.callback)
+
+    def on_wake(self, callback):
+        self.callback = callback
+
+    def park(self):
+        self.parked = True
+
+    def unpark(self):
+        self.parked = False
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(passwords, "hash_password", lambda password: "hash")
+    found = Directory(tmp_path / "directory", create=True)
+    found.add_domain("example.test")
+    for name in ("john", "mary"):
+        found.create_account(f"{name}@example.test", "pw")
+    found.add_alias("all@example.test", "john@example.test")
+    found.add_alias("all@example.test", "bob@other.test")
+    found.close()
+    return tmp_path
+
+
+CONTENT = b"Received: from x ([192.0.2.1])\r\n\tby mx.example.test with ESMTP id 1;\r\n\tMon\r\nSubject: hi\r\n\r\nbody\r\n"
+
+
+def run(home, scenario, modules=()):
+    async def main():
+        ctx = Context(home)
+        worker = Worker(ctx, modules)
+        # One environment a process: the test posts and takes through the worker's own spool.
+        spool = worker.spool
+
+        async def post(*recipients, reverse_path=b"me@out.test", content=CONTENT, channel=Channel.SMTPD):
+            message = Message(
+                spool.new_id(),
+                Envelope(channel, reverse_path, [Recipient(r, r) for r in recipients], 1),
+                [content],
+            )
+            assert await spool.append([message]) == [None]
+            return message.id
+
+        async def settled():
+            for _ in range(500):
+                await asyncio.sleep(0.005)
+                if ctx.parked:
+                    return
+            raise AssertionError("the worker does not come to rest")
+
+        await worker.start()
+        try:
+            await asyncio.wait_for(
+                scenario(SimpleNamespace(ctx=ctx, worker=worker, spool=spool, post=post, settled=settled)), 20
+            )
+        finally:
+            await worker.drain(5)
+        return ctx
+
+    return asyncio.run(main())
+
+
+def taken(spool, channel):
+    items, _ = spool.take(channel, 100)
+    return sorted((item.destination, [r.address for r in item.envelope.recipients]) for item in items)
+
+
+def test_split_and_moved(home):
+    async def scenario(s):
+        await s.settled()
+        await s.post(b"john@example.test")
+        await s.post(b"all@example.test", b"Mary+x@example.test", b"c@third.test", b"d@other.test")
+        await s.settled()
+        assert taken(s.spool, INPUT) == []
+        assert taken(s.spool, Channel.LOCAL) == [
+            ("", [b"john@example.test"]),
+            ("", [b"john@example.test", b"mary@example.test"]),
+        ]
+        assert taken(s.spool, Channel.SMTPC) == [
+            ("other.test", [b"bob@other.test", b"d@other.test"]),
+            ("third.test", [b"c@third.test"]),
+        ]
+
+    ctx = run(home, scenario)
+    assert ctx.counters["messages_routed_total"] == 2
+    events = [(name, recipient) for name, recipient, _ in ctx.events]
+    assert events.count(("routed", b"john@example.test")) == 2
+    assert ("split", None) in events
+    assert ctx.errors == []
+    assert ctx.blamed is None
+
+
+def test_unroutable_is_reported_and_the_rest_goes_on(home):
+    async def scenario(s):
+        await s.post(b"nobody@example.test", b"john@example.test")
+        await s.settled()
+        assert taken(s.spool, INPUT) == []
+        items, _ = s.spool.take(Channel.LOCAL, 10)
+        assert [[r.address for r in item.envelope.recipients] for item in items] == [[b"john@example.test"]]
+        items, _ = s.spool.take(Channel.SMTPC, 10)
+        (report,) = items
+        assert (report.destination, report.envelope.reverse_path, report.envelope.input_channel) == (
+            "out.test",
+            b"",
+            Channel.MTA,
+        )
+        text = s.spool.blobs.read(report.rope)
+        assert b"nobody@example.test" in text and b"Status: 5.1.1" in text and b"john@" not in text
+
+    ctx = run(home, scenario)
+    failed = [(recipient, detail["reply"]) for name, recipient, detail in ctx.events if name == "failed"]
+    assert failed == [(b"nobody@example.test", "550 5.1.1 No such user here")]
+    assert ctx.counters["dsn_total"] == 1
+
+
+def test_a_report_about_a_report_ends(home):
+    async def scenario(s):
+        await s.post(b"nobody@example.test", reverse_path=b"")
+        await s.settled()
+        for channel in (INPUT, Channel.LOCAL, Channel.SMTPC):
+            assert taken(s.spool, channel) == []
+
+    ctx = run(home, scenario)
+    assert "dsn_total" not in ctx.counters
+    assert ctx.counters["messages_failed_total"] == 1
+
+
+def test_loop(home):
+    own = CONTENT.partition(b"Subject")[0]
+
+    async def scenario(s):
+        await s.post(b"john@example.test", content=own * 24 + b"Subject: x\r\n\r\n" + own)
+        await s.post(b"mary@example.test", content=own * 25 + b"Subject: x\r\n\r\n")
+        await s.post(b"mary@example.test", content=own * 25 + b"Subject: x\r\n\r\n", channel=Channel.MTA)
+        await s.settled()
+        assert taken(s.spool, Channel.LOCAL) == [("", [b"john@example.test"]), ("", [b"mary@example.test"])]
+        items, _ = s.spool.take(Channel.SMTPC, 10)
+        (report,) = items
+        assert b"Status: 5.4.6" in s.spool.blobs.read(report.rope)
+
+    ctx = run(home, scenario)
+    assert [detail["loop"] for name, _, detail in ctx.events if name == "failed"] == [True]
+
+
+def test_directory_away_keeps_the_message(home, monkeypatch):
+    monkeypatch.setattr("iems.preprocessor.worker.PAUSE_S", 0.02)
+
+    async def scenario(s):
+        resolve = s.worker.planner.resolve
+
+        def away(address):
+            raise DirectoryUnavailable("gone")
+
+        s.worker.planner.resolve = away
+        await s.post(b"john@example.test")
+        await asyncio.sleep(0.1)
+        assert taken(s.spool, Channel.LOCAL) == []
+        s.worker.planner.resolve = resolve
+        await s.settled()
+        assert taken(s.spool, Channel.LOCAL) == [("", [b"john@example.test"])]
+
+    ctx = run(home, scenario)
+    assert ctx.errors
+
+
+def test_a_fault_of_ours_touches_one_message(home):
+    async def scenario(s):
+        resolve = s.worker.planner.resolve
+
+        def sick(address):
+            if address == b"mary@example.test":
+                raise RuntimeError("a fault of ours")
+            return resolve(address)
+
+        s.worker.planner.resolve = sick
+        await s.post(b"mary@example.test")
+        await s.post(b"john@example.test")
+        await s.settled()
+        assert taken(s.spool, Channel.LOCAL) == [("", [b"john@example.test"])]
+        items, due_s = s.spool.take(INPUT, 10)
+        assert items == [] and 50 < due_s <= 60
+
+    ctx = run(home, scenario)
+    assert len(ctx.errors) == 1
+
+
+class Stamp:
+    """Rewrites: puts a line on top."""
+
+    name = "stamp"
+
+    async def examine(self, work):
+        content = work.read(work.rope, 0, 1 << 20)
+        return Verdict(rope=[await work.write(b"X-Stamp: yes\r\n" + content)], note="stamped")
+
+
+class Guard:
+    """Refuses mary, drops bob."""
+
+    name = "guard"
+
+    async def examine(self, work):
+        sources = [source for part in work.parts for source in part.sources]
+        return Verdict(
+            failed=[
+                (s, Reply(550, 7, 1, "Refused by policy"))
+                for s in sources
+                if s.address == b"mary@example.test"
+            ],
+            discarded=[(s, "spam") for s in sources if s.address == b"bob@other.test"],
+        )
+
+
+def test_modules_run_where_their_matrix_says(home):
+    directory = Directory(home / "directory")
+    directory.set_matrix("stamp", {(Channel.SMTPD, Channel.SMTPC)})
+    directory.close()
+
+    async def scenario(s):
+        await s.post(b"john@example.test", b"mary@example.test", b"bob@other.test", b"eve@other.test")
+        await s.settled()
+        items, _ = s.spool.take(Channel.LOCAL, 10)
+        (local,) = items
+        assert [r.address for r in local.envelope.recipients] == [b"john@example.test"]
+        assert s.spool.blobs.read(local.rope) == CONTENT
+        items, _ = s.spool.take(Channel.SMTPC, 10)
+        remote, report = sorted(items, key=lambda item: item.destination)
+        assert [r.address for r in remote.envelope.recipients] == [b"eve@other.test"]
+        assert s.spool.blobs.read(remote.rope) == b"X-Stamp: yes\r\n" + CONTENT
+        assert b"Status: 5.7.1" in s.spool.blobs.read(report.rope)
+
+    ctx = run(home, scenario, (Guard(), Stamp()))
+    assert [recipient for name, recipient, _ in ctx.events if name == "discarded"] == [b"bob@other.test"]
+    assert [recipient for name, recipient, _ in ctx.events if name == "failed"] == [b"mary@example.test"]

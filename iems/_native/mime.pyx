@@ -116,7 +116,7 @@ cdef void _classify() noexcept:
         CLASS[octet] |= WS
     for octet in b" \t\r\n()<>@,;:\\\"/[]?=":
         CLASS[octet] |= TOKEN_END
-    for octet in b" \t\r\n;=(":
+    for octet in b" \t\r\n;=(\"":
         CLASS[octet] |= NAME_END
     for octet in b" \t\r\n;(":
         CLASS[octet] |= BARE_END
@@ -676,22 +676,30 @@ cdef struct Parameter:
     bint quoted
 
 
+cdef Py_ssize_t _until_semicolon(Text text, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
+    while at < end and text[at] != 59:
+        if text[at] == 34:
+            at = _quoted_end(text, at, end)
+        elif text[at] == 40:
+            at = _comment_end(text, at, end)
+        else:
+            at += 1
+    return at
+
+
 cdef bint _next_parameter(Text text, Py_ssize_t end, Parameter *found) noexcept nogil:
     cdef Py_ssize_t at = found.at, start, stop
+    if found.count == 0:
+        at = _until_semicolon(text, at, end)
     while found.count < L_PARAMETERS:
-        while at < end and text[at] != 59:
-            if text[at] == 34:
-                at = _quoted_end(text, at, end)
-            elif text[at] == 40:
-                at = _comment_end(text, at, end)
-            else:
-                at += 1
-        if at >= end:
+        at = _skip(text, at, end)
+        start = _skip(text, at + 1, end) if at < end and text[at] == 59 else at
+        if start >= end:
             break
-        start = _skip(text, at + 1, end)
         stop = _until(text, start, end, NAME_END)
         at = _skip(text, stop, end)
         if stop == start or at >= end or text[at] != 61:
+            at = _until_semicolon(text, at, end)
             continue
         found.name = start
         found.name_length = stop - start

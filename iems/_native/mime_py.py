@@ -265,10 +265,11 @@ def _mark(cells: list[int], name: bytes, start: int, end: int) -> None:
         cells[ENCODING_START], cells[ENCODING_END] = start, end
 
 
-# Values of structured fields (RFC 2045 5.1). All readers take `value` and an offset, and never fail.
+# Values of structured fields (RFC 2045 5.1). All readers take `value` and an offset, and never fail. Those without an
+# underscore serve iems.message too, where one value at a time is read.
 
 _TOKEN_END = re.compile(rb"[ \t\r\n()<>@,;:\\\"/\[\]?=]")
-_NAME_END = re.compile(rb"[ \t\r\n;=(]")
+_NAME_END = re.compile(rb"[ \t\r\n;=(\"]")
 _BARE_END = re.compile(rb"[ \t\r\n;(]")
 
 
@@ -278,13 +279,13 @@ def _skip(value: bytes, at: int) -> int:
         if value[at] in _WS:
             at += 1
         elif value[at] == 40:
-            at = _comment_end(value, at)
+            at = comment_end(value, at)
         else:
             break
     return at
 
 
-def _comment_end(value: bytes, at: int) -> int:
+def comment_end(value: bytes, at: int) -> int:
     """Past the comment that opens at `at`; an unclosed one goes to the end."""
     level = 0
     while at < len(value):
@@ -301,7 +302,7 @@ def _comment_end(value: bytes, at: int) -> int:
     return len(value)
 
 
-def _quoted_end(value: bytes, at: int) -> int:
+def quoted_end(value: bytes, at: int) -> int:
     """Past the quoted string that opens at `at`; an unclosed one goes to the end."""
     at += 1
     while at < len(value):
@@ -339,7 +340,7 @@ def _until(pattern: re.Pattern[bytes], value: bytes, at: int) -> int:
     return found.start() if found else len(value)
 
 
-def _media(value: bytes) -> tuple[bytes, bytes, int]:
+def media(value: bytes) -> tuple[bytes, bytes, int]:
     """Type, subtype and the offset behind them; type b"" if there are none to read."""
     at = _skip(value, 0)
     type_end = _until(_TOKEN_END, value, at)
@@ -353,22 +354,27 @@ def _media(value: bytes) -> tuple[bytes, bytes, int]:
     return value[at:type_end], value[start:end], end
 
 
-def _parameters(value: bytes, at: int) -> list[tuple[bytes, bytes]]:
-    """The (name, value) pairs behind `at`, as sent but unquoted. Text that is no parameter is passed over."""
+def parameters(value: bytes, at: int) -> list[tuple[bytes, bytes]]:
+    """The (name, value) pairs behind `at`, as sent but unquoted; a missing ";" between two is forgiven.
+
+    Text that is no parameter is passed over up to the next ";".
+    """
     found: list[tuple[bytes, bytes]] = []
+    at = _until_semicolon(value, at)
     while len(found) < MAX_PARAMETERS:
-        at = _until_semicolon(value, at)
-        if at >= len(value):
+        at = _skip(value, at)
+        start = _skip(value, at + 1) if value[at : at + 1] == b";" else at
+        if start >= len(value):
             break
-        start = _skip(value, at + 1)
         end = _until(_NAME_END, value, start)
         at = _skip(value, end)
         if end == start or value[at : at + 1] != b"=":
+            at = _until_semicolon(value, at)
             continue
         name = value[start:end]
         at = _skip(value, at + 1)
         if value[at : at + 1] == b'"':
-            end = _quoted_end(value, at)
+            end = quoted_end(value, at)
             found.append((name, _unquote(value[at:end])))
         else:
             end = _until(_BARE_END, value, at)
@@ -381,9 +387,9 @@ def _until_semicolon(value: bytes, at: int) -> int:
     """The next ";" outside quotes and comments, or the end."""
     while at < len(value) and value[at] != 59:
         if value[at] == 34:
-            at = _quoted_end(value, at)
+            at = quoted_end(value, at)
         elif value[at] == 40:
-            at = _comment_end(value, at)
+            at = comment_end(value, at)
         else:
             at += 1
     return at
@@ -391,20 +397,20 @@ def _until_semicolon(value: bytes, at: int) -> int:
 
 def _kind(value: bytes, digest: bool) -> tuple[int, bytes]:
     """What a part with this Content-Type is, and its boundary. digest: its parent is a multipart/digest."""
-    main, sub, at = _media(value)
+    main, sub, at = media(value)
     if not main:
         return (MESSAGE if digest else LEAF), b""
     if main.lower() == b"multipart":
-        boundary = _boundary(_parameters(value, at))
+        boundary = _boundary(parameters(value, at))
         return (MULTIPART, boundary) if boundary else (LEAF, b"")
     if main.lower() == b"message" and sub.lower() == b"rfc822":
         return MESSAGE, b""
     return LEAF, b""
 
 
-def _boundary(parameters: list[tuple[bytes, bytes]]) -> bytes:
+def _boundary(pairs: list[tuple[bytes, bytes]]) -> bytes:
     """The boundary, white space at its end taken off; b"" if there is none to use."""
-    for name, value in parameters:
+    for name, value in pairs:
         if name.lower() == b"boundary":
             boundary = value
             break
@@ -412,7 +418,7 @@ def _boundary(parameters: list[tuple[bytes, bytes]]) -> bytes:
         pieces = []
         for number in range(MAX_SEGMENTS):
             wanted = b"boundary*%d" % number
-            piece = next((v for n, v in parameters if n.lower() == wanted), None)
+            piece = next((v for n, v in pairs if n.lower() == wanted), None)
             if piece is None:
                 break
             pieces.append(piece)
@@ -422,7 +428,7 @@ def _boundary(parameters: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def _is_digest(value: bytes) -> bool:
-    return _media(value)[1].lower() == b"digest"
+    return media(value)[1].lower() == b"digest"
 
 
 # The answers.
@@ -520,14 +526,14 @@ class _Writer:
         """BODYSTRUCTURE (or BODY) of the part `row`."""
         cells = self.rows[row].cells
         type_value = self._value(row, b"content-type") or b""
-        main, sub, at = _media(type_value)
+        main, sub, at = media(type_value)
         if cells[KIND] == MULTIPART:
             inner = b"".join(self.structure(child) for child in self.children[row])
             # The grammar wants one part at least.
             inner = inner or b"(" + _DEFAULT_TEXT + b' NIL NIL "7bit" 0 0' + (b" NIL" * 4 if self.extended else b"") + b")"
             out = b"(" + inner + b" " + _string(sub)
             if self.extended:
-                out += b" " + _pairs(_parameters(type_value, at)) + self._rest(row)
+                out += b" " + _pairs(parameters(type_value, at)) + self._rest(row)
             return out + b")"
         parent = cells[PARENT]
         lowered = main.lower()
@@ -539,12 +545,12 @@ class _Writer:
             # Not taken apart: the grammar keeps these types for what is, and a reader should see the text.
             out, lowered = b"(" + _DEFAULT_TEXT, b"text"
         else:
-            pairs = _parameters(type_value, at)
+            pairs = parameters(type_value, at)
             if lowered == b"text" and not any(name.lower() == b"charset" for name, _ in pairs):
                 pairs.append((b"charset", b"us-ascii"))
             out = b"(" + _string(main) + b" " + _string(sub) + b" " + _pairs(pairs)
         out += b" " + _text(self._value(row, b"content-id")) + b" " + _text(self._value(row, b"content-description"))
-        encoding = _token(self._value(row, b"content-transfer-encoding") or b"")
+        encoding = single_token(self._value(row, b"content-transfer-encoding") or b"")
         out += b" " + (_string(encoding) if encoding else b'"7bit"')
         out += b" %d" % (cells[BODY_END] - cells[BODY_START])
         if cells[KIND] == MESSAGE:
@@ -563,7 +569,7 @@ class _Writer:
         end = _until(_TOKEN_END, value, start)
         disposition = b"NIL"
         if end > start:
-            disposition = b"(" + _string(value[start:end]) + b" " + _pairs(_parameters(value, end)) + b")"
+            disposition = b"(" + _string(value[start:end]) + b" " + _pairs(parameters(value, end)) + b")"
         languages = _languages(self._value(row, b"content-language") or b"")
         language = b"NIL"
         if len(languages) == 1:
@@ -573,7 +579,7 @@ class _Writer:
         return b" " + disposition + b" " + language + b" " + _text(self._value(row, b"content-location"))
 
 
-def _token(value: bytes) -> bytes:
+def single_token(value: bytes) -> bytes:
     """The value of Content-Transfer-Encoding, a ";" at its end forgiven; b"" unless it is a single token."""
     start = _skip(value, 0)
     end = _until(_TOKEN_END, value, start)
@@ -625,7 +631,7 @@ def _string(value: bytes) -> bytes:
 # Address lists (RFC 5322 3.4, 4.4), as ENVELOPE shows them: (name route mailbox host).
 
 
-class _Span:
+class Span:
     """One address as offsets into the value: what ended it and where its marks are, -1 where there is none."""
 
     def __init__(self) -> None:
@@ -637,21 +643,21 @@ class _Span:
         self.stop = 0  # the octet that ended it: "," ";" ":" or 0 at the end
 
 
-def _span(value: bytes, at: int) -> _Span:
+def measure(value: bytes, at: int) -> Span:
     """Measure the address that begins at `at`, up to a ",", ";" or ":" that stands outside quotes, comments and <>.
 
     An unclosed "<" ends at a "," or ";" as well, but for the commas of a source route.
     """
-    span = _Span()
+    span = Span()
     span.start = at
     while at < len(value):
         char = value[at]
         if char == 34:
-            at = _quoted_end(value, at)
+            at = quoted_end(value, at)
             continue
         if char == 40:
             span.comment = at
-            at = span.comment_end = _comment_end(value, at)
+            at = span.comment_end = comment_end(value, at)
             continue
         if char == 91:
             at = _literal_end(value, at)
@@ -689,9 +695,9 @@ def _address_list(value: bytes, out: list[bytes]) -> None:
     """Append the addresses of `value` to `out`, at most MAX_ADDRESSES in all; groups by their two marks."""
     at, group = 0, False
     while at < len(value) and len(out) < MAX_ADDRESSES:
-        span = _span(value, at)
+        span = measure(value, at)
         if span.stop == 58 and not group:
-            out.append(b"(NIL NIL " + _string(_words(value[span.start : span.end])) + b" NIL)")
+            out.append(b"(NIL NIL " + _string(joined_words(value[span.start : span.end])) + b" NIL)")
             group = True
         else:
             address = _address(value, span)
@@ -705,27 +711,27 @@ def _address_list(value: bytes, out: list[bytes]) -> None:
         out.append(b"(NIL NIL NIL NIL)")
 
 
-def _address(value: bytes, span: _Span) -> bytes:
+def _address(value: bytes, span: Span) -> bytes:
     """One address in parentheses; b"" if there is none."""
     route = b"NIL"
     if span.less >= 0:
         end = span.greater if span.greater >= 0 else span.end
-        name = _words(value[span.start : span.less])
+        name = joined_words(value[span.start : span.less])
         start = span.less + 1
         if span.colon >= 0:
-            source = _squeeze(value[start : span.colon])
+            source = squeezed(value[start : span.colon])
             route = _string(source) if source else b"NIL"
             start = span.colon + 1
     else:
         start, end, name = span.start, span.end, b""
     if span.at >= 0:
-        mailbox, host = _squeeze(value[start : span.at]), _squeeze(value[span.at + 1 : end])
+        mailbox, host = squeezed(value[start : span.at]), squeezed(value[span.at + 1 : end])
     else:
-        mailbox, host = _words(value[start:end]), b""
+        mailbox, host = joined_words(value[start:end]), b""
     if not (name or mailbox or host):
         return b""
     if not name and span.comment >= 0:
-        name = _comment_text(value[span.comment : span.comment_end])
+        name = comment_text(value[span.comment : span.comment_end])
     return (
         b"("
         + (_string(name) if name else b"NIL")
@@ -739,12 +745,12 @@ def _address(value: bytes, span: _Span) -> bytes:
     )
 
 
-def _words(value: bytes) -> bytes:
+def joined_words(value: bytes) -> bytes:
     """A phrase: its words unquoted, one space between them, comments left out."""
     return _joined(value, b" ")
 
 
-def _squeeze(value: bytes) -> bytes:
+def squeezed(value: bytes) -> bytes:
     """A local part, domain or route: unquoted, white space and comments left out."""
     return _joined(value, b"")
 
@@ -757,13 +763,13 @@ def _joined(value: bytes, between: bytes) -> bytes:
         if char in _WS:
             gap, at = True, at + 1
         elif char == 40:
-            gap, at = True, _comment_end(value, at)
+            gap, at = True, comment_end(value, at)
         else:
             if gap and out:
                 out += between
             gap = False
             if char == 34:
-                end = _quoted_end(value, at)
+                end = quoted_end(value, at)
                 out += _unquote(value[at:end])
                 at = end
             else:
@@ -772,7 +778,7 @@ def _joined(value: bytes, between: bytes) -> bytes:
     return bytes(out)
 
 
-def _comment_text(comment: bytes) -> bytes:
+def comment_text(comment: bytes) -> bytes:
     """The text of a comment without its outer parentheses and backslashes; white space at both ends taken off."""
     inner = comment[1:-1] if len(comment) > 1 and comment.endswith(b")") else comment[1:]
     out, at = bytearray(), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
@@ -56,5 +57,5 @@ class Message(Struct):
 
     id: bytes
     envelope: Envelope
-    content: Content | list[bytes | Content]
+    content: Content | Sequence[bytes | Content]
     settled: list[Settlement] = field(default_factory=list)

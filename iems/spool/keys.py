@@ -136,7 +136,8 @@ class DamagedRow(ValueError):
 def encode_item(item: Item) -> bytes:
     """The row of an item."""
     value = _encoder.encode(item)
-    return value + crc32c(value).to_bytes(4, "little")
+    checksum: int = crc32c(value)
+    return value + checksum.to_bytes(4, "little")
 
 
 def decode_item(value: bytes) -> Item:
@@ -147,6 +148,16 @@ def decode_item(value: bytes) -> Item:
         return _decode_item(value[:-4])
     except msgspec.DecodeError as error:
         raise DamagedRow(str(error)) from error
+
+
+def peek_queued_ms(value: bytes | None) -> int | None:
+    """When the message of a row was accepted (queue time), or None if the row is damaged or gone."""
+    if value is None:
+        return None
+    try:
+        return decode_item(value).queued_ms
+    except DamagedRow:
+        return None
 
 
 @lru_cache(maxsize=16384)

@@ -169,7 +169,8 @@ def pack_file_head(head: FileHead) -> bytes:
         head.pid,
         0,
     )[:-4]
-    return body + crc32c(body).to_bytes(4, "little")
+    checksum: int = crc32c(body)
+    return body + checksum.to_bytes(4, "little")
 
 
 def read_file_head(fd: int) -> FileHead | None:

@@ -5,20 +5,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lmdb
 import msgspec
 from msgspec import Struct
 
-from iems.blobs import blob_number
+from iems.blobs import blob_number, segment_name
+from iems.model import INPUT, Extent
 from iems.spool import keys, records
 from iems.spool.clock import boot_ms
-from iems.spool.index import MAP_OCTETS, Index
+from iems.spool.index import MAP_OCTETS, Change, Index
+from iems.spool.items import Item
+from iems.spool.keys import BlobRow
+from iems.spool.records import Done, Kind
 from iems.spool.segments import sync_folder
+
+if TYPE_CHECKING:
+    from iems.spool.spool import Spool
+
+#: Workers that may die over one message before it is quarantined.
+MAX_DEATHS = 3
 
 _BOOT = "boot"  # which boot and which file the index belongs to
 _MARK = "clean"  # the index was synced and nothing has written since
@@ -195,6 +209,210 @@ def _queue_ms_of_files(files: list[Path]) -> int:
         finally:
             os.close(fd)
     return latest
+
+
+class Recovered(Struct):
+    """What a round of recovery did."""
+
+    segments: int = 0
+    settled: int = 0
+    voided: int = 0
+    messages: int = 0
+    returned: int = 0
+    quarantined: int = 0
+
+
+async def recover(spool: Spool, alive: Callable[[int, int], bool], blamed: dict[bytes, int]) -> Recovered:
+    """Take over what dead workers left: their segments first, then their leases.
+
+    alive: whether (slot, generation) lives. blamed: message id -> workers that died with it in work; after three an item is
+    quarantined. Run by the janitor, at its start and after each death; a second run finds nothing to do.
+    """
+    done = Recovered()
+    index = spool.index
+    dead = [(key, item) for key, item in index.leased() if not _holder_lives(index, key, alive)]
+    for blob, row in index.blob_rows().items():
+        if not row.sealed and not row.large:
+            await _recover_segment(spool, blob, row, done)
+    for start in range(0, len(dead), 128):
+        with index.change() as change:
+            for key, item in dead[start : start + 128]:
+                _return_lease(change, key, item, blamed, done)
+        await asyncio.sleep(0)
+    return done
+
+
+def _holder_lives(index: Index, key: bytes, alive: Callable[[int, int], bool]) -> bool:
+    run, generation, slot, *_ = keys.unpack_lease_key(key)
+    return run == index.run and alive(slot, generation)
+
+
+def _return_lease(change: Change, key: bytes, item: Item | None, blamed: dict[bytes, int], done: Recovered) -> None:
+    if item is None:
+        change.drop_damaged_lease(key)
+        return
+    if not change.unlease(item):
+        return
+    item.deaths = blamed.get(item.id, item.deaths)
+    if item.deaths >= MAX_DEATHS:
+        item.reason = f"{item.deaths} workers died over it"
+        change.put(item, keys.QUARANTINED, live=False)
+        done.quarantined += 1
+    else:
+        change.put(item, keys.RETRY if item.attempts else keys.FRESH, live=False)
+        done.returned += 1
+
+
+async def _recover_segment(spool: Spool, blob: int, row: BlobRow, done: Recovered) -> None:
+    """Seal the segment of a dead writer: past its indexed length outcomes are applied, the rest was promised to nobody."""
+    path = spool.params.path / "segments" / segment_name(blob)
+    index = spool.index
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with index.change() as change:
+            change.edit_blob(blob, sealed=True)
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # its writer lives
+        current = index.blob_row(blob)  # the writer may have gone on until just now
+        if current is None or current.sealed:
+            return
+        size = os.fstat(fd).st_size
+        head = records.read_file_head(fd)
+        good, void = _sift(fd, current.indexed, size, head.nonce) if head else ([], [(current.indexed, size)])
+        if good:
+            os.fsync(fd)
+        if void:
+            ranges = [(blob, start, end if end < size else records.FOR_EVER) for start, end in void]
+            await spool.void(ranges)
+            done.voided += len(void)
+        with index.change() as change:
+            leases = _leases_of(change, current)
+            for record, message, outcomes in good:
+                if message is not None:
+                    _enqueue(change, blob, record, message)
+                    done.messages += 1
+                for outcome in outcomes:
+                    done.settled += 1
+                    if outcome.home != blob:
+                        change.name(blob, outcome.home)
+                    _apply_outcome(change, outcome, leases)
+            change.edit_blob(blob, sealed=True, length=size, indexed=size)
+        done.segments += 1
+    finally:
+        os.close(fd)
+
+
+_Tail = tuple[records.Record, records.MessageHead | None, list[Done]]
+
+
+def _sift(fd: int, start: int, end: int, nonce: bytes) -> tuple[list[_Tail], list[tuple[int, int]]]:
+    """The unindexed end of a dead writer's segment: what counts, and the ranges that don't.
+
+    Outcomes count, with the messages made because of them when their chain is whole: the work was done. A message that
+    was only accepted got no 250, so it is the client's still.
+    """
+    good: list[_Tail] = []
+    void: list[tuple[int, int]] = []
+    chain: list[_Tail] = []
+    chain_start = start
+
+    def drop(first: int, last: int) -> None:
+        if void and void[-1][1] == first:
+            void[-1] = (void[-1][0], last)
+        elif first < last:
+            void.append((first, last))
+
+    for found in records.scan(fd, start, end, nonce):
+        if isinstance(found, records.Damaged) or found.kind != Kind.MESSAGE:
+            if chain:
+                drop(chain_start, found.offset)
+                chain = []
+            if isinstance(found, records.Damaged):
+                drop(found.offset, found.end)
+            elif found.kind == Kind.SETTLE:
+                good.append((found, None, records.decode_settle(records.read_payload(fd, found))))
+            elif found.kind in (Kind.CONTENT, Kind.MOVED):
+                drop(found.offset, found.end)
+            # VOID, LEDGER and FOOTER say nothing about the queue, and stay true
+            continue
+        if not chain:
+            chain_start = found.offset
+        message = records.decode_message(records.read_payload(fd, found))
+        chain.append((found, message, message.settles))
+        if found.flags & records.CHAINED:
+            continue
+        if message.settles:
+            good += chain
+        else:
+            drop(chain_start, found.end)
+        chain = []
+    if chain:
+        drop(chain_start, end)
+    return good, void
+
+
+def _leases_of(change: Change, row: BlobRow) -> dict[tuple[int, bytes, int], bytes]:
+    """(channel, id, part) -> key of what a segment's writer had leased."""
+    found = {}
+    prefix = keys.holder_key(row.run, row.generation, row.slot)
+    with change.txn.cursor(change.db["lease"]) as cursor:
+        if cursor.set_range(prefix):
+            for key in cursor.iternext(values=False):
+                if not key.startswith(prefix):
+                    break
+                _, _, _, channel, _, id, part = keys.unpack_lease_key(key)
+                found[channel, id, part] = bytes(key)
+    return found
+
+
+def _apply_outcome(change: Change, outcome: Done, leases: dict[tuple[int, bytes, int], bytes]) -> None:
+    """Settle what a dead worker had settled but not told the index; recipients without an outcome return to the queue."""
+    key = leases.get((outcome.channel, outcome.id, outcome.part))
+    value = change.txn.get(key, db=change.db["lease"]) if key is not None else None
+    if key is None or value is None:
+        if change.index.rebuilding:
+            change.note_settled(outcome.id, outcome.results, outcome.channel)
+        return
+    try:
+        item = keys.decode_item(value)
+    except keys.DamagedRow:
+        return
+    item.lease = key
+    change.unlease(item)
+    settled = {address for address, _ in outcome.results}
+    left = [r for r in item.envelope.recipients if r.address not in settled]
+    if left:
+        item.envelope.recipients = left
+        change.put(item, keys.RETRY if item.attempts else keys.FRESH, live=False)
+    else:
+        change.live(item, -1)
+
+
+def _enqueue(change: Change, blob: int, record: records.Record, message: records.MessageHead) -> None:
+    """Put a message found in a segment into the INPUT queue."""
+    change.put(message_item(blob, record, message))
+    for extent in message.rope:
+        if isinstance(extent, Extent):
+            change.edit_blob(extent.blob, large=True, sealed=True, length=extent.length)
+
+
+def message_item(blob: int, record: records.Record, message: records.MessageHead) -> Item:
+    """The INPUT item of a MESSAGE record."""
+    return Item(
+        record.id,
+        INPUT,
+        "",
+        message.envelope,
+        records.message_rope(blob, record, message),
+        queued_ms=record.queue_ms,
+        home=blob,
+        fanout=len(message.envelope.recipients),
+    )
 
 
 def seal(path: Path, *, map_octets: int = MAP_OCTETS) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from iems.spool.content import LARGE_OCTETS, STAGING_OCTETS, Content, LargeFile,
 from iems.spool.index import MAP_OCTETS, MAX_ENTRIES, Change, Index
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.keys import Destination, destination_hash
-from iems.spool.records import CHAINED, Done, Kind, MessageHead, encode
+from iems.spool.records import CHAINED, Done, Kind, MessageHead, VoidRange, encode
 from iems.spool.segments import SEGMENT_OCTETS, SEGMENT_S, Post, Writer, spool_error
 
 #: The role that works on a channel's queue.
@@ -208,6 +208,31 @@ class _SettlePost(Post):
             self.batch = None
 
 
+class AwaitedPost(Post):
+    """A record of the spool's own bookkeeping, for `Spool.record`."""
+
+    __slots__ = ("done",)
+
+    done: Callable[[SpoolError | None], None]
+
+    def finish(self, error: SpoolError | None) -> None:
+        self.done(error)
+
+
+class _VoidPost(AwaitedPost):
+    """Says that parts of other segments don't count."""
+
+    __slots__ = ("ranges",)
+
+    def __init__(self, ranges: list[VoidRange]) -> None:
+        super().__init__(Kind.VOID, payload=encode(ranges))
+        self.ranges = ranges
+
+    def apply(self, change: Change) -> None:
+        for blob, _, _ in self.ranges:
+            change.name(self.blob, blob)
+
+
 def _apply_settlements(
     change: Change, blob: int, settlements: list[tuple[Settlement, list[Result]]], names: bool = True
 ) -> None:
@@ -386,6 +411,18 @@ class Spool:
         with self.index.change() as change:
             change.edit_blob(blob, large=True, sealed=True, length=length)
 
+    async def record(self, posts: Sequence[AwaitedPost]) -> None:
+        """Append records of the spool's own bookkeeping, in one segment, and wait until they count. Raises SpoolError."""
+        batch = _Batch(self.loop.create_future(), len(posts))
+        for post in posts:
+            post.done = batch.finish
+        self.writer.append(posts)
+        await batch.future
+
+    async def void(self, ranges: list[VoidRange]) -> None:
+        """Say durably that these parts of other segments don't count. Raises SpoolError."""
+        await self.record([_VoidPost(ranges)])
+
     # --- the queue
 
     def announce(self, channel: int) -> None:
@@ -466,7 +503,7 @@ class Spool:
                 post.seal(done if post is last else [])
             last.chained = posts[:-1]
             last.units += len(last.settlements) + len(posts)
-            chain = list(posts)
+            chain += posts
         rest = [s for s in settlements if s.item.lease not in told] if told else settlements
         singles: list[Post] = []
         quiet: list[tuple[Settlement, list[Result]]] = []
@@ -480,8 +517,8 @@ class Spool:
         batch.left = len(chain) + len(singles)
         if chain:
             self.writer.append(chain)
-        for post in singles:
-            self.writer.append((post,))
+        for single in singles:
+            self.writer.append((single,))
         for start in range(0, len(quiet), MAX_ENTRIES):
             with self.index.change() as change:
                 _apply_settlements(change, 0, quiet[start : start + MAX_ENTRIES], names=False)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +53,24 @@ class Harness:
         messages = [Message(spool.new_id(), envelope(to), [content]) for content in contents]
         assert await spool.append(messages) == [None] * len(messages)
         return [message.id for message in messages]
+
+    def die_after(self, body: Callable[[Spool], Coroutine[Any, Any, None]], **changes: Any) -> None:
+        """Run `body` with a spool in a process of its own, which then dies by SIGKILL."""
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+
+                async def run() -> None:
+                    await body(self.open(**changes))
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+                asyncio.run(run())
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status

@@ -1,0 +1,90 @@
+"""Role `janitor`: recovers what dead workers left, builds a lost index again, reclaims segments, serves the metrics.
+
+It does a round when woken (the master wakes it after a death) and every few seconds; long work goes in slices, so the
+loop keeps its heartbeat. The work itself is in `iems/spool/recovery.py` and `reclaim.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import lmdb
+
+from iems.errors import SpoolError
+from iems.janitor.metrics import serve_metrics
+from iems.spool import Spool, keys, recovery
+
+#: Seconds between rounds nobody asked for.
+ROUND_S = 5.0
+
+
+class Worker:
+    """The janitor's worker."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.ctx = ctx
+        self.spool = Spool.open(ctx)
+        self._asked = asyncio.Event()
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._metrics: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin with a first round in the background, so that the ports open at once."""
+        self.ctx.on_wake(self._asked.set)
+        for sock in self.ctx.sockets.get("metrics", []):
+            self._metrics.append(asyncio.ensure_future(serve_metrics(self.ctx, sock)))
+        self._tasks.append(asyncio.ensure_future(self._rounds()))
+
+    async def _rounds(self) -> None:
+        while not self._stopping:
+            self.ctx.park()
+            self._asked.clear()
+            try:
+                await self.round()
+            except (SpoolError, OSError, lmdb.Error) as error:
+                # Nothing is lost by waiting: what is not recovered now is recovered in the next round.
+                self.ctx.log.error("janitor round failed", error)
+            try:
+                await asyncio.wait_for(self._asked.wait(), ROUND_S)
+            except TimeoutError:
+                pass
+
+    async def round(self) -> None:
+        """Everything once."""
+        index = self.spool.index
+        index.env.reader_check()
+        index.set_meta(keys.META_QUEUE_MS, index.clock.now_ms().to_bytes(8, "big"))
+        begun = time.monotonic()
+        found = await recovery.recover(self.spool, self.ctx.alive, self.ctx.blamed())
+        if found.segments or found.returned or found.quarantined:
+            self.ctx.log.event(
+                "recovered",
+                None,
+                segments=found.segments,
+                settled=found.settled,
+                voided=found.voided,
+                messages=found.messages,
+                returned=found.returned,
+                quarantined=found.quarantined,
+                seconds=round(time.monotonic() - begun, 3),
+            )
+            for channel in {key[0] for key, n in self._waiting().items() if n}:
+                self.spool.announce(channel)
+
+    def _waiting(self) -> dict[tuple[int, int], int]:
+        return {key: n for key, n in self.spool.index.counts().items() if key[1] in (keys.FRESH, keys.RETRY)}
+
+    async def drain(self, deadline_s: float) -> None:
+        """Stop after the slice in work."""
+        self._stopping = True
+        self._asked.set()
+        for task in self._metrics:
+            task.cancel()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=deadline_s)
+            for task in late:
+                task.cancel()
+        self.spool.close()

@@ -62,7 +62,8 @@ def _start_detached(home: Home, config: Any) -> None:
     if pid:
         os.close(told_write)
         word = b""
-        while chunk := os.read(told_read, 4096):
+        # Not until the end of the pipe: workers forked before the word hold it open as well.
+        while word != b"ready" and (chunk := os.read(told_read, 4096)):
             word += chunk
         if word == b"ready":
             return

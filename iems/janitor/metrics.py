@@ -33,7 +33,10 @@ def exposition(board: Board, channels: dict[str, dict[str, int]] | None = None) 
         if samples:
             out.append(f"# HELP {name} {text}")
             out.append(f"# TYPE {name} {kind}")
-            out.extend(f"{name}{labels} {value:g}" if value % 1 else f"{name}{labels} {int(value)}" for labels, value in samples)
+            out.extend(
+                f"{name}{labels} {value!r}" if value % 1 else f"{name}{labels} {int(value)}"
+                for labels, value in samples
+            )
 
     header = board.header()
     rows = board.rows()

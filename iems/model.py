@@ -12,13 +12,16 @@ from msgspec import Struct
 
 ID_OCTETS = 16
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+#: Two digits at a time: every line of the log has an id.
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = tuple(range(120, -1, -10))
 _DIGIT = {c: i for i, c in enumerate(_ALPHABET)}
 
 
 def id_text(message_id: bytes) -> str:
     """The 26 characters (Crockford base32) shown for a 16-octet id; text order is byte order."""
     number = int.from_bytes(message_id, "big")
-    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def id_octets(text: str) -> bytes:

@@ -48,7 +48,7 @@ from iems.directory.names import (
     split_dn,
 )
 from iems.directory.resolve import resolve
-from iems.directory.view import ROOT, Change, View
+from iems.directory.view import ROOT, Change, Policy, View
 from iems.errors import DirectoryUnavailable
 from iems.model import Channel
 
@@ -81,8 +81,7 @@ class Directory:
         self._resolutions: dict[bytes, Resolution] = {}
         self._accounts: dict[str | int, Account | None] = {}
         self._cached_version = -1
-        self._policy_seen = -1
-        self._only_domain: str | None = None
+        self._policy = Policy()
         self._db: dict[bytes, Any] = {}
         if create:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,7 +130,12 @@ class Directory:
     def _view(self) -> Iterator[View]:
         try:
             with self._env.begin() as txn:
-                yield View(self._db, txn)
+                # Read in the same transaction as what follows: the answers kept belong to this very state.
+                version = txn.get(b"policy", db=self._db[b"meta"])
+                policy = self._policy
+                if policy.version != version:
+                    policy = self._policy = Policy(version)
+                yield View(self._db, txn, policy)
         except (lmdb.Error, msgspec.DecodeError, KeyError, OSError) as error:
             raise DirectoryUnavailable(f"the directory can't be read: {error}") from error
 
@@ -226,16 +230,16 @@ class Directory:
     def only_domain(self) -> str:
         """The home's local domain if it has just one, else ""."""
         with self._view() as view:
-            policy = keys.u64_of(view.get(b"policy", db=self._db[b"meta"]))
-            if self._only_domain is None or policy != self._policy_seen:
+            only = view.policy.only_domain
+            if only is None:
                 names = []
                 for _, entry in view.of_class(keys.CLASS_LOCAL_DOMAIN):
                     names.append(entry.lookup)
                     if len(names) > 1:
                         break
-                self._only_domain = names[0] if len(names) == 1 and not names[0].startswith("*.") else ""
-                self._policy_seen = policy
-            return self._only_domain
+                only = names[0] if len(names) == 1 and not names[0].startswith("*.") else ""
+                view.policy.only_domain = only
+            return only
 
     def authenticate(self, login: str, password: str) -> Account | None:
         """The account if the password is right and it is enabled. Takes tens of milliseconds: use `Authenticator`.

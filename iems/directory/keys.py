@@ -58,8 +58,9 @@ CLASS_SETTINGS = 8
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
-_U64_U64 = struct.Struct(">QQ")
 _U8_U64 = struct.Struct(">BQ")
+
+_KINDS = [bytes([kind]) for kind in range(16)]
 
 u64 = _U64.pack
 
@@ -69,18 +70,18 @@ def u64_of(octets: bytes) -> int:
     return int(_U64.unpack(octets)[0])
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+def _hash(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def name_key(parent: int, rdn: str) -> bytes:
     """Key of `names`. rdn: in lower case."""
-    return _U64_U64.pack(parent, _hash(rdn))
+    return u64(parent) + _hash(rdn)
 
 
 def lookup_key(kind: int, text: str) -> bytes:
     """Key of `lookup`. text: normalised address, domain, pattern or module name."""
-    return _U8_U64.pack(kind, _hash(text))
+    return _KINDS[kind] + _hash(text)
 
 
 def class_key(code: int, entry: int) -> bytes:

@@ -17,6 +17,10 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+"
 _DOT_ATOM = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _QUOTED_PAIR = re.compile(r"\\(.)")
+#: Nearly every address: nothing quoted, nothing to convert.
+_PLAIN = re.compile(
+    rb"([A-Za-z0-9._+=~&'*-]{1,64})@((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){0,8}[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)"
+)
 _DN_SPECIAL = re.compile(r'([,+"\\<>;=])')
 
 
@@ -67,6 +71,9 @@ def address_of(octets: bytes) -> tuple[str, str] | None:
     """
     if not octets or len(octets) > MAX_ADDRESS_OCTETS:
         return None
+    plain_address = _PLAIN.fullmatch(octets)
+    if plain_address is not None and len(plain_address[2]) <= MAX_DOMAIN_OCTETS:
+        return plain_address[1].decode().lower(), plain_address[2].decode().lower()
     try:
         text = octets.decode("utf-8")
     except UnicodeDecodeError:

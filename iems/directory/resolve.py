@@ -31,6 +31,8 @@ ALIAS_LOOP = Reply(550, 4, 6, "Alias loop")
 TOO_MANY = Reply(550, 5, 3, "The alias leads to too many addresses")
 
 _LOCAL = int(Channel.LOCAL)
+#: The connectors of nearly every account.
+_ONLY_LOCAL = [Connector(Channel.LOCAL).text()]
 
 
 class Lookup(Protocol):
@@ -173,7 +175,8 @@ class _Walk:
         look = self.look
         address = f"{local_part}@{domain}"
         entry = look.entry(address)
-        self.step(f"Has {address} an entry?", _kind(entry))
+        if self.steps is not None:
+            self.step(f"Has {address} an entry?", _kind(entry))
         separator = look.separator
         if entry is None and separator:
             user, found, _detail = local_part.partition(separator)
@@ -221,7 +224,12 @@ class _Walk:
             self.step("Is the account enabled?", "no")
             self.refuse(DISABLED)
             return
-        connectors = [Connector.parse(text) for text in entry.attributes.get("iemsConnector", ())]
+        texts = entry.attributes.get("iemsConnector", ())
+        if texts == _ONLY_LOCAL:
+            self.step("Which connectors has it?", texts[0])
+            self.add(_LOCAL, "", octets)
+            return
+        connectors = [Connector.parse(text) for text in texts]
         if not connectors:
             self.step("Which connectors has it?", "none")
             if is_account and self.look.default_local == _LOCAL:

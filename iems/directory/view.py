@@ -27,6 +27,8 @@ from iems.errors import DirectoryUnavailable
 from iems.model import Channel
 
 ROOT = 0
+#: Domains whose policy is remembered.
+MAX_DOMAINS = 16_384
 
 _CODES = {
     LOCAL_DOMAIN: keys.CLASS_LOCAL_DOMAIN,
@@ -39,14 +41,30 @@ _CODES = {
 }
 
 
-class View:
-    """One consistent view: a transaction and what it answers. Implements `resolve.Lookup`."""
+class Policy:
+    """What was looked up about domains and settings under one value of the `policy` counter."""
 
-    def __init__(self, databases: dict[bytes, Any], txn: Any) -> None:
+    __slots__ = ("forwards", "local", "only_domain", "settings", "version")
+
+    def __init__(self, version: bytes | None = None) -> None:
+        self.version = version
+        self.local: dict[str, str] = {}
+        self.forwards: dict[str, tuple[str, Channel, str] | None] = {}
+        self.settings: dict[str, list[str]] | None = None
+        self.only_domain: str | None = None
+
+
+class View:
+    """One consistent view: a transaction and what it answers. Implements `resolve.Lookup`.
+
+    policy: answers that hold in this transaction, to be added to; kept by the caller from one view to the next.
+    """
+
+    def __init__(self, databases: dict[bytes, Any], txn: Any, policy: Policy | None = None) -> None:
         self.db = databases
         self.txn = txn
         self.get = txn.get
-        self._settings: dict[str, list[str]] | None = None
+        self.policy = policy if policy is not None else Policy()
 
     # Entries.
 
@@ -121,25 +139,41 @@ class View:
         return found[1] if found else None
 
     def local_as(self, domain: str) -> str:
-        for pattern in (domain, *suffixes(domain)):
-            found = self.find(keys.KIND_DOMAIN, pattern)
-            if found and LOCAL_DOMAIN in found[1].classes:
-                return pattern
-        return ""
+        known = self.policy.local
+        answer = known.get(domain)
+        if answer is None:
+            answer = ""
+            for pattern in (domain, *suffixes(domain)):
+                found = self.find(keys.KIND_DOMAIN, pattern)
+                if found and LOCAL_DOMAIN in found[1].classes:
+                    answer = pattern
+                    break
+            if len(known) >= MAX_DOMAINS:
+                known.clear()
+            known[domain] = answer
+        return answer
 
     def forward(self, domain: str) -> tuple[str, Channel, str] | None:
+        known = self.policy.forwards
+        if domain in known:
+            return known[domain]
+        answer = None
         for pattern in (domain, *suffixes(domain)):
             found = self.find(keys.KIND_FORWARD, pattern)
             if found:
-                return pattern, Channel[found[1].first("iemsChannel")], found[1].first("iemsIdentifier")
-        return None
+                answer = pattern, Channel[found[1].first("iemsChannel")], found[1].first("iemsIdentifier")
+                break
+        if len(known) >= MAX_DOMAINS:
+            known.clear()
+        known[domain] = answer
+        return answer
 
     @property
     def settings(self) -> dict[str, list[str]]:
-        if self._settings is None:
+        if self.policy.settings is None:
             found = self.find(keys.KIND_SETTINGS, "")
-            self._settings = found[1].attributes if found else {}
-        return self._settings
+            self.policy.settings = found[1].attributes if found else {}
+        return self.policy.settings
 
     def _setting(self, name: str, default: str) -> str:
         values = self.settings.get(name)

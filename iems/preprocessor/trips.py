@@ -31,12 +31,11 @@ class Trips:
 
         Costs one search of the octets for mail that has not been here often.
         """
-        hits = head.count(self._by)
+        end = head.find(b"\r\n\r\n")
+        hits = head.count(self._by) if end < 0 else head.count(self._by, 0, end)
         if hits < limit:
             # Our own lines are found by their octets; a header that goes on is followed if it holds any.
-            if hits and len(head) >= HEAD_OCTETS and head.find(b"\r\n\r\n") < 0:
-                return None
-            return False
+            return None if hits and end < 0 and len(head) >= HEAD_OCTETS else False
         return self.count(head) >= limit
 
     def count(self, head: bytes) -> int:

@@ -180,7 +180,11 @@ class Worker:
             await self.spool.settle([settlement], [report])
             ctx.count("dsn_total")
             ctx.log.event(
-                "dsn", report.id, report.envelope.recipients[0].address, parent=id_text(item.id), kind="failed"
+                "dsn",
+                report.id,
+                report.envelope.recipients[0].address,
+                parent=id_text(item.id),
+                kind="failed",
             )
         ctx.count("messages_failed_total", len(failed))
         ctx.count("messages_discarded_total", len(discarded))

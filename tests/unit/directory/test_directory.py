@@ -150,7 +150,7 @@ def test_lists(directory):
 
 
 def test_names_whose_hashes_meet(directory, monkeypatch):
-    monkeypatch.setattr(keys, "_hash", lambda text: 7)
+    monkeypatch.setattr(keys, "_hash", lambda text: b"sameHash")
     directory.add_domain("meet.test")
     for name in ("a", "b", "c"):
         directory.create_account(f"{name}@meet.test", "pw")

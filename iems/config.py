@@ -86,19 +86,15 @@ def _no_control(value: str) -> None:
 
 Workers = Annotated[int, Meta(ge=1, le=64, description="Worker processes of this role.")]
 Enabled = Annotated[bool, Meta(description="Whether this machine runs the role.")]
-Seconds = float
 _WORKERS = "Worker processes of this role."
 
 
-class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all sections."""
-
-
-class Master(Section):
+class Master(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The process that binds the ports, starts the workers and replaces those that die."""
 
     drain_s: Annotated[
-        float, Meta(ge=0, le=3600, description="At stop, seconds open work may take before workers are ended.")
+        float,
+        Meta(ge=0, le=3600, description="At stop, seconds open work may take before workers are ended."),
     ] = 10.0
     retire_s: Annotated[
         float,
@@ -115,9 +111,14 @@ class Master(Section):
     ] = 30.0
     respawn_min_s: Annotated[
         float,
-        Meta(ge=0.01, description="First delay before a worker that died before its first job is started again."),
+        Meta(
+            ge=0.01,
+            description="First delay before a worker that died before its first job is started again.",
+        ),
     ] = 0.25
-    respawn_max_s: Annotated[float, Meta(ge=0.01, description="The delay doubles up to this many seconds.")] = 60.0
+    respawn_max_s: Annotated[
+        float, Meta(ge=0.01, description="The delay doubles up to this many seconds.")
+    ] = 60.0
     user: Annotated[
         str,
         Meta(
@@ -127,7 +128,7 @@ class Master(Section):
     ] = ""
 
 
-class Ports(Section):
+class Ports(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Listening ports: `base` plus the well-known number. A number of 0 turns the listener off."""
 
     base: Annotated[
@@ -140,23 +141,27 @@ class Ports(Section):
             extra={"check": _addresses},
         ),
     ] = field(default_factory=list)
-    backlog: Annotated[int, Meta(ge=1, le=65535, description="Connections waiting to be accepted, per worker.")] = 1024
+    backlog: Annotated[
+        int, Meta(ge=1, le=65535, description="Connections waiting to be accepted, per worker.")
+    ] = 1024
     smtp: Annotated[int, Meta(ge=0, le=10000, description="SMTP (RFC 5321).")] = 25
     submission: Annotated[int, Meta(ge=0, le=10000, description="Submission with STARTTLS (RFC 6409).")] = 587
     submissions: Annotated[int, Meta(ge=0, le=10000, description="Submission over TLS (RFC 8314).")] = 465
     lmtp: Annotated[
-        int, Meta(ge=0, le=10000, description="LMTP (RFC 2033). On 127.0.0.1 and ::1 only, whatever bind says.")
+        int,
+        Meta(ge=0, le=10000, description="LMTP (RFC 2033). On 127.0.0.1 and ::1 only, whatever bind says."),
     ] = 24
     imap: Annotated[int, Meta(ge=0, le=10000, description="IMAP with STARTTLS.")] = 143
     imaps: Annotated[int, Meta(ge=0, le=10000, description="IMAP over TLS (RFC 8314).")] = 993
     pop3: Annotated[int, Meta(ge=0, le=10000, description="POP3 with STLS.")] = 110
     pop3s: Annotated[int, Meta(ge=0, le=10000, description="POP3 over TLS (RFC 8314).")] = 995
     metrics: Annotated[
-        int, Meta(ge=0, le=10000, description="Prometheus text. On 127.0.0.1 and ::1 only, whatever bind says.")
+        int,
+        Meta(ge=0, le=10000, description="Prometheus text. On 127.0.0.1 and ::1 only, whatever bind says."),
     ] = 9100
 
 
-class Smtpd(Section):
+class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that accept mail from the network."""
 
     enabled: Enabled = True
@@ -188,13 +193,19 @@ class Smtpd(Section):
         ),
     ] = field(default_factory=list)
     size_limit: Annotated[
-        int, Meta(ge=0, description="Largest message in octets (SIZE, RFC 1870); 0: bounded by the disk only.")
+        int,
+        Meta(ge=0, description="Largest message in octets (SIZE, RFC 1870); 0: bounded by the disk only."),
     ] = 104_857_600
     max_sessions: Annotated[
-        int, Meta(ge=0, description="Sessions at once over all workers; the next gets 421. 0: bounded by descriptors.")
+        int,
+        Meta(
+            ge=0,
+            description="Sessions at once over all workers; the next gets 421. 0: bounded by descriptors.",
+        ),
     ] = 0
     limit_loopback: Annotated[
-        bool, Meta(description="Whether per-IP, per-user and rate limits, delays and tarpits act on loopback too.")
+        bool,
+        Meta(description="Whether per-IP, per-user and rate limits, delays and tarpits act on loopback too."),
     ] = False
     max_recipients: Annotated[
         int, Meta(ge=100, description="Recipients of one message (RFC 5321 4.5.3.1.8 asks for at least 100).")
@@ -209,54 +220,77 @@ class Smtpd(Section):
     data_timeout_s: Annotated[
         float, Meta(gt=0, description="Wait for more content; RFC 5321 4.5.3.2.5 gives a client 180 a block.")
     ] = 300.0
-    max_errors: Annotated[int, Meta(ge=1, description="Refused commands after which a session gets 421.")] = 20
+    max_errors: Annotated[int, Meta(ge=1, description="Refused commands after which a session gets 421.")] = (
+        20
+    )
     vrfy: Annotated[bool, Meta(description="Whether VRFY answers with what it knows instead of 252.")] = False
     qualify: Annotated[
-        bool, Meta(description="Whether an address without a domain gets the primary domain; else it is refused.")
+        bool,
+        Meta(description="Whether an address without a domain gets the primary domain; else it is refused."),
     ] = True
     content_line_octets: Annotated[
-        int, Meta(ge=0, description="Longest line of content taken; RFC 5321 4.5.3.1.6 asks for 1000. 0: no limit.")
+        int,
+        Meta(
+            ge=0, description="Longest line of content taken; RFC 5321 4.5.3.1.6 asks for 1000. 0: no limit."
+        ),
     ] = 1_000_000
     content_deadline_s: Annotated[
-        float, Meta(gt=0, description="Longest time the content of one message may take, however steadily it comes.")
+        float,
+        Meta(
+            gt=0, description="Longest time the content of one message may take, however steadily it comes."
+        ),
     ] = 3600.0
 
 
-class Preprocessor(Section):
+class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that route each message and run the modules."""
 
     enabled: Enabled = True
     workers: Workers = 1
     max_trips: Annotated[
-        int, Meta(ge=1, le=1000, description="Received lines naming this host at which a message is bounced as a loop.")
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="Received lines naming this host at which a message is bounced as a loop.",
+        ),
     ] = 25
     loop_to_postmaster: Annotated[
         bool, Meta(description="Whether looping mail goes to the postmaster instead of back to the sender.")
     ] = False
 
 
-class Lmda(Section):
+class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that deliver to mailboxes."""
 
     enabled: Enabled = True
     workers: Workers = 1
     batch: Annotated[int, Meta(ge=1, le=1024, description="Messages taken from the queue at once.")] = 64
     over_quota: Annotated[
-        Literal["defer", "fail"], Meta(description="What becomes of mail for a full account: tried again, or bounced.")
+        Literal["defer", "fail"],
+        Meta(description="What becomes of mail for a full account: tried again, or bounced."),
     ] = "defer"
-    retry_s: Annotated[float, Meta(gt=0, description="First delay before a deferred delivery is tried again.")] = 60.0
-    retry_max_s: Annotated[float, Meta(gt=0, description="The delay doubles up to this many seconds.")] = 3600.0
-    lifetime_s: Annotated[float, Meta(gt=0, description="Age at which deferred local mail is bounced.")] = 432_000.0
+    retry_s: Annotated[
+        float, Meta(gt=0, description="First delay before a deferred delivery is tried again.")
+    ] = 60.0
+    retry_max_s: Annotated[float, Meta(gt=0, description="The delay doubles up to this many seconds.")] = (
+        3600.0
+    )
+    lifetime_s: Annotated[float, Meta(gt=0, description="Age at which deferred local mail is bounced.")] = (
+        432_000.0
+    )
 
 
-class Smtpc(Section):
+class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that relay mail to other hosts."""
 
     enabled: Enabled = True
     workers: Workers = 1
     resolution: Annotated[
         Literal["dns", "dns-hosts", "hosts-dns", "hosts", "relay"],
-        Meta(description="How the next hop is found: DNS, the host table, both in order, or only relay_hosts."),
+        Meta(
+            description="How the next hop is found: DNS, the host table, both in order, or only relay_hosts."
+        ),
     ] = "dns-hosts"
     relay_hosts: Annotated[
         list[str],
@@ -267,9 +301,12 @@ class Smtpc(Section):
     ] = ""
     port: Annotated[int, Meta(gt=0, lt=65536, description="Port of remote hosts that name none.")] = 25
     retry_s: Annotated[
-        float, Meta(gt=0, description="First delay before a deferred recipient is tried again (RFC 5321 4.5.4.1).")
+        float,
+        Meta(gt=0, description="First delay before a deferred recipient is tried again (RFC 5321 4.5.4.1)."),
     ] = 1800.0
-    retry_max_s: Annotated[float, Meta(gt=0, description="The delay doubles up to this many seconds.")] = 14_400.0
+    retry_max_s: Annotated[float, Meta(gt=0, description="The delay doubles up to this many seconds.")] = (
+        14_400.0
+    )
     lifetime_s: Annotated[
         float, Meta(gt=0, description="Age at which deferred mail is bounced (RFC 5321 4.5.4.1: 4-5 days).")
     ] = 432_000.0
@@ -280,37 +317,66 @@ class Smtpc(Section):
         Literal["off", "may"], Meta(description="Whether STARTTLS is used where the remote host offers it.")
     ] = "may"
     max_connections: Annotated[int, Meta(ge=1, description="Connections at once, per worker.")] = 100
-    max_per_host: Annotated[int, Meta(ge=1, description="Connections at once to one destination, per worker.")] = 5
+    max_per_host: Annotated[
+        int, Meta(ge=1, description="Connections at once to one destination, per worker.")
+    ] = 5
     max_messages: Annotated[int, Meta(ge=1, description="Messages over one connection.")] = 100
+    idle_s: Annotated[
+        float,
+        Meta(
+            ge=0, description="A connection with nothing to send stays open this long for the next message."
+        ),
+    ] = 5.0
+    temporary_554: Annotated[
+        bool,
+        Meta(description="A 554 to DATA or the content is tried again: many hosts say it for what passes."),
+    ] = True
     connect_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the connection.")] = 30.0
-    greeting_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the greeting (RFC 5321 4.5.3.2.1).")] = 300.0
+    greeting_timeout_s: Annotated[
+        float, Meta(gt=0, description="Wait for the greeting (RFC 5321 4.5.3.2.1).")
+    ] = 300.0
     helo_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to EHLO or HELO.")] = 300.0
-    mail_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to MAIL (4.5.3.2.2).")] = 300.0
-    rcpt_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to RCPT (4.5.3.2.3).")] = 300.0
+    mail_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to MAIL (4.5.3.2.2).")] = (
+        300.0
+    )
+    rcpt_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to RCPT (4.5.3.2.3).")] = (
+        300.0
+    )
     data_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the 354 (4.5.3.2.4).")] = 120.0
-    block_timeout_s: Annotated[float, Meta(gt=0, description="Wait while sending a block (4.5.3.2.5).")] = 180.0
-    end_timeout_s: Annotated[float, Meta(gt=0, description="Wait for the reply to the final dot (4.5.3.2.6).")] = 600.0
+    block_timeout_s: Annotated[float, Meta(gt=0, description="Wait while sending a block (4.5.3.2.5).")] = (
+        180.0
+    )
+    end_timeout_s: Annotated[
+        float, Meta(gt=0, description="Wait for the reply to the final dot (4.5.3.2.6).")
+    ] = 600.0
 
 
-class Store(Section):
+class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The writer of the mailboxes."""
 
     enabled: Enabled = True
-    workers: Annotated[int, Meta(ge=1, le=64, description=_WORKERS + " Never more than there are partitions.")] = 1
+    workers: Annotated[
+        int, Meta(ge=1, le=64, description=_WORKERS + " Never more than there are partitions.")
+    ] = 1
     path: Annotated[str, Meta(description="Folder of the partitions; relative to the home.")] = "store"
     partitions: Annotated[
-        int, Meta(ge=1, le=64, description="LMDB environments the accounts are spread over; set before first use.")
+        int,
+        Meta(
+            ge=1, le=64, description="LMDB environments the accounts are spread over; set before first use."
+        ),
     ] = 1
     copy: Annotated[
         Literal["shared", "always"],
-        Meta(description="Whether a delivery keeps the spool's segment by a hard link (shared) or copies (always)."),
+        Meta(
+            description="Whether a delivery keeps the spool's segment by a hard link (shared) or copies (always)."
+        ),
     ] = "shared"
     undelete_s: Annotated[
         float, Meta(ge=3600, description="Seconds the bytes of expunged mail are kept; at least an hour.")
     ] = 86_400.0
 
 
-class Imapd(Section):
+class Imapd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that serve IMAP."""
 
     enabled: Enabled = True
@@ -322,12 +388,12 @@ class Imapd(Section):
         float, Meta(ge=1800, description="Wait for the next command; RFC 3501 5.4 asks for at least 1800.")
     ] = 1800.0
     login_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a login.")] = 60.0
-    append_limit: Annotated[int, Meta(ge=0, description="Largest message in octets APPEND takes; 0: no limit.")] = (
-        104_857_600
-    )
+    append_limit: Annotated[
+        int, Meta(ge=0, description="Largest message in octets APPEND takes; 0: no limit.")
+    ] = 104_857_600
 
 
-class Pop3d(Section):
+class Pop3d(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that serve POP3."""
 
     enabled: Enabled = True
@@ -341,14 +407,14 @@ class Pop3d(Section):
     login_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a login.")] = 60.0
 
 
-class Janitor(Section):
+class Janitor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The worker that recovers, reclaims and serves the metrics."""
 
     enabled: Enabled = True
     workers: Annotated[int, Meta(ge=1, le=1, description=_WORKERS)] = 1
 
 
-class Spool(Section):
+class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Messages on their way: segments and their index."""
 
     path: Annotated[str, Meta(description="Folder of the spool; relative to the home.")] = "spool"
@@ -360,29 +426,35 @@ class Spool(Section):
         int, Meta(ge=4096, description="Content above this size gets a file of its own.")
     ] = 1_048_576
     staging_octets: Annotated[
-        int, Meta(ge=1 << 20, description="Memory for incoming content, per worker; above it content goes to files.")
+        int,
+        Meta(
+            ge=1 << 20, description="Memory for incoming content, per worker; above it content goes to files."
+        ),
     ] = 134_217_728
     map_octets: Annotated[
         int, Meta(ge=1 << 20, description="Address space of the index (LMDB map size).")
     ] = 274_877_906_944
     ballast_octets: Annotated[
-        int, Meta(ge=0, description="File given up on a full disk, so that settling and expunging go on; 0: none.")
+        int,
+        Meta(
+            ge=0, description="File given up on a full disk, so that settling and expunging go on; 0: none."
+        ),
     ] = 16_777_216
 
 
-class Log(Section):
+class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Event lines in log/mail.log."""
 
-    format: Annotated[Literal["json", "text"], Meta(description="One JSON object or one line of text an event.")] = (
-        "json"
-    )
+    format: Annotated[
+        Literal["json", "text"], Meta(description="One JSON object or one line of text an event.")
+    ] = "json"
     rotate_octets: Annotated[
         int, Meta(ge=0, description="Size at which the log is renamed and a new one started; 0: never.")
     ] = 1_073_741_824
     keep: Annotated[int, Meta(ge=1, le=1000, description="Old logs kept (mail.log.1 is the youngest).")] = 8
 
 
-class Dns(Section):
+class Dns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The resolver."""
 
     servers: Annotated[
@@ -393,27 +465,39 @@ class Dns(Section):
         ),
     ] = field(default_factory=list)
     timeout_s: Annotated[float, Meta(gt=0, description="Wait for one answer.")] = 5.0
-    attempts: Annotated[int, Meta(ge=1, le=10, description="Tries over all servers before giving up for now.")] = 4
-    cache_records: Annotated[int, Meta(ge=0, description="Answers kept, per worker; 0: no cache.")] = 1_000_000
+    attempts: Annotated[
+        int, Meta(ge=1, le=10, description="Tries over all servers before giving up for now.")
+    ] = 4
+    cache_records: Annotated[int, Meta(ge=0, description="Answers kept, per worker; 0: no cache.")] = (
+        1_000_000
+    )
 
 
-class Auth(Section):
+class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Logins, for SMTP, IMAP and POP3 alike."""
 
     plaintext: Annotated[
         Literal["never", "loopback", "always"],
         Meta(description="From where a password may be sent without TLS."),
     ] = "loopback"
-    threads: Annotated[int, Meta(ge=1, le=64, description="Password hashes computed at once, per worker.")] = 2
-    cache_s: Annotated[float, Meta(ge=0, description="Seconds a checked password is remembered, in memory.")] = 300.0
+    threads: Annotated[
+        int, Meta(ge=1, le=64, description="Password hashes computed at once, per worker.")
+    ] = 2
+    cache_s: Annotated[
+        float, Meta(ge=0, description="Seconds a checked password is remembered, in memory.")
+    ] = 300.0
     max_failures: Annotated[int, Meta(ge=1, description="Failed logins after which a session is closed.")] = 5
 
 
-class Tls(Section):
+class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server's certificate. A pair that doesn't match keeps the old one in use."""
 
-    certificate: Annotated[str, Meta(description="PEM file of the chain; relative to the home.")] = "conf/tls/cert.pem"
-    key: Annotated[str, Meta(description="PEM file of the private key; relative to the home.")] = "conf/tls/key.pem"
+    certificate: Annotated[str, Meta(description="PEM file of the chain; relative to the home.")] = (
+        "conf/tls/cert.pem"
+    )
+    key: Annotated[str, Meta(description="PEM file of the private key; relative to the home.")] = (
+        "conf/tls/key.pem"
+    )
     minimum: Annotated[Literal["1.2", "1.3"], Meta(description="Oldest version of TLS spoken.")] = "1.2"
 
 
@@ -429,7 +513,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = "localhost"
     domain: Annotated[
-        str, Meta(description="Primary local domain: completes names without one.", extra={"check": _host_name})
+        str,
+        Meta(description="Primary local domain: completes names without one.", extra={"check": _host_name}),
     ] = ""
     master: Master = field(default_factory=Master)
     ports: Ports = field(default_factory=Ports)
@@ -533,7 +618,9 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     return found
 
 
-def _build(cls: Any, raw: dict[str, Any], at: tuple[str, ...], problem: Callable[[tuple[str, ...], str], None]) -> Any:
+def _build(
+    cls: Any, raw: dict[str, Any], at: tuple[str, ...], problem: Callable[[tuple[str, ...], str], None]
+) -> Any:
     """A `cls` from the table `raw` at key `at`; each bad key is reported and left at its default."""
     values: dict[str, Any] = {}
     declared = declarations(cls)

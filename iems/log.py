@@ -9,6 +9,7 @@ No secret is ever given to `event`; control characters are escaped, so no peer c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import os
 import re
@@ -102,7 +103,9 @@ class Log:
         self._tail = f'"role":"{role}","pid":'
         self._pid = os.getpid()
 
-    def event(self, event: str, id: bytes | None = None, recipient: bytes | str | None = None, **detail: Any) -> None:
+    def event(
+        self, event: str, id: bytes | None = None, recipient: bytes | str | None = None, **detail: Any
+    ) -> None:
         """Notes one event. id: 16 octets of the message. detail: what else there is to say; never a secret."""
         now_ns = time.time_ns()
         second, rest = divmod(now_ns, 1_000_000_000)
@@ -133,7 +136,9 @@ class Log:
             line = (" ".join(parts) + "\n").encode("utf-8", "backslashreplace")
         self._add(line)
 
-    def error(self, what: str, exc: BaseException | None = None, id: bytes | None = None, **detail: Any) -> None:
+    def error(
+        self, what: str, exc: BaseException | None = None, id: bytes | None = None, **detail: Any
+    ) -> None:
         """Notes a fault of ours with its cause; the peer is told nothing of it."""
         if exc is not None:
             import traceback
@@ -305,11 +310,8 @@ def events(folder: Path, wanted: Callable[[bytes], bool]) -> Iterator[dict[str, 
 def events_with(folder: Path, needle: bytes) -> Iterator[dict[str, Any]]:
     """The events whose line holds `needle`, oldest first; looks through a mapped file, not line by line."""
     for path in files(folder):
-        try:
-            file = open(path, "rb")
-        except FileNotFoundError:  # rotated away between the listing and the opening
-            continue
-        with file:
+        # Rotated away between the listing and the opening: its lines were read under their new name or will be.
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 continue
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:

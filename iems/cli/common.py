@@ -177,7 +177,7 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f}s"
     whole = int(seconds)
-    parts = []
+    parts: list[str] = []
     for name, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if whole >= size or (parts and len(parts) < 2):
             parts.append(f"{whole // size}{name}")

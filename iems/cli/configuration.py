@@ -61,7 +61,9 @@ def show(ctx: click.Context, file: Path | None, changed: bool, as_json: bool) ->
 
 
 @config.command()
-@click.option("--sample", is_flag=True, help="A configuration file with every setting at its default, instead.")
+@click.option(
+    "--sample", is_flag=True, help="A configuration file with every setting at its default, instead."
+)
 def docs(sample: bool) -> None:
     """Print the reference page of all settings (Markdown)."""
     click.echo(settings.sample() if sample else settings.reference(), nl=False)

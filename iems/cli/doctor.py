@@ -181,7 +181,9 @@ def disk(home: Home, config: Config) -> Iterator[Finding]:
         free_inodes = inodes.f_favail / inodes.f_files if inodes.f_files else 1.0
         yield from judge_disk(what, usage.free, usage.total, free_inodes)
         if inodes.f_flag & os.ST_RDONLY:
-            yield Finding("disk", "problem", f"{what}: the file system is mounted read-only", f"remount it: {path}")
+            yield Finding(
+                "disk", "problem", f"{what}: the file system is mounted read-only", f"remount it: {path}"
+            )
         kind = file_system(path)
         if kind in ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"):
             yield Finding(
@@ -191,7 +193,9 @@ def disk(home: Home, config: Config) -> Iterator[Finding]:
                 f"put {what} on a local file system ({what}.path)",
             )
         elif kind == "tmpfs":
-            yield Finding("disk", "warning", f"{what} is on tmpfs: mail is gone after a reboot", f"set {what}.path")
+            yield Finding(
+                "disk", "warning", f"{what} is on tmpfs: mail is gone after a reboot", f"set {what}.path"
+            )
     spool, store = config.spool_path(home.path), config.store_path(home.path)
     if spool.exists() and store.exists() and spool.stat().st_dev != store.stat().st_dev:
         yield Finding(
@@ -213,7 +217,9 @@ def judge_disk(what: str, free: int, total: int, free_inodes: float) -> Iterator
         level, mend = "ok", ""
     yield Finding("disk", level, f"{what}: {free / 1e9:.1f} GB free ({share:.0%})", mend)
     if free_inodes < 0.05:
-        yield Finding("disk", "problem", f"{what}: {free_inodes:.0%} of the inodes are free", "remove small files")
+        yield Finding(
+            "disk", "problem", f"{what}: {free_inodes:.0%} of the inodes are free", "remove small files"
+        )
 
 
 def file_system(path: Path) -> str:
@@ -311,7 +317,9 @@ def resolv_conf(path: Path) -> list[str]:
         lines = path.read_text().splitlines()
     except OSError:
         return []
-    return [words[1] for words in (line.split() for line in lines) if len(words) > 1 and words[0] == "nameserver"]
+    return [
+        words[1] for words in (line.split() for line in lines) if len(words) > 1 and words[0] == "nameserver"
+    ]
 
 
 def ask(address: str, port: int, limit_s: float) -> float | None:
@@ -335,7 +343,10 @@ def permissions(home: Home, config: Config) -> Iterator[Finding]:
     """Owner and mode of what the home holds."""
     owner = home.path.stat().st_uid
     bad = 0
-    for path in [home.path, *(home.path / name for name in ("conf", "spool", "store", "directory", "log", "run"))]:
+    for path in [
+        home.path,
+        *(home.path / name for name in ("conf", "spool", "store", "directory", "log", "run")),
+    ]:
         try:
             status = path.stat()
         except OSError:
@@ -376,14 +387,16 @@ def certificate(home: Home, config: Config) -> Iterator[Finding]:
     try:
         found = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as exc:
-        yield Finding("certificate", "problem", f"{path}: {exc}", "put a certificate there, then iemsctl reload")
+        yield Finding(
+            "certificate", "problem", f"{path}: {exc}", "put a certificate there, then iemsctl reload"
+        )
         return
     left_days = (found.not_valid_after_utc.timestamp() - time.time()) / 86400
     names: list[str] = []
     try:
-        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
-            x509.DNSName
-        )
+        names = found.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value.get_values_for_type(x509.DNSName)
     except x509.ExtensionNotFound:
         pass
     mend = "get a new one, put it in conf/tls, then iemsctl reload"

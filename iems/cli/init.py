@@ -98,8 +98,12 @@ def owner_for(user: str, base: int) -> pwd.struct_passwd:
 @click.argument("home", type=click.Path(path_type=Path))
 @click.option("--domain", required=True, help="The first local domain.")
 @click.option("--hostname", default="", help="Full name of this host; by default mail.DOMAIN.")
-@click.option("--port-base", default=0, type=click.IntRange(0, 55000), help="Added to every port; 0 is production.")
-@click.option("--user", default="", help="User the server runs as (as root; by default `iems` with port-base 0).")
+@click.option(
+    "--port-base", default=0, type=click.IntRange(0, 55000), help="Added to every port; 0 is production."
+)
+@click.option(
+    "--user", default="", help="User the server runs as (as root; by default `iems` with port-base 0)."
+)
 def init(home: Path, domain: str, hostname: str, port_base: int, user: str) -> None:
     """Make a new home: folders, settings, a self-signed certificate, the directory. HOME must be missing or empty."""
     domain = domain.strip().rstrip(".").lower()

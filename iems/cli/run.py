@@ -112,7 +112,9 @@ def _signal(pid: int, number: int) -> None:
     except ProcessLookupError:
         pass
     except PermissionError:
-        raise Failed(f"not allowed to signal the master (pid {pid}); run this as its user or as root") from None
+        raise Failed(
+            f"not allowed to signal the master (pid {pid}); run this as its user or as root"
+        ) from None
 
 
 @click.command()
@@ -168,7 +170,9 @@ def reload(home: Home) -> None:
     while time.monotonic() < until:
         now = _header(home)
         if now.refused != before.refused:
-            raise Failed("refused: the old settings stay in force; the reason is in log/mail.log (reload-refused)")
+            raise Failed(
+                "refused: the old settings stay in force; the reason is in log/mail.log (reload-refused)"
+            )
         if now.generation != before.generation and _replaced(home, now.generation):
             return
         if running_pid(home.path) is None:
@@ -259,7 +263,13 @@ def _print_status(found: dict[str, Any]) -> None:
     say("")
     table(
         (
-            (name, role["state"], f"{role['alive']}/{role['workers']}", role["restarts"], " ".join(map(str, role["pids"])))
+            (
+                name,
+                role["state"],
+                f"{role['alive']}/{role['workers']}",
+                role["restarts"],
+                " ".join(map(str, role["pids"])),
+            )
             for name, role in found["roles"].items()
         ),
         ("ROLE", "STATE", "ALIVE", "RESTARTS", "PIDS"),

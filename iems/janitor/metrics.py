@@ -43,17 +43,37 @@ def exposition(board: Board, channels: dict[str, dict[str, int]] | None = None) 
     roles = [role for role in ROLES if board.workers(role) or any(row.role == role for row in rows)]
     now = time.monotonic_ns()
 
-    family("iems_start_time_seconds", "gauge", "Start of the master, unix time.", [("", header.started_wall_ns / 1e9)])
-    family("iems_generation", "gauge", "Settings in force: 1 at the start, one more with each reload.", [("", header.generation)])
+    family(
+        "iems_start_time_seconds",
+        "gauge",
+        "Start of the master, unix time.",
+        [("", header.started_wall_ns / 1e9)],
+    )
+    family(
+        "iems_generation",
+        "gauge",
+        "Settings in force: 1 at the start, one more with each reload.",
+        [("", header.generation)],
+    )
     family("iems_reloads_refused_total", "counter", "Reloads with wrong settings.", [("", header.refused)])
-    family("iems_workers_wanted", "gauge", "Workers a role should have.", [(f'{{role="{role}"}}', board.workers(role)) for role in roles])
+    family(
+        "iems_workers_wanted",
+        "gauge",
+        "Workers a role should have.",
+        [(f'{{role="{role}"}}', board.workers(role)) for role in roles],
+    )
     family(
         "iems_workers_alive",
         "gauge",
         "Workers a role has.",
         [(f'{{role="{role}"}}', sum(row.role == role for row in rows)) for role in roles],
     )
-    family("iems_worker_restarts_total", "counter", "Workers replaced after a death.", [(f'{{role="{role}"}}', board.restarts(role)) for role in roles])
+    family(
+        "iems_worker_restarts_total",
+        "counter",
+        "Workers replaced after a death.",
+        [(f'{{role="{role}"}}', board.restarts(role)) for role in roles],
+    )
     family(
         "iems_worker_heartbeat_age_seconds",
         "gauge",
@@ -84,7 +104,10 @@ def exposition(board: Board, channels: dict[str, dict[str, int]] | None = None) 
             "iems_queue_oldest_seconds",
             "gauge",
             "Age of the oldest message.",
-            [(f'{{channel="{channel}"}}', states.get("oldest_s") or 0) for channel, states in channels.items()],
+            [
+                (f'{{channel="{channel}"}}', states.get("oldest_s") or 0)
+                for channel, states in channels.items()
+            ],
         )
     return ("\n".join(out) + "\n").encode()
 

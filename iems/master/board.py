@@ -166,7 +166,14 @@ class Board:
     # --- header
 
     def set_header(
-        self, pid: int, last_spawn: int, generation: int, started_ns: int, refused: int, wall_ns: int, ready: int
+        self,
+        pid: int,
+        last_spawn: int,
+        generation: int,
+        started_ns: int,
+        refused: int,
+        wall_ns: int,
+        ready: int,
     ) -> None:
         """Writes the header. The master alone."""
         _HEADER.pack_into(
@@ -187,9 +194,20 @@ class Board:
 
     def row(self, slot: int) -> Row | None:
         """A copy of the slot's row, or None if the slot is free."""
-        (pid, role, state, writing, generation, beat, started, deadline, message, index, master_generation, jobs) = (
-            _ROW.unpack_from(self.map, self.row_at(slot))
-        )
+        (
+            pid,
+            role,
+            state,
+            writing,
+            generation,
+            beat,
+            started,
+            deadline,
+            message,
+            index,
+            master_generation,
+            jobs,
+        ) = _ROW.unpack_from(self.map, self.row_at(slot))
         if not pid or not 0 < role <= len(ROLES):
             return None
         return Row(
@@ -213,7 +231,9 @@ class Board:
         """Copies of all rows in use."""
         return [row for slot in range(MAX_SLOTS) if (row := self.row(slot)) is not None]
 
-    def begin(self, slot: int, pid: int, role: str, index: int, generation: int, master_generation: int) -> None:
+    def begin(
+        self, slot: int, pid: int, role: str, index: int, generation: int, master_generation: int
+    ) -> None:
         """Takes the slot for a new worker; its counters start at 0."""
         now = time.monotonic_ns()
         at = self.row_at(slot)

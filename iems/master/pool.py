@@ -178,13 +178,17 @@ def _end_silent(
         return
     writers = [member for member in silent if member.writing]
     if writers and len(writers) < len(silent):
-        actions.extend(Kill(member, "no sign of life in a write transaction", grace=True) for member in writers)
+        actions.extend(
+            Kill(member, "no sign of life in a write transaction", grace=True) for member in writers
+        )
         wakes.append(now_ns + policy.heartbeat_limit_ns)
     else:
         actions.extend(Kill(member, "no sign of life") for member in silent)
 
 
-def _fill(now_ns: int, farm: Farm, pool: Pool, policy: Policy, actions: list[Action], wakes: list[int]) -> None:
+def _fill(
+    now_ns: int, farm: Farm, pool: Pool, policy: Policy, actions: list[Action], wakes: list[int]
+) -> None:
     """Starts what is missing, then retires what is old: the old serve until the new are ready."""
     current = {
         member.index: member

@@ -259,7 +259,9 @@ def raise_descriptor_limit() -> None:
 class Supervisor:
     """One run of the master. `on_ready` is called once, when all ports listen and all workers have reported."""
 
-    def __init__(self, home: Path, config_path: Path, config: Config, on_ready: Callable[[], None], echo: bool) -> None:
+    def __init__(
+        self, home: Path, config_path: Path, config: Config, on_ready: Callable[[], None], echo: bool
+    ) -> None:
         self.home = home.resolve()
         self.config_path = config_path
         self.config = config
@@ -292,9 +294,7 @@ class Supervisor:
         drop_privileges(user)
         self.pid_file.write()
         (self.home / "log").mkdir(mode=0o700, exist_ok=True)
-        self.log = Log(
-            self.home / "log" / "mail.log", "master", form=self.config.log.format, echo=self.echo
-        )
+        self.log = Log(self.home / "log" / "mail.log", "master", form=self.config.log.format, echo=self.echo)
         self.board = Board.create(run / "board")
         header = self.board.header()
         self.last_spawn = header.last_spawn
@@ -610,7 +610,9 @@ class Supervisor:
         member.killed = True
         if action.grace:
             self.farm.grace_ns = time.monotonic_ns() + self.policy.heartbeat_limit_ns
-        self.log.event("worker-killed", worker=member.role, index=member.index, worker_pid=member.pid, why=action.why)
+        self.log.event(
+            "worker-killed", worker=member.role, index=member.index, worker_pid=member.pid, why=action.why
+        )
         with contextlib.suppress(ProcessLookupError):
             os.kill(member.pid, signal.SIGKILL)
 
@@ -690,7 +692,11 @@ class Supervisor:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             fresh = settings.load(self.config_path)
-            fixed = [key for key in ("spool.path", "store.path", "store.partitions") if _at(fresh, key) != _at(self.config, key)]
+            fixed = [
+                key
+                for key in ("spool.path", "store.path", "store.partitions")
+                if _at(fresh, key) != _at(self.config, key)
+            ]
             if fixed:
                 raise StartError(", ".join(fixed) + " can't change while the server runs")
             self.bind(fresh, first=False)

@@ -113,7 +113,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
             found.master.communicate()
         else:
             subprocess.run(
-                [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(found.home), "stop"], capture_output=True
+                [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(found.home), "stop"],
+                capture_output=True,
             )
 
 
@@ -122,12 +123,23 @@ def test_a_server_lives(server: Server) -> None:
     assert server.master is not None
     status = server.status()
     assert status["pid"] == server.master.pid
-    assert set(status) >= {"version", "home", "pid", "uptime_s", "generation", "roles", "channels", "counters"}
+    assert set(status) >= {
+        "version",
+        "home",
+        "pid",
+        "uptime_s",
+        "generation",
+        "roles",
+        "channels",
+        "counters",
+    }
     roles = status["roles"]
     assert {"smtpd", "preprocessor", "lmda", "store", "imapd", "pop3d", "janitor"} <= set(roles)
     for role in roles.values():
         assert role["state"] == "running" and role["alive"] == role["workers"] == len(role["pids"])
-    assert {"ready", "leased", "deferred", "held", "quarantined", "oldest_s"} <= set(status["channels"]["LOCAL"])
+    assert {"ready", "leased", "deferred", "held", "quarantined", "oldest_s"} <= set(
+        status["channels"]["LOCAL"]
+    )
 
     shown = server.send()
     until(lambda: server.messages() == 1)

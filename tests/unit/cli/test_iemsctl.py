@@ -130,7 +130,10 @@ def test_config_show(home: Path) -> None:
 
 def test_policy_commands(home: Path) -> None:
     ctl(home, "domain", "add", "*.example.test")
-    assert lines(ctl(home, "domain", "list", "--json")) == [{"domain": "example.test"}, {"domain": "*.example.test"}]
+    assert lines(ctl(home, "domain", "list", "--json")) == [
+        {"domain": "example.test"},
+        {"domain": "*.example.test"},
+    ]
     assert "already" in ctl(home, "domain", "add", "example.test", code=1).stderr
     ctl(home, "domain", "remove", "*.example.test")
     ctl(home, "alias", "add", "x@example.test", "a@z.test", "b@z.test")
@@ -178,7 +181,9 @@ def test_trace_reads_every_log(home: Path) -> None:
 
 def test_doctor_finds_and_mends(home: Path) -> None:
     found = {finding["check"]: finding for finding in lines(ctl(home, "doctor", "--json"))}
-    assert {"descriptors", "ports", "disk", "clock", "permissions", "certificate", "kernel", "dns"} <= set(found)
+    assert {"descriptors", "ports", "disk", "clock", "permissions", "certificate", "kernel", "dns"} <= set(
+        found
+    )
     (home / "spool").chmod(0o755)
     (home / "conf/tls/key.pem").chmod(0o644)
     result = ctl(home, "doctor", code=1)

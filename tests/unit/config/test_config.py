@@ -66,7 +66,7 @@ ready_s = inf
         "F:5: smtpd.workes: unknown setting (did you mean smtpd.workers?)",
         "F:6: smtpd.trusted_networks: 'x' is no IP address or network (write 192.0.2.0/24)",
         "F:8: smtpd.size_limit: must be a whole number, at least 0",
-        "F:9: smtpd.bare_lf: must be \"refuse\" or \"normalise\"",
+        'F:9: smtpd.bare_lf: must be "refuse" or "normalise"',
         "F:11: smtpd2: unknown setting (did you mean smtpd?)",
         "F:14: master.ports: unknown setting (did you mean smtpc.port?)",
         "F:15: master.drain_s: must be a number, at least 0, at most 3600",

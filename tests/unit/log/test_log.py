@@ -23,7 +23,9 @@ def lines(path: Path) -> list[bytes]:
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_a_line_says_what_was_given(tmp_path: Path, form: str) -> None:
     log = Log(tmp_path / "mail.log", "smtpd", form=form)
-    log.event("accepted", ID, recipient=b"a@b.example", size=17, helo=b"x\xff", who='a "b"\\n', nets=["a", "b"])
+    log.event(
+        "accepted", ID, recipient=b"a@b.example", size=17, helo=b"x\xff", who='a "b"\\n', nets=["a", "b"]
+    )
     (line,) = lines(tmp_path / "mail.log")
     found = read_line(line)
     assert found is not None
@@ -63,7 +65,9 @@ def test_one_write_per_loop_iteration(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(writes) == 2 and len(lines(tmp_path / "mail.log")) == 11
 
 
-def test_a_disk_that_takes_nothing_costs_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_nothing_costs_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = Log(tmp_path / "mail.log", "smtpd")
     log.event("first")
     real = os.write
@@ -76,7 +80,9 @@ def test_a_disk_that_takes_nothing_costs_bounded_memory(tmp_path: Path, monkeypa
     for _ in range(200):
         log.event("accepted", ID)
     assert log.lost > 100
-    monkeypatch.setattr(logs.os, "write", lambda fd, data: real(fd, data[:7]) if len(data) > 7 else real(fd, data))
+    monkeypatch.setattr(
+        logs.os, "write", lambda fd, data: real(fd, data[:7]) if len(data) > 7 else real(fd, data)
+    )
     log.flush()
     monkeypatch.setattr(logs.os, "write", real)
     log.flush()
@@ -107,7 +113,9 @@ def test_rotation_loses_no_line(tmp_path: Path) -> None:
 
 
 def test_torn_lines_are_skipped(tmp_path: Path) -> None:
-    (tmp_path / "mail.log").write_bytes(b'{"time":"t","event":"a"}\n{"time":"t","ev\nrubbish\n{"time":1}\n[1]\n')
+    (tmp_path / "mail.log").write_bytes(
+        b'{"time":"t","event":"a"}\n{"time":"t","ev\nrubbish\n{"time":1}\n[1]\n'
+    )
     assert [event["event"] for event in events(tmp_path, lambda line: True)] == ["a"]
 
 

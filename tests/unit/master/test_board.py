@@ -10,7 +10,16 @@ import pytest
 
 from iems.config import Config
 from iems.log import Log
-from iems.master.board import COUNTERS, MAX_COUNTERS, ROLE_CODE, Board, State, blame_path, blamed, counters_view
+from iems.master.board import (
+    COUNTERS,
+    MAX_COUNTERS,
+    ROLE_CODE,
+    Board,
+    State,
+    blame_path,
+    blamed,
+    counters_view,
+)
 from iems.master.child import WorkerContext
 
 

@@ -31,7 +31,14 @@ POLICY = Policy(
 
 
 def member(index: int = 0, generation: int = 1, state: State = State.READY, **more: object) -> Member:
-    given = {"role": "smtpd", "slot": index, "pid": 100 + index, "started_ns": NOW, "heartbeat_ns": NOW, **more}
+    given = {
+        "role": "smtpd",
+        "slot": index,
+        "pid": 100 + index,
+        "started_ns": NOW,
+        "heartbeat_ns": NOW,
+        **more,
+    }
     return Member(index=index, generation=generation, state=state, **given)
 
 

@@ -360,19 +360,14 @@ class Session:
         length = min(CHUNK_OCTETS, content.size - pumping.at)
         blobs = self._blobs
         try:
-            pieces = blobs.slices(content.rope, pumping.at, length)
+            reading = read_range(self._loop, blobs, content.rope, pumping.at, length)
         except OSError as fault:
             self._unreadable(fault)
             return
-        held = [piece[0] for piece in pieces if not isinstance(piece, bytes)]
-        for fd in held:
-            blobs.pin(fd)
         pumping.at += length
         pumping.reading = True
 
         def have(done: asyncio.Future[bytes]) -> None:
-            for fd in held:
-                blobs.unpin(fd)
             pumping.reading = False
             if self._pumping is not pumping:
                 return
@@ -383,7 +378,7 @@ class Session:
             self.stream.send(pumping.stuffer.feed(done.result()))
             self._pump()
 
-        self._loop.run_in_executor(None, _read, pieces).add_done_callback(have)
+        reading.add_done_callback(have)
 
     def _unreadable(self, fault: Exception) -> None:
         """Our own fault in the middle of DATA: only a dropped connection keeps the peer from taking half a message."""
@@ -415,6 +410,24 @@ class _Pumping:
         self.at = 0
         self.reading = False
         self.stuffer = Stuffer()
+
+
+def read_range(
+    loop: asyncio.AbstractEventLoop, blobs: Blobs, rope: Rope, start: int, length: int
+) -> asyncio.Future[bytes]:
+    """A range of a content, read in a thread. Raises OSError at once or later, EOFError later."""
+    pieces = blobs.slices(rope, start, length)
+    held = [piece[0] for piece in pieces if not isinstance(piece, bytes)]
+    for fd in held:
+        blobs.pin(fd)
+
+    def release(_: object) -> None:
+        for fd in held:
+            blobs.unpin(fd)
+
+    reading: asyncio.Future[bytes] = loop.run_in_executor(None, _read, pieces)
+    reading.add_done_callback(release)
+    return reading
 
 
 def _read(pieces: list[bytes | tuple[int, int, int]]) -> bytes:

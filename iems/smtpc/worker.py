@@ -1,0 +1,951 @@
+"""Role `smtpc`: takes SMTPC items from the spool, relays them to other hosts, settles them, tells senders of failure and delay.
+
+Fresh items are tried at once (the pending queue), deferred ones when they are due; the spool deals them out in turn over the
+destinations, so one with much mail or a dead host holds up nobody else. Destinations with the same hosts (all of them in mode
+"relay") share sessions. Connections to a destination grow in number with success and shrink with failure; a host that fails is
+left alone for a while. An outcome is recorded after the remote host's 250 and flushed at once, but no session waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from iems.config import Config, host_port
+from iems.errors import SpoolError
+from iems.model import Channel, Extent, Notify, Outcome, Recipient, Reply, Result, id_text, rope_length
+from iems.net.resolver import Resolver
+from iems.smtpc import engine
+from iems.smtpc.backoff import Policy, decide
+from iems.smtpc.connections import (
+    INLINE_OCTETS,
+    Content,
+    Session,
+    Timeouts,
+    client_tls,
+    connect,
+    read_range,
+    stuffed,
+)
+from iems.smtpc.engine import Stage, Transaction, Wait
+from iems.smtpc.mx import Host, HostTable, Resolution, Route, Router, listening_addresses
+from iems.spool import dsn
+from iems.spool.items import Item, Message, Settlement
+from iems.spool.spool import Spool
+
+if TYPE_CHECKING:
+    import ssl
+
+    from iems.master.child import WorkerContext
+
+#: Items taken from the spool at once, and held in all (most of them waiting for their turn).
+TAKE: Final = 64
+MAX_IN_HAND: Final = 4096
+#: Items of one destination held; the spool is told, so that a slow host's mail stays there.
+DESTINATION_IN_HAND: Final = 128
+#: Outcomes recorded at once.
+SETTLE: Final = 256
+#: Connections that may break under one message in one attempt.
+TRIES: Final = 3
+#: How long a host that failed is passed over, and a destination without a working one is not tried, at most.
+BAD_HOST_S: Final = 60.0
+DEAD_S: Final = 300.0
+#: Where a domain's mail goes is looked up again after this time at the latest (the resolver minds the TTL).
+ROUTE_S: Final = 60.0
+#: A host whose TLS handshake failed is spoken to in the clear for this long.
+NO_TLS_S: Final = 3600.0
+FIRST_WINDOW: Final = 2.0
+TICK_S: Final = 1.0
+
+UNREADABLE = Reply(451, 3, 0, "content can't be read for now")
+OUR_FAULT = Reply(451, 3, 0, "local error, try again later")
+UNKNOWN_END = Reply(451, 4, 2, "connection lost after the content was sent; the message may arrive twice")
+#: Replies the engine makes itself: no remote host said so.
+_OWN_REPLIES: Final = {
+    id(reply)
+    for reply in (engine.TOO_BIG, engine.NEEDS_UTF8, engine.NEEDS_BINARY, engine.BAD_SENDER, engine.BAD_RECIPIENT, engine.NONSENSE)
+}
+
+
+class Work:
+    """One item in hand. remaining: recipients without a result in this attempt; tries: connections that broke under it.
+
+    remote: recipient's address -> host that gave the reply. silent: recipients relayed to a host without DSN (RFC 3461 5.2.2).
+    """
+
+    __slots__ = ("content", "destination", "item", "open", "remaining", "remote", "results", "silent", "size", "tries")
+
+    def __init__(self, item: Item, destination: Destination) -> None:
+        self.item = item
+        self.destination = destination
+        self.remaining: list[Recipient] = list(item.envelope.recipients)
+        self.results: list[Result] = []
+        self.remote: dict[bytes, str] = {}
+        self.silent: set[bytes] = set()
+        self.size = rope_length(item.rope)
+        self.tries = 0
+        self.open = 0
+        self.content: Content | None = None
+
+
+class Destination:
+    """Mail that goes to the same hosts: what waits, who works on it, how it fares."""
+
+    __slots__ = (
+        "dead_reply",
+        "dead_until_s",
+        "direct",
+        "failures",
+        "idle",
+        "key",
+        "name",
+        "opening",
+        "ready",
+        "route",
+        "route_until_s",
+        "sessions",
+        "window",
+    )
+
+    def __init__(self, key: str, name: str, direct: bool) -> None:
+        self.key = key
+        self.name = name
+        self.direct = direct
+        self.ready: deque[Work] = deque()
+        self.sessions: set[Session] = set()
+        self.idle: list[Session] = []
+        self.opening = 0
+        self.window = FIRST_WINDOW
+        self.failures = 0
+        self.dead_until_s = 0.0
+        self.dead_reply: Reply | None = None
+        self.route: Route | None = None
+        self.route_until_s = 0.0
+
+
+class Done:
+    """An item whose attempt is over, on its way into the spool."""
+
+    __slots__ = ("kinds", "settlement", "work")
+
+    def __init__(self, work: Work, settlement: Settlement, kinds: list[tuple[dsn.Kind, list[Result]]]) -> None:
+        self.work = work
+        self.settlement = settlement
+        self.kinds = kinds
+
+
+def classify(reply: Reply, refused_at: Wait | None, temporary_554: bool) -> Outcome:
+    """What a reply means for a recipient. refused_at: what it answered, if it ended the whole transaction."""
+    if reply.code < 300:
+        return Outcome.RELAYED
+    if reply.code < 500:
+        return Outcome.DEFERRED
+    if reply.code == 554 and temporary_554 and refused_at in (Wait.DATA, Wait.END) and id(reply) not in _OWN_REPLIES:
+        return Outcome.DEFERRED
+    return Outcome.FAILED
+
+
+def own_ports(config: Config) -> frozenset[int]:
+    """The ports on which this machine itself takes mail."""
+    if not config.smtpd.enabled:
+        return frozenset()
+    ports = config.ports
+    return frozenset(
+        ports.base + port for port in (ports.smtp, ports.submission, ports.submissions, ports.lmtp) if port
+    )
+
+
+class Worker:
+    """See the module."""
+
+    def __init__(self, ctx: WorkerContext) -> None:
+        self._ctx = ctx
+        self._loop = ctx.loop
+        config = ctx.config.smtpc
+        self._config = config
+        self._policy = Policy(config.retry_s, config.retry_max_s, config.lifetime_s, config.delay_notice_s)
+        self._timeouts = Timeouts(
+            connect_s=config.connect_timeout_s,
+            greeting_s=config.greeting_timeout_s,
+            helo_s=config.helo_timeout_s,
+            mail_s=config.mail_timeout_s,
+            rcpt_s=config.rcpt_timeout_s,
+            data_s=config.data_timeout_s,
+            block_s=config.block_timeout_s,
+            end_s=config.end_timeout_s,
+        )
+        self._helo = ctx.hostname.encode("idna") if ctx.hostname else b"localhost"
+        self._destinations: dict[str, Destination] = {}
+        self._sessions: set[Session] = set()
+        self._connecting = 0
+        self._idle: dict[tuple[str, int], list[Session]] = {}
+        self._waiting: dict[str, Destination] = {}  # for a connection to become free
+        self._bad: dict[tuple[str, int], float] = {}
+        self._no_tls: dict[tuple[str, int], float] = {}
+        self._in_hand = 0
+        self._held: dict[str, int] = {}  # the spool's destinations -> items in hand
+        self._limited: set[str] = set()
+        self._plain: list[Done] = []
+        self._told: list[Done] = []
+        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._opening: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._scheduled = False
+        self._stopped = False
+        self._over = False
+        self._paused_until_s = 0.0
+        self._failures = 0
+        self._empty: asyncio.Event = asyncio.Event()
+
+    async def start(self) -> None:
+        """Open the spool and begin to take."""
+        ctx = self._ctx
+        self._spool = Spool.open(ctx)
+        self._tls: ssl.SSLContext | None = client_tls() if self._config.tls == "may" else None
+        self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+        ctx.on_wake(self._pump_soon)
+        self._pump_soon()
+
+    # ---------------------------------------------------------------- taking
+
+    def _pump_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Take what is due while there is room; else park until woken or something falls due."""
+        self._scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        ctx = self._ctx
+        touched: dict[str, Destination] = {}
+        now_s = self._loop.time()
+        while not self._stopped and not ctx.draining:
+            if now_s < self._paused_until_s:
+                self._timer = self._loop.call_at(self._paused_until_s, self._pump_soon)
+                break
+            if self._in_hand >= MAX_IN_HAND:
+                ctx.unpark()  # others may take; this one looks again after the next settlement
+                break
+            try:
+                items, due_s = self._take(min(TAKE, MAX_IN_HAND - self._in_hand))
+            except Exception as error:
+                self._pause("the queue can't be read", error)
+                continue
+            if not items:
+                if due_s is not None:
+                    self._timer = self._loop.call_later(max(due_s, 0.001), self._pump_soon)
+                break
+            for item in items:
+                destination = self._accept(item, now_s)
+                touched[destination.key] = destination
+        for destination in touched.values():
+            self._drive(destination)
+
+    def _take(self, limit: int) -> tuple[list[Item], float | None]:
+        ctx = self._ctx
+        items, due_s = self._spool.take(Channel.SMTPC, limit)
+        if not items:
+            ctx.park()
+            items, due_s = self._spool.take(Channel.SMTPC, limit)
+            if items:
+                ctx.unpark()
+        return items, due_s
+
+    def _pause(self, what: str, error: BaseException) -> None:
+        """Something outside a message is wrong: no haste."""
+        self._ctx.log.error(what, error)
+        self._failures += 1
+        self._paused_until_s = self._loop.time() + min(0.1 * 2.0 ** min(self._failures, 8), 10.0)
+
+    def _accept(self, item: Item, now_s: float) -> Destination:
+        """Put an item where it waits for a session."""
+        name = item.destination
+        recipients = item.envelope.recipients
+        direct = bool(recipients and recipients[0].identifier)
+        key = self._router.key(name, direct)
+        destination = self._destinations.get(key)
+        if destination is None:
+            destination = self._destinations[key] = Destination(key, name, direct)
+        self._ctx.log.event("leased", item.id, channel="SMTPC", destination=name, attempts=item.attempts)
+        self._in_hand += 1
+        held = self._held[name] = self._held.get(name, 0) + 1
+        if held >= DESTINATION_IN_HAND and name not in self._limited:
+            self._limited.add(name)
+            self._spool.limit_destination(Channel.SMTPC, name, DESTINATION_IN_HAND)
+        work = Work(item, destination)
+        if destination.dead_reply is not None and now_s < destination.dead_until_s:
+            self._give_up(work, destination.dead_reply, destination.dead_until_s - now_s)
+            return destination
+        if item.attempts:
+            self._read_ahead(item)
+        destination.ready.append(work)
+        return destination
+
+    def _read_ahead(self, item: Item) -> None:
+        """Old content may have left the page cache: have it read while the connection is made."""
+        for piece in item.rope:
+            if isinstance(piece, Extent):
+                with contextlib.suppress(OSError):
+                    fd = self._spool.blobs.fd(piece.blob)
+                    os.posix_fadvise(fd, piece.offset, min(piece.length, INLINE_OCTETS), os.POSIX_FADV_WILLNEED)
+
+    # ---------------------------------------------------------------- sessions
+
+    def _drive(self, destination: Destination) -> None:
+        """See to it that enough sessions work on what waits."""
+        while destination.ready and destination.idle:
+            session = destination.idle.pop()
+            self._unrest(session)
+            destination.sessions.add(session)
+            session.go_on()
+        limit = self._config.max_per_host
+        while destination.ready and not self._over:
+            want = min(int(destination.window), 1 + len(destination.ready) // 4, limit)
+            if len(destination.sessions) + destination.opening >= want:
+                return
+            if destination.route is not None and self._reuse(destination, destination.route):
+                continue
+            if len(self._sessions) + self._connecting >= self._config.max_connections and not self._evict():
+                self._waiting[destination.key] = destination
+                return
+            destination.opening += 1
+            self._connecting += 1
+            task = self._loop.create_task(self._open(destination))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    def _reuse(self, destination: Destination, route: Route) -> bool:
+        """Take over an idle session to one of the best hosts."""
+        if not self._idle:
+            return False
+        for host in route.hosts:
+            if host.preference != route.hosts[0].preference:
+                return False
+            resting = self._idle.get((host.address, host.port))
+            if resting:
+                session = resting[-1]
+                session.destination.idle.remove(session)
+                self._unrest(session)
+                self._adopt(destination, session)
+                return True
+        return False
+
+    def _adopt(self, destination: Destination, session: Session) -> None:
+        session.destination = destination
+        destination.sessions.add(session)
+        session.go_on()
+
+    def _unrest(self, session: Session) -> None:
+        key = (session.host.address, session.host.port)
+        resting = self._idle.get(key)
+        if resting is not None:
+            with contextlib.suppress(ValueError):
+                resting.remove(session)
+            if not resting:
+                del self._idle[key]
+
+    def _evict(self) -> bool:
+        """End the session that has rested longest, to make room for one that is needed."""
+        oldest = min((s for resting in self._idle.values() for s in resting), key=lambda s: s.resting_since_s, default=None)
+        if oldest is None:
+            return False
+        self._part(oldest)
+        self._sessions.discard(oldest)
+        oldest.quit()
+        return True
+
+    def _part(self, session: Session) -> None:
+        """Take a session out of its destination."""
+        destination: Destination | None = session.destination
+        if destination is not None:
+            destination.sessions.discard(session)
+            if session in destination.idle:
+                destination.idle.remove(session)
+        self._unrest(session)
+
+    async def _open(self, destination: Destination) -> None:
+        """Connect to one of the destination's hosts, in order."""
+        certain = False
+        try:
+            reply, certain = await self._connect(destination)
+        except Exception as error:
+            self._ctx.log.error("a connection could not be opened", error)
+            reply = OUR_FAULT
+        finally:
+            destination.opening -= 1
+            self._connecting -= 1
+        if reply is not None:
+            self._failed(destination, reply, certain)
+        self._drive(destination)
+        self._let_wait_go()
+
+    async def _route(self, destination: Destination) -> Route:
+        now_s = self._loop.time()
+        if destination.route is None or now_s >= destination.route_until_s:
+            destination.route = await self._router.find(destination.name, destination.direct)
+            # A definite "no" is worth keeping as long; an unsure one the dead destination remembers.
+            destination.route_until_s = now_s + (0 if destination.route.reply is not None else ROUTE_S)
+        return destination.route
+
+    async def _connect(self, destination: Destination) -> tuple[Reply | None, bool]:
+        """(None, _) when a session works on the destination, else why there is none and whether that is final."""
+        route = await self._route(destination)
+        if route.reply is not None:
+            return route.reply, not route.reply.transient
+        now_s = self._loop.time()
+        hosts = [host for host in route.hosts if self._bad.get((host.address, host.port), 0.0) <= now_s] or list(route.hosts)
+        last = OUR_FAULT
+        for host in hosts:
+            if not destination.ready or self._over:
+                return None, False
+            if self._reuse(destination, Route((host,))):
+                return None, False
+            session, reply = await self._greet(host)
+            if session is not None:
+                self._bad.pop((host.address, host.port), None)
+                destination.failures = 0
+                destination.dead_reply = None
+                self._adopt(destination, session)
+                return None, False
+            assert reply is not None
+            last = reply
+            self._bad[host.address, host.port] = self._loop.time() + BAD_HOST_S
+        return last, False
+
+    async def _greet(self, host: Host) -> tuple[Session | None, Reply | None]:
+        """A session that is ready, or why there is none. In the clear if the TLS handshake fails: it is opportunistic."""
+        where = (host.address, host.port)
+        tls = None if self._no_tls.get(where, 0.0) > self._loop.time() else self._tls
+        while True:
+            try:
+                sock = await connect(self._loop, host, self._timeouts.connect_s)
+            except TimeoutError:
+                return None, Reply(451, 4, 1, f"connect to {host}: timed out")
+            except OSError as error:
+                return None, Reply(451, 4, 1, f"connect to {host}: {_why(error)}")
+            session = Session(
+                self._loop,
+                sock,
+                host,
+                self,
+                helo=self._helo,
+                timeouts=self._timeouts,
+                blobs=self._spool.blobs,
+                tls=tls,
+                max_messages=self._config.max_messages,
+            )
+            self._sessions.add(session)
+            self._ctx.count("sessions_total")
+            try:
+                reply = await session.opened
+            except asyncio.CancelledError:
+                session.stream.abort()
+                raise
+            if reply is None and not session.gone:
+                if session.secure:
+                    self._ctx.count("tls_total")
+                return session, None
+            self._sessions.discard(session)
+            if session.tls_failed and tls is not None:
+                self._ctx.log.event("tls-failed", host=str(host), reply=_said(reply))
+                self._no_tls[where] = self._loop.time() + NO_TLS_S
+                tls = None
+                continue
+            reply = reply or UNKNOWN_END
+            return None, Reply(451, reply.subject or 4, reply.detail, f"{host}: {reply.code} {reply.text}")
+
+    def _failed(self, destination: Destination, reply: Reply, certain: bool) -> None:
+        """No host of the destination could be reached."""
+        if (destination.sessions or destination.opening) and not certain:
+            # Others are at work or still trying: it takes no more connections, which is no reason to give anything up.
+            destination.window = max(1.0, float(len(destination.sessions)))
+            return
+        destination.window = max(1.0, destination.window / 2)
+        wait_s = 0.0
+        if not certain:
+            destination.failures += 1
+            wait_s = min(DEAD_S, self._policy.retry_s * 2.0 ** min(destination.failures - 1, 16))
+            destination.dead_until_s = self._loop.time() + wait_s
+            destination.dead_reply = reply
+            destination.route = None
+        ready, destination.ready = destination.ready, deque()
+        for work in ready:
+            self._give_up(work, reply, wait_s)
+
+    def _let_wait_go(self) -> None:
+        """Connections may have become free."""
+        while self._waiting and (len(self._sessions) + self._connecting < self._config.max_connections or self._idle):
+            _, destination = self._waiting.popitem()
+            self._drive(destination)
+            if destination.key in self._waiting:
+                return
+
+    # ---------------------------------------------------------------- what sessions ask and tell
+
+    def next_transaction(self, session: Session) -> Transaction | None:
+        """The next message of the session's destination."""
+        destination: Destination = session.destination
+        extensions = session.engine.extensions
+        while destination.ready and not self._over:
+            work = destination.ready.popleft()
+            item = work.item
+            envelope = item.envelope
+            self._ctx.working_on(item.id)
+            try:
+                content = self._content(work)
+                if envelope.smtputf8 and not extensions.smtputf8 and not self._plain_header(work, content):
+                    self._answer(work, work.remaining, engine.NEEDS_UTF8)
+                    work.remaining = []
+            except (OSError, EOFError) as fault:
+                self._ctx.log.error("the content can't be read", fault, item.id)
+                self._give_up(work, UNREADABLE, 0.0)
+                continue
+            finally:
+                self._ctx.working_on(None)
+            if not work.remaining:
+                self._complete(work)
+                continue
+            work.content = content
+            recipients = work.remaining[: extensions.rcpt_max]
+            work.remaining = work.remaining[extensions.rcpt_max :]
+            work.open += 1
+            return Transaction(envelope, recipients, work.size, work)
+        return None
+
+    def _content(self, work: Work) -> Content:
+        """What to send. Raises OSError, EOFError."""
+        item = work.item
+        dot_free = item.envelope.dot_free
+        data = None
+        if work.size <= INLINE_OCTETS:
+            data = stuffed(self._spool.blobs.read(item.rope), dot_free)
+        else:
+            for piece in item.rope:
+                if isinstance(piece, Extent):
+                    self._spool.blobs.fd(piece.blob)  # is it there? Before anything is said to the remote host
+        return Content(item.rope, work.size, dot_free, data)
+
+    def _plain_header(self, work: Work, content: Content) -> bool:
+        """Whether the header is ASCII, so that the message needs no SMTPUTF8 but for an address (RFC 6531 3.1)."""
+        head = content.data or self._spool.blobs.read_range(work.item.rope, 0, INLINE_OCTETS)
+        return head.partition(b"\r\n\r\n")[0].isascii()
+
+    def finished(self, session: Session, transaction: Transaction) -> None:
+        """Every recipient of a transaction has its reply."""
+        work: Work = transaction.owner
+        work.open -= 1
+        destination: Destination = session.destination
+        if destination.window < self._config.max_per_host:
+            destination.window += 1.0 / destination.window
+        host = str(session.host)
+        offers_dsn = session.engine.extensions.dsn
+        ended_by = transaction.reply
+        for recipient, reply in zip(transaction.recipients, transaction.replies, strict=True):
+            if reply is None:
+                work.remaining.append(recipient)
+                continue
+            whole = reply is ended_by
+            if not whole and transaction.accepted and _too_many(reply):
+                work.remaining.append(recipient)  # for a transaction of their own, now (RFC 5321 4.5.3.1.10)
+                continue
+            outcome = classify(reply, transaction.refused_at if whole else None, self._config.temporary_554)
+            work.results.append(Result(recipient, outcome, reply))
+            if id(reply) not in _OWN_REPLIES:
+                work.remote[recipient.address] = host
+            if outcome == Outcome.RELAYED and recipient.notify & Notify.SUCCESS and not offers_dsn:
+                work.silent.add(recipient.address)
+        self._go_on(work)
+
+    def _go_on(self, work: Work) -> None:
+        """After a part of an item's recipients: the rest, or the end of the attempt."""
+        if work.remaining:
+            if self._over and work.results:
+                self._give_up(work, OUR_FAULT, 0.0)
+            elif work not in work.destination.ready:
+                work.destination.ready.appendleft(work)
+        elif not work.open:
+            self._complete(work)
+
+    def rested(self, session: Session) -> None:
+        """A session has nothing to do."""
+        destination: Destination = session.destination
+        if session in destination.idle:
+            return
+        destination.sessions.discard(session)
+        if session.spent or self._stopped:
+            session.quit()
+            if destination.ready:
+                self._loop.call_soon(self._drive, destination)
+            return
+        session.resting_since_s = self._loop.time()
+        destination.idle.append(session)
+        self._idle.setdefault((session.host.address, session.host.port), []).append(session)
+        if self._waiting:
+            self._loop.call_soon(self._let_wait_go)
+
+    def ended(self, session: Session, reply: Reply, unfinished: list[Transaction]) -> None:
+        """A connection is gone."""
+        self._sessions.discard(session)
+        if session.destination is None:
+            return
+        destination: Destination = session.destination
+        self._part(session)
+        if unfinished and not session.used:
+            self._bad[session.host.address, session.host.port] = self._loop.time() + BAD_HOST_S
+        host = str(session.host)
+        said = Reply(451, reply.subject or 4, reply.detail, f"{host}: {reply.code} {reply.text}")
+        for transaction in reversed(unfinished):
+            work: Work = transaction.owner
+            work.open -= 1
+            if transaction.stage == Stage.DOT:
+                # The host may have taken it; only it knows. Trying again is the lesser evil (RFC 5321 6.1), said in the log.
+                for recipient, known in zip(transaction.recipients, transaction.replies, strict=True):
+                    if known is None:
+                        work.results.append(Result(recipient, Outcome.DEFERRED, UNKNOWN_END))
+                    else:
+                        work.results.append(Result(recipient, classify(known, None, self._config.temporary_554), known))
+                        work.remote[recipient.address] = host
+                self._ctx.log.event("duplicate-possible", work.item.id, host=host, reply=_said(reply))
+                self._go_on(work)
+                continue
+            work.remaining = [*transaction.recipients, *work.remaining]
+            if transaction.stage != Stage.WAITING:
+                work.tries += 1
+            if work.tries >= TRIES:
+                self._give_up(work, said, 0.0)
+            else:
+                self._go_on(work)
+        if unfinished:
+            destination.window = max(1.0, destination.window / 2)
+        self._loop.call_soon(self._drive, destination)
+        self._loop.call_soon(self._let_wait_go)
+
+    # ---------------------------------------------------------------- outcomes
+
+    def _answer(self, work: Work, recipients: list[Recipient], reply: Reply) -> None:
+        outcome = Outcome.FAILED if reply.code >= 500 else Outcome.DEFERRED
+        work.results += [Result(recipient, outcome, reply) for recipient in recipients]
+
+    def _give_up(self, work: Work, reply: Reply, not_before_s: float) -> None:
+        """End an item's attempt with one reply for all that remain."""
+        with contextlib.suppress(ValueError):
+            work.destination.ready.remove(work)
+        self._answer(work, work.remaining, reply)
+        work.remaining = []
+        if not work.open:
+            self._complete(work, not_before_s)
+
+    def _complete(self, work: Work, not_before_s: float = 0.0) -> None:
+        """All recipients of an item have an outcome for this attempt: decide on retries and notices, hand it to the spool."""
+        item = work.item
+        event = self._ctx.log.event
+        results = work.results
+        relayed = deferred = failed = 0
+        decision = None
+        kinds: list[tuple[dsn.Kind, list[Result]]] = []
+        delayed: list[Result] = []
+        for result in results:
+            recipient = result.recipient
+            if result.outcome == Outcome.DEFERRED:
+                if decision is None:
+                    decision = self._decide(work, not_before_s)
+                if decision.expired:
+                    result.outcome = Outcome.FAILED
+                    result.reply = _expired(result.reply, self._policy.lifetime_s)
+                else:
+                    result.next_attempt_s = decision.next_attempt_s
+                    if decision.notify and not recipient.delay_noticed and dsn.wanted(recipient, "delayed"):
+                        recipient.delay_noticed = True
+                        delayed.append(result)
+            address = recipient.address
+            said = _said(result.reply)
+            host = work.remote.get(address)
+            if result.outcome == Outcome.RELAYED:
+                relayed += 1
+                event("relayed", item.id, address, host=host, reply=said)
+            elif result.outcome == Outcome.DEFERRED:
+                deferred += 1
+                event("deferred", item.id, address, host=host, reply=said, next_attempt_s=round(result.next_attempt_s, 3))
+            else:
+                failed += 1
+                event("failed", item.id, address, host=host, reply=said)
+                if not item.envelope.reverse_path:
+                    # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
+                    event("discarded", item.id, address, why="double bounce")
+        count = self._ctx.count
+        if relayed:
+            count("messages_relayed_total", relayed)
+            count("octets_out_total", work.size)
+        if deferred:
+            count("messages_deferred_total", deferred)
+        if failed:
+            count("messages_failed_total", failed)
+        if item.envelope.reverse_path:
+            if failed:
+                kinds.append(("failed", results))
+            if delayed:
+                kinds.append(("delayed", delayed))
+            if work.silent:
+                kinds.append(("relayed", [result for result in results if result.recipient.address in work.silent]))
+        work.content = None
+        done = Done(work, Settlement(item, results), kinds)
+        if kinds:
+            self._told.append(done)
+            self._settle_soon("told")
+        else:
+            self._plain.append(done)
+            self._settle_soon("plain")
+
+    def _decide(self, work: Work, not_before_s: float) -> Any:
+        item = work.item
+        notice_due = bool(item.envelope.reverse_path) and any(
+            result.outcome == Outcome.DEFERRED and not result.recipient.delay_noticed and dsn.wanted(result.recipient, "delayed")
+            for result in work.results
+        )
+        return decide(
+            self._policy, item.attempts + 1, self._spool.age_s(item), notice_due=notice_due, not_before_s=not_before_s
+        )
+
+    def _settle_soon(self, lane: str) -> None:
+        if lane not in self._settling:
+            run: Callable[[], Any] = self._settle_plain if lane == "plain" else self._settle_told
+            task = self._loop.create_task(run())
+            self._settling[lane] = task
+            task.add_done_callback(partial(self._settled, lane))
+
+    def _settled(self, lane: str, task: asyncio.Task[None]) -> None:
+        self._settling.pop(lane, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._ctx.log.error("outcomes could not be recorded", error)
+        if (self._plain if lane == "plain" else self._told) and not self._over:
+            self._settle_soon(lane)
+
+    async def _settle_plain(self) -> None:
+        """Record outcomes, many at once: while one group is on its way to the disk the next gathers."""
+        while self._plain:
+            batch = self._plain[:SETTLE]
+            del self._plain[:SETTLE]
+            await self._record([done.settlement for done in batch], [])
+            self._let_go(batch)
+
+    async def _settle_told(self) -> None:
+        """Record outcomes together with the notices that follow from them, in a lane of their own: a notice needs room on the
+        disk, a mere outcome hardly any."""
+        while self._told:
+            batch = self._told[:16]
+            del self._told[:16]
+            messages: list[Message] = []
+            settlements: list[Settlement] = []
+            for done in batch:
+                made = await self._notices(done)
+                messages += made
+                if not made:
+                    settlements.append(done.settlement)
+            await self._record(settlements, messages)
+            if messages:
+                self._ctx.count("dsn_total", len(messages))
+                for message in messages:
+                    envelope = message.envelope
+                    self._ctx.log.event(
+                        "dsn", message.id, envelope.recipients[0].address, parent=id_text(envelope.parent)
+                    )
+            self._let_go(batch)
+
+    async def _record(self, settlements: list[Settlement], messages: list[Message]) -> None:
+        """Settle; outcomes are facts, so it is tried until it succeeds or the worker ends."""
+        pause_s = 0.5
+        while True:
+            try:
+                await self._spool.settle(settlements, messages, flush=True)
+                return
+            except SpoolError as error:
+                self._ctx.log.error("outcomes can't be recorded for now", error)
+                if self._over:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 10.0)
+
+    async def _notices(self, done: Done) -> list[Message]:
+        work = done.work
+        item = work.item
+        try:
+            head = await read_range(self._loop, self._spool.blobs, item.rope, 0, dsn.HEAD_OCTETS)
+        except (OSError, EOFError) as fault:
+            self._ctx.log.error("the content can't be read", fault, item.id)
+            head = b""
+        config = self._ctx.config
+        now_ns = time.time_ns()
+        left_s = self._policy.lifetime_s - self._spool.age_s(item)
+        messages = []
+        for kind, results in done.kinds:
+            message = dsn.make(
+                item,
+                results,
+                kind,
+                hostname=config.hostname,
+                postmaster=f"postmaster@{config.domain or config.hostname}",
+                content_head=head,
+                now_ns=now_ns,
+                remote=work.remote,
+                retry_until_ns=now_ns + int(max(left_s, 0.0) * 1e9),
+            )
+            if message is not None:
+                message.settled = [done.settlement]
+                messages.append(message)
+        return messages
+
+    def _let_go(self, batch: list[Done]) -> None:
+        """The spool has the outcomes: room for more."""
+        self._in_hand -= len(batch)
+        held = self._held
+        for done in batch:
+            name = done.work.item.destination
+            left = held[name] - 1
+            if left:
+                held[name] = left
+            else:
+                del held[name]
+        if not self._in_hand:
+            self._empty.set()
+        if not self._stopped:
+            self._pump_soon()
+
+    # ---------------------------------------------------------------- time
+
+    def _tick(self) -> None:
+        """Deadlines, idle sessions, and what may be forgotten; once a second."""
+        now_s = self._loop.time()
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+        for session in list(self._sessions):
+            session.tick(now_s)
+        idle_s = 0.0 if self._stopped else self._config.idle_s
+        for session in [s for resting in self._idle.values() for s in resting if now_s - s.resting_since_s >= idle_s]:
+            self._part(session)
+            session.quit()
+        for table in (self._bad, self._no_tls):
+            for where in [where for where, until_s in table.items() if until_s <= now_s]:
+                del table[where]
+        for destination in list(self._destinations.values()):
+            if not (destination.ready or destination.sessions or destination.idle or destination.opening) and (
+                destination.dead_until_s <= now_s and destination.route_until_s <= now_s
+            ):
+                del self._destinations[destination.key]
+        self._ctx.gauge("sessions_now", len(self._sessions))
+
+    # ---------------------------------------------------------------- ending
+
+    async def retire(self) -> None:
+        """Take nothing more, finish what is under way."""
+        await self._stop(None)
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing more, give back what waits, finish what is under way until the deadline, record outcomes."""
+        end_s = self._loop.time() + deadline_s
+        await self._stop(max(deadline_s - min(1.0, deadline_s / 4), 0.0))
+        self._over = True
+        for task in self._opening:
+            task.cancel()
+        for session in list(self._sessions):
+            session.fail(OUR_FAULT)
+        for destination in self._destinations.values():
+            self._return(destination)
+        if self._in_hand:
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), max(end_s - self._loop.time(), 0.05))
+        for task in list(self._settling.values()):
+            task.cancel()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._spool.close()
+
+    async def _stop(self, limit_s: float | None) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for destination in self._destinations.values():
+            self._return(destination)
+        for session in [s for resting in self._idle.values() for s in resting]:
+            self._part(session)
+            session.quit()
+        if self._in_hand:
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), limit_s)
+
+    def _return(self, destination: Destination) -> None:
+        """Give back items that nothing was done with yet."""
+        untouched = [work for work in destination.ready if not work.results and not work.open]
+        destination.ready = deque(work for work in destination.ready if work.results or work.open)
+        if not untouched:
+            return
+        self._spool.give_back([work.item for work in untouched])
+        self._in_hand -= len(untouched)
+        for work in untouched:
+            name = work.item.destination
+            self._held[name] -= 1
+            if not self._held[name]:
+                del self._held[name]
+
+
+def make_router(config: Config, *folders: Any) -> Router:
+    """The router of a configuration. folders: where a relative host table is looked for, the last one if it is in none."""
+    smtpc = config.smtpc
+    dns = config.dns
+    resolver = Resolver(
+        [host_port(text, 53) for text in dns.servers] or None,
+        timeout_s=dns.timeout_s,
+        attempts=dns.attempts,
+        cache_records=dns.cache_records,
+    )
+    table = None
+    if smtpc.host_table:
+        paths = [folder / smtpc.host_table for folder in folders]
+        table = HostTable(next((path for path in paths if path.exists()), paths[-1]), smtpc.port)
+    ports = config.ports
+    bind = ports.bind or (["127.0.0.1"] if ports.base else [])
+    resolution: Resolution = smtpc.resolution
+    return Router(
+        resolver,
+        resolution=resolution,
+        relay_hosts=[host_port(text, smtpc.port) for text in smtpc.relay_hosts],
+        table=table,
+        port=smtpc.port,
+        hostname=config.hostname,
+        own_ports=own_ports(config),
+        local=listening_addresses(bind),
+    )
+
+
+def _too_many(reply: Reply) -> bool:
+    """Whether a refused RCPT means "not with these others": 452, or 552 without a word of a full mailbox."""
+    return reply.code in (452, 552) and (reply.subject, reply.detail) in ((0, 0), (5, 3))
+
+
+def _said(reply: Reply | None) -> str:
+    return f"{reply.code} {reply.status} {reply.text}" if reply is not None else ""
+
+
+def _why(error: OSError) -> str:
+    """What the system says of an error; event loops put words of their own into it."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _expired(reply: Reply | None, lifetime_s: float) -> Reply:
+    """The reply for a recipient that ran out of time (RFC 3463 4.4.7); what was said last is kept."""
+    span = f"{lifetime_s / 86400:.3g} days" if lifetime_s >= 86400 else f"{lifetime_s:.0f} seconds"
+    return Reply(554, 4, 7, f"not delivered within {span}; last answer: {_said(reply)}")
+
+
+__all__ = ["Destination", "Work", "Worker", "classify", "make_router", "own_ports"]

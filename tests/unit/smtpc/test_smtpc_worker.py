@@ -1,0 +1,568 @@
+"""The relay with a real spool and scripted servers: outcomes per recipient, retries, notices, connections, draining."""
+
+import asyncio
+import email
+import email.policy
+import socket
+import time
+
+import pytest
+import uvloop
+
+from iems.config import Config, Smtpc
+from iems.model import INPUT, Channel, Envelope, Notify, Outcome, Recipient, Reply
+from iems.smtpc import worker as module
+from iems.smtpc.engine import NONSENSE, TOO_BIG, Wait
+from iems.smtpc.worker import Worker, classify
+from iems.spool import Item, Message, Spool, SpoolParams
+from tests.support.dnsserver import DnsServer
+from tests.support.smtpserver import SmtpServer
+
+BODY = b"From: <ann@example.test>\r\nMessage-ID: <m%d@example.test>\r\nSubject: hi\r\n\r\nhello\r\n.dot\r\n"
+
+
+class Log:
+    def __init__(self):
+        self.events = []
+
+    def event(self, event, id=None, recipient=None, **detail):
+        self.events.append((event, id, recipient, detail))
+
+    def error(self, what, exc=None, id=None, **detail):
+        self.events.append(("error", id, None, {"what": what, "cause": repr(exc)}))
+
+    def of(self, name):
+        return [entry for entry in self.events if entry[0] == name]
+
+
+class Context:
+    """What a worker gets from the master, without one."""
+
+    role, slot, index, generation = "smtpc", 1, 0, 1
+
+    def __init__(self, home, config, loop):
+        self.home, self.config, self.loop = home, config, loop
+        self.hostname = config.hostname
+        self.log = Log()
+        self.counters = {}
+        self.parked = False
+        self.draining = False
+        self.callback = None
+
+    def count(self, name, n=1):
+        self.counters[name] = self.counters.get(name, 0) + n
+
+    def gauge(self, name, value):
+        self.counters[name] = value
+
+    def wake(self, role):
+        if role == "smtpc" and self.parked and self.callback:
+            self.parked = False
+            self.loop.call_soon(self.callback)
+
+    def on_wake(self, callback):
+        self.callback = callback
+
+    def park(self):
+        self.parked = True
+
+    def unpark(self):
+        self.parked = False
+
+    def working_on(self, id, deadline_s=None):
+        pass
+
+
+class Bench:
+    """A home with a spool, a relay worker, and the other roles' part of the work done by hand."""
+
+    def __init__(self, home, settings):
+        self.loop = asyncio.get_running_loop()
+        self.config = Config(hostname="me.test", domain="example.test", smtpc=Smtpc(**settings.pop("smtpc")), **settings)
+        self.ctx = Context(home, self.config, self.loop)
+        self.number = 0
+
+    async def start(self):
+        self.worker = Worker(self.ctx)
+        await self.worker.start()
+        # LMDB opens an environment once a process: the worker's spool serves for the other roles, too.
+        self.spool = self.worker._spool
+
+    async def stop(self, deadline_s=2.0):
+        self.ctx.draining = True
+        await self.worker.drain(deadline_s)
+        self.spool = Spool.open(SpoolParams(self.ctx.home / "spool", role="smtpd", slot=2, generation=1, loop=self.loop))
+
+    async def queue(self, *recipients, count=1, destination=None, content=None, **envelope):
+        """Accept messages and route them: one item per destination. Gives their ids."""
+        recipients = recipients or (b"bob@x.test",)
+        messages = []
+        for _ in range(count):
+            self.number += 1
+            people = [r if isinstance(r, Recipient) else Recipient(r) for r in recipients]
+            head = Envelope(Channel.SMTPD, envelope.get("reverse_path", b"ann@example.test"), people, time.time_ns())
+            for name, value in envelope.items():
+                setattr(head, name, value)
+            body = content if content is not None else BODY % self.number
+            messages.append(Message(self.spool.new_id(), head, [body]))
+        assert await self.spool.append(messages) == [None] * count
+        while items := self.spool.take(INPUT, 64)[0]:
+            moves = []
+            for item in items:
+                parts = {}
+                for recipient in item.envelope.recipients:
+                    domain = destination or recipient.address.rpartition(b"@")[2].decode()
+                    parts.setdefault(domain, []).append(recipient)
+                new = []
+                for domain, people in parts.items():
+                    part = Envelope(**{f: getattr(item.envelope, f) for f in item.envelope.__struct_fields__})
+                    part.recipients = people
+                    new.append(Item(item.id, Channel.SMTPC, domain, part, item.rope, queued_ms=item.queued_ms, home=item.home,
+                                    fanout=item.fanout))
+                moves.append((item, new))
+            self.spool.move(moves)
+        return [message.id for message in messages]
+
+    async def until(self, condition, limit_s=8.0):
+        end = self.loop.time() + limit_s
+        while not condition():
+            assert self.loop.time() < end, self.ctx.log.events[-12:]
+            await asyncio.sleep(0.01)
+
+    def outcomes(self):
+        return [e for e in self.ctx.log.events if e[0] in ("relayed", "deferred", "failed")]
+
+    async def settled(self, count, limit_s=8.0):
+        """Wait until so many outcomes are logged and nothing is in hand."""
+        await self.until(lambda: len(self.outcomes()) >= count and not self.worker._in_hand, limit_s)
+
+    def waiting(self):
+        return [item for _, _, item, _ in self.spool.index.queued() if item.channel == Channel.SMTPC]
+
+    def notices(self):
+        """Messages made since, as (item, parsed)."""
+        items = self.spool.take(INPUT, 64)[0]
+        return [(i, email.message_from_bytes(self.spool.blobs.read(i.rope), policy=email.policy.default)) for i in items]
+
+
+def status_of(message):
+    return message.get_payload()[1].get_payload()[1:]
+
+
+def run(home, scenario, *servers, limit_s=18, **settings):
+    """Runs `scenario(bench, *servers)`; the first server is the relay host unless `smtpc` says otherwise."""
+
+    async def main():
+        for server in servers:
+            await server.__aenter__()
+        settings.setdefault("smtpc", {})
+        if servers and isinstance(servers[0], SmtpServer):
+            settings["smtpc"].setdefault("resolution", "relay")
+            settings["smtpc"].setdefault("relay_hosts", [f"127.0.0.1:{servers[0].port}"])
+        for server in servers:
+            if isinstance(server, DnsServer):
+                settings["dns"] = module.Config().dns.__class__(servers=[f"127.0.0.1:{server.port}"], timeout_s=0.3, attempts=2)
+        bench = Bench(home, settings)
+        await bench.start()
+        try:
+            return await scenario(bench, *servers)
+        finally:
+            if not bench.ctx.draining:
+                await bench.stop(0.5)
+            bench.spool.close()
+            for server in servers:
+                await server.__aexit__()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(asyncio.wait_for(main(), limit_s))
+
+
+def test_messages_are_relayed_and_settled(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(count=300)
+        await bench.settled(300)
+        return bench, server, bench.waiting(), bench.notices()
+
+    bench, server, waiting, notices = run(tmp_path, scenario, SmtpServer())
+    assert len(server.messages) == 300 and len({m[2] for m in server.messages}) == 300
+    assert server.messages[0][2].endswith(b"hello\r\n..dot\r\n")
+    assert waiting == [] and notices == [] and bench.ctx.log.of("error") == []
+    assert 1 <= len(server.connections) <= 8 and server.most_open <= 5
+    relayed = bench.ctx.log.of("relayed")
+    assert len(relayed) == 300 and relayed[0][3]["reply"].startswith("250 2.0.0 queued as")
+    assert bench.ctx.counters["messages_relayed_total"] == 300
+
+
+def test_one_of_a_hundred_recipients_is_refused(tmp_path):
+    people = [b"r%d@x.test" % n for n in range(100)]
+
+    async def scenario(bench, server):
+        await bench.queue(*people)
+        await bench.settled(100)
+        return bench, server, bench.waiting(), bench.notices()
+
+    script = lambda c, verb, line: "550 5.1.1 no such user" if verb == "RCPT" and b"r42@" in line else None  # noqa: E731
+    bench, server, waiting, notices = run(tmp_path, scenario, SmtpServer(script))
+    assert len(server.messages) == 1 and len(server.messages[0][1]) == 99 and waiting == []
+    ((item, message),) = notices
+    assert item.envelope.reverse_path == b"" and item.envelope.recipients[0].address == b"ann@example.test"
+    (status,) = status_of(message)
+    assert status["Final-Recipient"] == "rfc822; r42@x.test" and status["Status"] == "5.1.1"
+    assert status["Diagnostic-Code"] == "smtp; 550 5.1.1 no such user" and "127.0.0.1" in status["Remote-MTA"]
+    assert message["In-Reply-To"] == "<m1@example.test>"
+    assert len(bench.ctx.log.of("relayed")) == 99 and len(bench.ctx.log.of("failed")) == 1
+
+
+def test_recipients_deferred_are_tried_again_alone(tmp_path):
+    tries = []
+
+    def script(connection, verb, line):
+        if verb == "RCPT" and b"busy@" in line:
+            tries.append(line)
+            return "451 4.2.1 busy" if len(tries) < 3 else None
+        return None
+
+    async def scenario(bench, server):
+        await bench.queue(b"a@x.test", b"busy@x.test", b"c@x.test")
+        await bench.until(lambda: len(bench.ctx.log.of("relayed")) == 3)
+        await bench.until(lambda: not bench.worker._in_hand)
+        return bench, server, bench.waiting()
+
+    bench, server, waiting = run(tmp_path, scenario, SmtpServer(script), smtpc={"retry_s": 0.1})
+    assert [len(m[1]) for m in server.messages] == [2, 1] and waiting == []
+    deferred = bench.ctx.log.of("deferred")
+    assert [d[3]["next_attempt_s"] for d in deferred] == [0.1, 0.2]
+    assert deferred[0][2] == b"busy@x.test" and deferred[0][3]["reply"] == "451 4.2.1 busy"
+
+
+def test_more_recipients_than_a_host_takes_at_once(tmp_path):
+    people = [b"r%d@x.test" % n for n in range(250)]
+
+    def script(connection, verb, line):
+        return "452 4.5.3 too many" if verb == "RCPT" and len(connection.rcpt) >= 40 else None
+
+    async def scenario(bench, server):
+        await bench.queue(*people)
+        await bench.settled(250)
+        return server
+
+    server = run(tmp_path, scenario, SmtpServer(script))
+    got = [line for _, recipients, _ in server.messages for line in recipients]
+    assert len(got) == 250 and len(set(got)) == 250 and len(server.messages) >= 7
+
+
+def test_a_transient_refusal_lasts_until_the_lifetime_ends(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue()
+        await bench.until(lambda: bench.ctx.log.of("failed"))
+        await bench.until(lambda: not bench.worker._in_hand)
+        return bench, bench.waiting(), bench.notices()
+
+    settings = {"retry_s": 0.1, "lifetime_s": 0.5, "delay_notice_s": 0.25}
+    bench, waiting, notices = run(tmp_path, scenario, SmtpServer(lambda c, v, line: "451 4.7.1 grey" if v == "RCPT" else None), smtpc=settings)
+    assert waiting == [] and len(bench.ctx.log.of("deferred")) >= 3
+    actions = [status_of(message)[0]["Action"] for _, message in notices]
+    assert sorted(actions) == ["delayed", "failed"]  # one notice of delay, however many tries
+    failed = next(m for _, m in notices if status_of(m)[0]["Action"] == "failed")
+    assert status_of(failed)[0]["Status"] == "5.4.7" and "451 4.7.1 grey" in status_of(failed)[0]["Diagnostic-Code"]
+
+
+def test_notices_that_nobody_wants_are_not_made(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(b"a@x.test", reverse_path=b"")
+        await bench.queue(Recipient(b"b@x.test", notify=Notify.NEVER))
+        await bench.queue(Recipient(b"c@x.test", notify=Notify.SUCCESS))
+        await bench.settled(3)
+        return bench, bench.waiting(), bench.notices()
+
+    bench, waiting, notices = run(tmp_path, scenario, SmtpServer(lambda c, v, line: "550 no" if v == "RCPT" else None))
+    assert waiting == [] and notices == [] and len(bench.ctx.log.of("failed")) == 3
+    assert len(bench.ctx.log.of("discarded")) == 1  # the double bounce
+
+
+def test_success_notice_only_where_the_next_host_sends_none(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(Recipient(b"a@x.test", notify=Notify.SUCCESS), b"b@x.test")
+        await bench.settled(2)
+        return bench.notices(), server
+
+    notices, _ = run(tmp_path / "1", scenario, SmtpServer(extensions=("PIPELINING",)))
+    ((_, message),) = notices
+    assert [s["Final-Recipient"] for s in status_of(message)] == ["rfc822; a@x.test"]
+    assert status_of(message)[0]["Action"] == "relayed"
+    notices, server = run(tmp_path / "2", scenario, SmtpServer())
+    assert notices == [] and b"NOTIFY=SUCCESS" in server.messages[0][1][0]
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "END", "drop-after"])
+def test_a_connection_lost_once(tmp_path, verb):
+    hits = []
+
+    def script(connection, what, line):
+        if not hits and (what == verb or (verb == "drop-after" and what == "DATA")):
+            hits.append(what)
+            return "drop-after" if verb == "drop-after" else "drop"
+        return None
+
+    async def scenario(bench, server):
+        ids = await bench.queue(count=20)
+        await bench.until(lambda: len({e[1] for e in bench.ctx.log.of("relayed")}) == 20)
+        await bench.until(lambda: not bench.worker._in_hand)
+        return bench, server, ids, bench.waiting()
+
+    bench, server, _, waiting = run(tmp_path, scenario, SmtpServer(script), smtpc={"retry_s": 0.2, "max_per_host": 1})
+    assert waiting == [] and len({content for _, _, content in server.messages}) == 20
+    assert len(server.messages) == 20
+    # Short content leaves in one piece with its dot, so from then on only the host knows whether it took the message.
+    unknown = 1 if verb in ("END", "drop-after") else 0
+    assert len(bench.ctx.log.of("deferred")) == len(bench.ctx.log.of("duplicate-possible")) == unknown
+
+
+def test_a_message_that_always_breaks_the_connection_does_not_stop_the_others(tmp_path):
+    script = lambda c, verb, line: "drop" if verb == "RCPT" and b"evil@" in line else None  # noqa: E731
+
+    async def scenario(bench, server):
+        await bench.queue(b"evil@x.test")
+        await bench.queue(count=10)
+        await bench.settled(11)
+        return bench, bench.waiting()
+
+    bench, waiting = run(tmp_path, scenario, SmtpServer(script))
+    assert len(bench.ctx.log.of("relayed")) == 10
+    assert [r.address for item in waiting for r in item.envelope.recipients] == [b"evil@x.test"]
+
+
+def test_554_after_data_is_tried_again(tmp_path):
+    script = lambda c, verb, line: "554 5.7.1 spam" if verb == "END" else None  # noqa: E731
+
+    async def scenario(bench, server):
+        await bench.queue()
+        await bench.settled(1)
+        return bench.outcomes()[0][0]
+
+    assert run(tmp_path / "1", scenario, SmtpServer(script)) == "deferred"
+    assert run(tmp_path / "2", scenario, SmtpServer(script), smtpc={"temporary_554": False}) == "failed"
+
+
+def test_classify():
+    assert classify(Reply(250, 0, 0, ""), None, True) == Outcome.RELAYED
+    assert classify(Reply(421, 0, 0, ""), Wait.END, True) == Outcome.DEFERRED
+    assert classify(Reply(354, 0, 0, ""), Wait.END, True) == Outcome.DEFERRED
+    assert classify(Reply(554, 0, 0, ""), Wait.MAIL, True) == Outcome.FAILED
+    assert classify(Reply(554, 0, 0, ""), None, True) == Outcome.FAILED
+    assert classify(TOO_BIG, Wait.MAIL, True) == Outcome.FAILED
+    assert classify(NONSENSE, Wait.END, True) == Outcome.DEFERRED
+
+
+def closed_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def test_the_next_host_is_tried(tmp_path):
+    async def scenario(bench, server):
+        bench.worker._router._relays.insert(0, ("127.0.0.1", closed_port()))
+        await bench.queue(count=3)
+        await bench.settled(3)
+        return bench, server
+
+    bench, server = run(tmp_path, scenario, SmtpServer())
+    assert len(server.messages) == 3 and len(bench.ctx.log.of("relayed")) == 3
+
+
+@pytest.mark.parametrize("said", ["554 5.7.1 no", "421 4.3.2 busy", "drop"])
+def test_a_host_that_greets_badly_is_passed_over(tmp_path, said):
+    async def scenario(bench, bad, good):
+        bench.worker._router._relays.append(("127.0.0.1", good.port))
+        await bench.queue(count=3)
+        await bench.settled(3)
+        return bad, good
+
+    bad, good = run(tmp_path, scenario, SmtpServer(lambda c, v, line: said if v == "CONNECT" else None), SmtpServer())
+    assert len(good.messages) == 3 and bad.connections
+
+
+def test_a_dead_destination_is_remembered(tmp_path):
+    async def scenario(bench):
+        await bench.queue(count=50)
+        await bench.settled(50)
+        connects = bench.ctx.counters.get("sessions_total", 0)
+        await bench.queue(count=5)
+        await bench.settled(55)
+        return bench, bench.waiting(), connects
+
+    bench, waiting, connects = run(
+        tmp_path, scenario, smtpc={"resolution": "relay", "relay_hosts": [f"127.0.0.1:{closed_port()}"]})
+    assert len(waiting) == 55 and len(bench.ctx.log.of("deferred")) == 55 and connects == 0
+    assert {item.attempts for item in waiting} == {1} and all("refused" in item.reason for item in waiting), waiting[0]
+    assert 1799 <= bench.ctx.log.of("deferred")[-1][3]["next_attempt_s"] <= 1800
+
+
+def test_no_relay_host_waits(tmp_path):
+    async def scenario(bench):
+        await bench.queue()
+        await bench.settled(1)
+        return bench.outcomes()[0]
+
+    assert run(tmp_path, scenario, smtpc={"resolution": "relay"})[0] == "deferred"
+
+
+def zone(server_address="127.0.0.1"):
+    return {
+        ("ok.test", "MX"): ["10 mx.ok.test."],
+        ("mx.ok.test", "A"): [server_address],
+        ("null.test", "MX"): ["0 ."],
+        ("sick.test", "MX"): ["10 mx.sick.test."],
+        ("plain.test", "A"): [server_address],
+    }
+
+
+def test_by_mx(tmp_path):
+    async def scenario(bench, dns_server, server):
+        bench.worker._router._port = server.port
+        people = [b"a@ok.test", b"b@OK.test".lower(), b"c@null.test", b"d@nowhere.test", b"e@sick.test", b"f@plain.test", b"g@[127.0.0.1]"]
+        await bench.queue(*people)
+        await bench.settled(7)
+        return bench, server, bench.waiting(), bench.notices()
+
+    faults = {"mx.sick.test": "SERVFAIL"}
+    bench, server, waiting, notices = run(
+        tmp_path, scenario, DnsServer(zone(), faults), SmtpServer(), smtpc={"resolution": "dns"})
+    outcomes = {e[2]: (e[0], e[3]["reply"]) for e in bench.outcomes()}
+    assert {a for a, (what, _) in outcomes.items() if what == "relayed"} == {b"a@ok.test", b"b@ok.test", b"f@plain.test", b"g@[127.0.0.1]"}
+    assert outcomes[b"c@null.test"][1].startswith("556 5.1.10") and outcomes[b"d@nowhere.test"][1].startswith("550 5.1.2")
+    assert outcomes[b"e@sick.test"][0] == "deferred" and [i.destination for i in waiting] == ["sick.test"]
+    assert sorted(status_of(m)[0]["Status"] for _, m in notices) == ["5.1.10", "5.1.2"]
+    assert all(status_of(m)[0]["Remote-MTA"] is None for _, m in notices)
+    # a domain's recipients share one transaction; domains with one host share a connection where one is free
+    assert sorted(len(m[1]) for m in server.messages) == [1, 1, 2]
+
+
+def test_connections_are_kept_for_the_next_message(tmp_path):
+    async def scenario(bench, server):
+        for n in range(5):
+            await bench.queue(b"bob@d%d.test" % n)  # in mode relay all domains share them
+            await bench.settled(n + 1)
+        first = len(server.connections)
+        await bench.until(lambda: not bench.worker._sessions, 6)
+        return first, server.connections[0].commands
+
+    connections, commands = run(tmp_path, scenario, SmtpServer(), smtpc={"idle_s": 0.5})
+    assert connections == 1 and commands[-1] == b"QUIT"
+
+
+def test_messages_per_connection(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(count=25)
+        await bench.settled(25)
+        return server
+
+    server = run(tmp_path, scenario, SmtpServer(), smtpc={"max_messages": 5, "max_per_host": 1})
+    assert len(server.messages) == 25 and len(server.connections) == 5
+    assert all(c.commands.count(b"DATA") == 5 for c in server.connections)
+
+
+def test_connections_in_all(tmp_path):
+    async def scenario(bench, server, dns_server):
+        bench.worker._router._port = server.port
+        for n in range(12):
+            await bench.queue(b"bob@[127.0.0.%d]" % (n + 1))
+        await bench.settled(12)
+        return server
+
+    server = run(tmp_path, scenario, SmtpServer(host="0.0.0.0"), DnsServer({}), smtpc={"resolution": "dns", "max_connections": 2})
+    assert len(server.messages) == 12 and server.most_open <= 3  # one may still be saying goodbye
+
+
+def test_the_host_limits_connections(tmp_path):
+    def script(connection, verb, line):
+        return "421 4.7.0 too many connections" if verb == "CONNECT" and connection.number % 2 else None
+
+    async def scenario(bench, server):
+        await bench.queue(count=60)
+        await bench.settled(60)
+        return bench, server
+
+    bench, server = run(tmp_path, scenario, SmtpServer(script, delay_s=0.002))
+    assert len(server.messages) == 60 and bench.ctx.log.of("deferred") == []
+
+
+def test_tls_where_offered_and_in_the_clear_where_it_fails(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(count=3)
+        await bench.settled(3)
+        return bench, server
+
+    bench, server = run(tmp_path, scenario, SmtpServer(extensions=("PIPELINING", "STARTTLS"), tls=None))
+    assert len(server.messages) == 3 and len(bench.ctx.log.of("tls-failed")) == 1
+    assert not any(c.secure for c in server.connections)
+
+
+def test_smtputf8(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(b"a@x.test", smtputf8=True)
+        await bench.queue(b"b@x.test", smtputf8=True, content="Subject: привет\r\n\r\nx\r\n".encode())
+        await bench.queue("ю@x.test".encode(), smtputf8=True)
+        await bench.settled(3)
+        return {e[2].decode(): (e[0], e[3]["reply"][:9]) for e in bench.outcomes()}
+
+    assert run(tmp_path / "1", scenario, SmtpServer(extensions=("PIPELINING",))) == {
+        "a@x.test": ("relayed", "250 2.0.0"), "b@x.test": ("failed", "553 5.6.7"), "ю@x.test": ("failed", "553 5.6.7")}
+    assert {what for what, _ in run(tmp_path / "2", scenario, SmtpServer()).values()} == {"relayed"}
+
+
+def test_content_that_is_gone_waits(tmp_path):
+    async def scenario(bench, server):
+        await bench.stop()
+        await bench.queue(count=2)
+        bench.spool.close()
+        for path in (tmp_path / "spool/segments").iterdir():
+            path.unlink()
+        bench.ctx.draining = False
+        await bench.start()
+        await bench.settled(2)
+        return bench, server
+
+    bench, server = run(tmp_path, scenario, SmtpServer())
+    assert server.messages == [] and len(bench.ctx.log.of("deferred")) == 2 and len(bench.ctx.log.of("error")) == 2
+
+
+def test_draining_finishes_what_is_under_way_and_gives_back_the_rest(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(count=200)
+        await bench.until(lambda: len(server.messages) >= 5)
+        await bench.stop(5.0)
+        return bench, server, bench.waiting()
+
+    bench, server, waiting = run(tmp_path, scenario, SmtpServer(delay_s=0.01))
+    sent = len(server.messages)
+    assert 5 <= sent < 200 and len(waiting) == 200 - sent and len(bench.ctx.log.of("relayed")) == sent
+    assert bench.ctx.log.of("deferred") == [] and all(item.attempts == 0 for item in waiting)
+
+
+def test_draining_does_not_wait_for_a_host_that_is_silent(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(count=3)
+        await bench.until(lambda: any(b"DATA" in c.commands for c in server.connections))
+        started = bench.loop.time()
+        await bench.stop(1.0)
+        return bench, bench.loop.time() - started, bench.waiting()
+
+    _, took, waiting = run(tmp_path, scenario, SmtpServer(lambda c, v, line: "silent" if v == "DATA" else None))
+    assert took < 2.0 and len(waiting) == 3
+
+
+def test_a_slow_destination_does_not_hold_up_the_others(tmp_path):
+    async def scenario(bench, slow, fast, dns_server):
+        bench.worker._router._table = module.HostTable(tmp_path / "hosts", 25)
+        (tmp_path / "hosts").write_text(f"slow.test 127.0.0.1:{slow.port}\nfast.test 127.0.0.1:{fast.port}\n")
+        await bench.queue(b"a@slow.test", count=600)
+        await bench.until(lambda: slow.connections)
+        await bench.queue(b"b@fast.test", count=50)
+        await bench.until(lambda: len(fast.messages) == 50, 5)
+        return len(slow.messages), bench.worker._in_hand
+
+    slow = SmtpServer(delay_s=0.3)
+    relayed, in_hand = run(tmp_path, scenario, slow, SmtpServer(), DnsServer({}), smtpc={"resolution": "hosts"})
+    assert relayed < 300 and in_hand <= 400

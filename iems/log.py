@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import mmap
 import os
 import re
@@ -17,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -27,11 +28,15 @@ from iems.model import id_text
 PENDING_OCTETS = 4 << 20
 
 _encode = msgspec.json.Encoder(enc_hook=lambda value: str(value)).encode
+_shown = functools.lru_cache(4096)(id_text)  # a message has several events
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\\\\]")
 
 
 def text_of(value: Any) -> Any:
     """Wire data as text for a log line: UTF-8 where it is, `\\xNN` where not; containers are walked."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).decode("utf-8", "backslashreplace")
     if isinstance(value, dict):
@@ -41,6 +46,15 @@ def text_of(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return {name: text_of(getattr(value, name)) for name in value.__struct_fields__}
     return value
+
+
+def _plain_text(value: Any) -> Any:
+    """A value as text that can be encoded, whatever it is."""
+    if isinstance(value, dict):
+        return {_plain_text(key): _plain_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_text(item) for item in value]
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def printable(text: str) -> str:
@@ -77,8 +91,8 @@ class Log:
         self._second_text = ""
         self._fd = -1
         self._file_id = (0, 0)
-        self._tail = f'"role":"{role}","pid":'
         self._pid = os.getpid()
+        self._tail = f'"role":"{role}","pid":{self._pid}'.encode()
         self._open()
 
     def _open(self) -> None:
@@ -100,36 +114,47 @@ class Log:
         self.role = role
         self.loop = loop
         self.echo = False
-        self._tail = f'"role":"{role}","pid":'
         self._pid = os.getpid()
+        self._tail = f'"role":"{role}","pid":{self._pid}'.encode()
 
     def event(
         self, event: str, id: bytes | None = None, recipient: bytes | str | None = None, **detail: Any
     ) -> None:
         """Notes one event. id: 16 octets of the message. detail: what else there is to say; never a secret."""
-        now_ns = time.time_ns()
-        second, rest = divmod(now_ns, 1_000_000_000)
+        milliseconds = time.time_ns() // 1_000_000
+        second = milliseconds // 1000
         if second != self._second:
             self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        stamp = f"{self._second_text}.{rest // 1_000_000:03d}Z"
-        shown = id_text(id) if id else ""
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        stamp = f"{self._second_text}{milliseconds % 1000:03d}Z"
         if self.form == "json":
-            about = ""
-            if shown:
-                about = f'"id":"{shown}",'
+            # One encoding of everything that may hold foreign text; the rest is ours.
+            rest: dict[str, Any] = {}
             if recipient is not None:
-                about += '"recipient":' + _encode(text_of(recipient)).decode() + ","
+                rest["recipient"] = text_of(recipient)
             if detail:
                 for key, value in detail.items():
-                    if type(value) not in (str, int, float, bool, type(None)):
+                    if type(value) not in _PLAIN:
                         detail[key] = text_of(value)
-                about += '"detail":' + _encode(detail).decode() + ","
-            line = f'{{"time":"{stamp}","event":"{event}",{about}{self._tail}{self._pid}}}\n'.encode()
+                rest["detail"] = detail
+            about = f'"id":"{_shown(id)}",' if id else ""
+            try:
+                body = _encode(rest)[1:-1]
+            except (UnicodeEncodeError, ValueError, OverflowError, TypeError):
+                # Half a surrogate pair, a huge number: the log takes it all.
+                body = _encode(_plain_text(rest))[1:-1]
+            line = b'{"time":"%b","event":"%b",%b%b%b%b}\n' % (
+                stamp.encode(),
+                event.encode(),
+                about.encode(),
+                body,
+                b"," if body else b"",
+                self._tail,
+            )
         else:
             parts = [stamp, f"{self.role}[{self._pid}]", event]
-            if shown:
-                parts.append("id=" + shown)
+            if id:
+                parts.append("id=" + _shown(id))
             if recipient is not None:
                 parts.append("recipient=" + _word(text_of(recipient)))
             parts.extend(f"{key}={_word(text_of(value))}" for key, value in detail.items())
@@ -285,33 +310,44 @@ def files(folder: Path) -> list[Path]:
     """mail.log and its rotated predecessors in `folder`, oldest first."""
 
     def age(path: Path) -> int:
-        suffix = path.name[len("mail.log.") :]
-        return -int(suffix) if suffix.isdigit() else -(1 << 30)
+        return -int(path.name.rpartition(".")[2])
 
     old = sorted((path for path in folder.glob("mail.log.*") if path.suffix[1:].isdigit()), key=age)
     now = folder / "mail.log"
     return old + ([now] if now.exists() else [])
 
 
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[list[BinaryIO]]:
+    """All log files, open, oldest first, each once.
+
+    Opened from the youngest on: a rotation in between then shows a file twice instead of never.
+    """
+    with contextlib.ExitStack() as stack:
+        found: dict[tuple[int, int], BinaryIO] = {}
+        for path in reversed(files(folder)):
+            with contextlib.suppress(FileNotFoundError):
+                file = stack.enter_context(open(path, "rb"))
+                status = os.fstat(file.fileno())
+                found.setdefault((status.st_dev, status.st_ino), file)
+        yield list(reversed(found.values()))
+
+
 def events(folder: Path, wanted: Callable[[bytes], bool]) -> Iterator[dict[str, Any]]:
     """The events of the log files in `folder` whose raw line `wanted` accepts, oldest first, in constant memory."""
-    for path in files(folder):
-        try:
-            with open(path, "rb") as lines:
-                for line in lines:
-                    if wanted(line):
-                        found = read_line(line)
-                        if found is not None:
-                            yield found
-        except FileNotFoundError:  # rotated away between the listing and the opening
-            continue
+    with _opened(folder) as opened:
+        for file in opened:
+            for line in file:
+                if wanted(line):
+                    found = read_line(line)
+                    if found is not None:
+                        yield found
 
 
 def events_with(folder: Path, needle: bytes) -> Iterator[dict[str, Any]]:
-    """The events whose line holds `needle`, oldest first; looks through a mapped file, not line by line."""
-    for path in files(folder):
-        # Rotated away between the listing and the opening: its lines were read under their new name or will be.
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    """The events whose line holds `needle`, oldest first; looks through mapped files, not line by line."""
+    with _opened(folder) as opened:
+        for file in opened:
             if os.fstat(file.fileno()).st_size == 0:
                 continue
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:

@@ -47,6 +47,14 @@ def test_no_peer_forges_a_line(tmp_path: Path, form: str) -> None:
     assert not any(octet < 32 for octet in line[:-1])
 
 
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_no_value_is_too_odd(tmp_path: Path, form: str) -> None:
+    log = Log(tmp_path / "mail.log", "smtpd", form=form)
+    log.event("odd", ID, recipient="\ud800@x", huge=1 << 99, thing=object(), deep=[{b"k": {1, 2}}], none=None)
+    found = read_line(lines(tmp_path / "mail.log")[0])
+    assert found is not None and found["recipient"] == "\\ud800@x" and found["detail"]["huge"] == str(1 << 99)
+
+
 def test_one_write_per_loop_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[int] = []
     real = os.write

@@ -513,7 +513,11 @@ class _Writer:
         date, subject, in_reply_to, message_id = (_text(self._value(row, name)) for name in _UNSTRUCTURED)
         sender = from_ if sender == b"NIL" else sender
         reply_to = from_ if reply_to == b"NIL" else reply_to
-        return b"(" + b" ".join([date, subject, from_, sender, reply_to, to, cc, bcc, in_reply_to, message_id]) + b")"
+        return (
+            b"("
+            + b" ".join([date, subject, from_, sender, reply_to, to, cc, bcc, in_reply_to, message_id])
+            + b")"
+        )
 
     def _addresses(self, row: int, name: bytes) -> bytes:
         out: list[bytes] = []
@@ -530,7 +534,14 @@ class _Writer:
         if cells[KIND] == MULTIPART:
             inner = b"".join(self.structure(child) for child in self.children[row])
             # The grammar wants one part at least.
-            inner = inner or b"(" + _DEFAULT_TEXT + b' NIL NIL "7bit" 0 0' + (b" NIL" * 4 if self.extended else b"") + b")"
+            inner = (
+                inner
+                or b"("
+                + _DEFAULT_TEXT
+                + b' NIL NIL "7bit" 0 0'
+                + (b" NIL" * 4 if self.extended else b"")
+                + b")"
+            )
             out = b"(" + inner + b" " + _string(sub)
             if self.extended:
                 out += b" " + _pairs(parameters(type_value, at)) + self._rest(row)
@@ -541,7 +552,9 @@ class _Writer:
             in_digest = parent >= 0 and self.rows[parent].digest
             out = b'("message" "rfc822" NIL' if in_digest and cells[KIND] == MESSAGE else b"(" + _DEFAULT_TEXT
             lowered = b"message" if cells[KIND] == MESSAGE else b"text"
-        elif cells[KIND] == LEAF and (lowered == b"multipart" or (lowered, sub.lower()) == (b"message", b"rfc822")):
+        elif cells[KIND] == LEAF and (
+            lowered == b"multipart" or (lowered, sub.lower()) == (b"message", b"rfc822")
+        ):
             # Not taken apart: the grammar keeps these types for what is, and a reader should see the text.
             out, lowered = b"(" + _DEFAULT_TEXT, b"text"
         else:
@@ -549,7 +562,12 @@ class _Writer:
             if lowered == b"text" and not any(name.lower() == b"charset" for name, _ in pairs):
                 pairs.append((b"charset", b"us-ascii"))
             out = b"(" + _string(main) + b" " + _string(sub) + b" " + _pairs(pairs)
-        out += b" " + _text(self._value(row, b"content-id")) + b" " + _text(self._value(row, b"content-description"))
+        out += (
+            b" "
+            + _text(self._value(row, b"content-id"))
+            + b" "
+            + _text(self._value(row, b"content-description"))
+        )
         encoding = single_token(self._value(row, b"content-transfer-encoding") or b"")
         out += b" " + (_string(encoding) if encoding else b'"7bit"')
         out += b" %d" % (cells[BODY_END] - cells[BODY_START])

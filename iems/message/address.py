@@ -9,12 +9,23 @@ import re
 
 from msgspec import Struct
 
-from iems._native.mime_py import MAX_ADDRESSES, comment_end, comment_text, joined_words, measure, quoted_end, squeezed
+from iems._native.mime_py import (
+    MAX_ADDRESSES,
+    comment_end,
+    comment_text,
+    joined_words,
+    measure,
+    quoted_end,
+    squeezed,
+)
 from iems.message.header import fields, header_end
 from iems.message.words import decode, decode_words
 
 _DOT_ATOM = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*\Z")
-_DOMAIN = re.compile(rb"(?:[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*|\[[!-Z^-~]+\])\Z")
+_GAP = re.compile(rb"[^\s.]\s+[^\s.]")
+_DOMAIN = re.compile(
+    rb"(?:[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*|\[[!-Z^-~]+\])\Z"
+)
 
 
 class Address(Struct, frozen=True):
@@ -94,15 +105,16 @@ def _has_group(value: bytes) -> bool:
 def _loose_at(value: bytes) -> bool:
     """Whether the mailbox has text that readers could take for another one: an "@" it doesn't use, unquoted."""
     span = measure(value, 0)
-    start, end = span.start, span.end
+    start = span.start
     if span.less >= 0:
         if span.greater < 0 or squeezed(value[span.greater + 1 : span.end]):
             return True
         if b"@" in _unquoted(value[span.start : span.less]):
             return True
-        start, end = max(span.less, span.colon) + 1, span.greater
-    local = _unquoted(value[start : span.at])
-    return b"@" in local or b"<" in local or bool(re.search(rb"[^\s.][ \t\r\n]+[^\s.]", local.strip()))
+        start = max(span.less, span.colon) + 1
+    local = _unquoted(value[start : span.at]).strip()
+    domain = _unquoted(value[span.at + 1 : span.greater if span.less >= 0 else span.end]).strip()
+    return b"@" in local or b"<" in local or bool(_GAP.search(local) or _GAP.search(domain))
 
 
 def _unquoted(value: bytes) -> bytes:

@@ -115,7 +115,9 @@ def message_id(unique: bytes, domain: str) -> str:
     return f"<{binascii.hexlify(unique).decode()}@{domain}>"
 
 
-def content_type_field(kind: str, parameters: Sequence[tuple[str, str]] = (), name: str = "Content-Type") -> bytes:
+def content_type_field(
+    kind: str, parameters: Sequence[tuple[str, str]] = (), name: str = "Content-Type"
+) -> bytes:
     """A Content-Type, or with `name` a Content-Disposition; parameters by RFC 2231 where they must be.
 
     Raises Injection for control characters, ValueError for a `kind` that is no token or token/token.
@@ -180,7 +182,9 @@ def multipart(subtype: str, parts: Sequence[bytes], parameters: Sequence[tuple[s
 
 def encode_base64(octets: bytes) -> bytes:
     """Base64 in lines of 76 columns with CRLF (RFC 2045 6.8)."""
-    return b"".join(binascii.b2a_base64(octets[at : at + 57], newline=False) + b"\r\n" for at in range(0, len(octets), 57))
+    return b"".join(
+        binascii.b2a_base64(octets[at : at + 57], newline=False) + b"\r\n" for at in range(0, len(octets), 57)
+    )
 
 
 def encode_quoted_printable(octets: bytes) -> bytes:
@@ -189,7 +193,7 @@ def encode_quoted_printable(octets: bytes) -> bytes:
     for line in octets.split(b"\r\n"):
         row = bytearray()
         for at, octet in enumerate(line):
-            plain = 33 <= octet <= 126 and octet != 61 or octet in b" \t" and at + 1 < len(line)
+            plain = (33 <= octet <= 126 and octet != 61) or (octet in b" \t" and at + 1 < len(line))
             unit = bytes((octet,)) if plain else b"=%02X" % octet
             # "From " and a lone dot are mangled on the way by some; at the start of a line they are encoded.
             if not row and octet in b"F.":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -83,7 +83,7 @@ def _zone(text: str) -> timezone:
     if signed:
         minutes = int(signed[2]) * 60 + int(signed[3])
         minutes = -minutes if signed[1] == "-" else minutes
-    return timezone(timedelta(minutes=minutes)) if abs(minutes) < 1440 else timezone.utc
+    return timezone(timedelta(minutes=minutes)) if abs(minutes) < 1440 else UTC
 
 
 def sent_date(value: bytes | str) -> date | None:
@@ -97,6 +97,6 @@ def format_date(epoch_s: float, zone_minutes: int = 0) -> str:
     moment = datetime.fromtimestamp(int(epoch_s), timezone(timedelta(minutes=zone_minutes)))
     sign, rest = ("-", -zone_minutes) if zone_minutes < 0 else ("+", zone_minutes)
     return (
-        f"{_DAYS[moment.weekday()]}, {moment.day} {_MONTHS[moment.month - 1].capitalize()} {moment.year:04} "
+        f"{_DAYS[moment.weekday()]}, {moment.day:02} {_MONTHS[moment.month - 1].capitalize()} {moment.year:04} "
         f"{moment:%H:%M:%S} {sign}{rest // 60:02}{rest % 60:02}"
     )

@@ -72,7 +72,9 @@ def values(content: bytes, name: bytes, start: int = 0, stop: int | None = None)
     return [unfold(content[f.value : f.end]) for f in fields(content, start, stop) if f.name == name]
 
 
-def header_fields(content: bytes | bytearray | memoryview, names: Iterable[bytes], invert: bool = False) -> bytes:
+def header_fields(
+    content: bytes | bytearray | memoryview, names: Iterable[bytes], invert: bool = False
+) -> bytes:
     """The text of BODY[HEADER.FIELDS (names)] (invert: HEADER.FIELDS.NOT) of a message (RFC 3501 6.4.5).
 
     The empty line is always there, as CRLF of our own if the header has none.

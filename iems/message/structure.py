@@ -175,7 +175,11 @@ def parse_section(spec: bytes | str) -> tuple[str, str, list[bytes]]:
     joined = number + ("." if number and what else "") + what
     head = raw[: len(joined)]
     rest = raw[len(joined) :]
-    if head.upper() != joined.encode() or (rest and not rest.startswith(b" (")) or (match["names"] is not None) != (what.startswith("HEADER.FIELDS")):
+    if (
+        head.upper() != joined.encode()
+        or (rest and not rest.startswith(b" ("))
+        or (match["names"] is not None) != (what.startswith("HEADER.FIELDS"))
+    ):
         raise ValueError(f"no section: {raw!r}")
     names = [name.strip(b'"') for name in (match["names"] or b"").split()]
     if what.startswith("HEADER.FIELDS") and not names:

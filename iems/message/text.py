@@ -138,7 +138,11 @@ def _body_texts(content: bytes) -> Iterator[str]:
             yield header_text(content, part.header_start, part.body_start)
         if part.kind != _mime.LEAF or left <= 0:
             continue
-        main = content_type(content[slice(*part.content_type)])[0] if part.content_type[0] < part.content_type[1] else "text"
+        main = (
+            content_type(content[slice(*part.content_type)])[0]
+            if part.content_type[0] < part.content_type[1]
+            else "text"
+        )
         # A multipart or message that was not taken apart is shown as text, so it is searched as text.
         if main in ("text", "message", "multipart"):
             text = part_text(content, part)

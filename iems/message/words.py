@@ -57,7 +57,9 @@ _MEANT = {
     "utf-8mb4": "utf-8",
 }
 # Python calls these text encodings, but none is a charset of mail; some take quadratic time.
-_NO_CHARSET = frozenset(("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"))
+_NO_CHARSET = frozenset(
+    ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem")
+)
 _CHARSET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,39}\Z")
 
 
@@ -81,7 +83,11 @@ def codec(charset: str) -> str | None:
 
 def decode(octets: bytes, charset: str = "") -> str:
     """`octets` as text. Of an unknown charset, or octets above 127 in us-ascii: UTF-8 if they are that, else windows-1252."""
-    if octets.isascii() and b"\x1b" not in octets and not charset.lower().startswith(("utf-7", "utf-16", "utf-32", "unicode", "hz")):
+    if (
+        octets.isascii()
+        and b"\x1b" not in octets
+        and not charset.lower().startswith(("utf-7", "utf-16", "utf-32", "unicode", "hz"))
+    ):
         return octets.decode("ascii")
     found = codec(charset) if charset else None
     if found is None or charset.strip("'\" ").lower() in ("us-ascii", "ascii", "ansi_x3.4-1968"):
@@ -171,19 +177,19 @@ def decode_parameters(value: bytes, at: int = 0) -> dict[str, str]:
         extended = rest.endswith("*") or raw_name.endswith(b"*")
         number = rest.rstrip("*")
         if not rest and not extended:
-            plain.setdefault(name, decode_words(raw))
+            plain.setdefault(name, decode_words(raw) if b"=?" in raw else decode(raw))
         elif (not number and extended) or (number.isascii() and number.isdigit() and len(number) <= 3):
             group = pieces.setdefault(name, {})
             if len(group) < MAX_PIECES:
                 group.setdefault(int(number or "0"), (extended, raw))
     for name, group in pieces.items():
         charset, octets = "", bytearray()
-        for number in range(len(group)):
-            if number not in group:
+        for order in range(len(group)):
+            if order not in group:
                 break
-            extended, raw = group[number]
+            extended, raw = group[order]
             if extended:
-                if number == 0 and raw.count(b"'") >= 2:
+                if order == 0 and raw.count(b"'") >= 2:
                     label, _, raw = raw.split(b"'", 2)
                     charset = label.decode("latin-1")
                 raw = re.sub(rb"%([0-9A-Fa-f]{2})", lambda m: bytes((int(m[1], 16),)), raw)

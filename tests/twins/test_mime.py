@@ -28,7 +28,26 @@ PIECES = [
     b"]", b".", b"<a@b>", b"a@b", b"<@r,@s:a@b>", b"g:", b'"q r"', b"\0",
 ]  # fmt: skip
 
-MARKS = [b'"', b"\\", b"(", b")", b"<", b">", b"@", b",", b";", b":", b"[", b"]", b" ", b"\r\n ", b"a", b"b.c", b"\xff", b"="]
+MARKS = [
+    b'"',
+    b"\\",
+    b"(",
+    b")",
+    b"<",
+    b">",
+    b"@",
+    b",",
+    b";",
+    b":",
+    b"[",
+    b"]",
+    b" ",
+    b"\r\n ",
+    b"a",
+    b"b.c",
+    b"\xff",
+    b"=",
+]
 
 
 def same(raw: bytes) -> None:
@@ -39,7 +58,11 @@ def same(raw: bytes) -> None:
 
 
 def test_constants_are_the_same():
-    names = [name for name in vars(mime_py) if name.isupper() and not name.startswith("_") and isinstance(getattr(mime_py, name), int)]
+    names = [
+        name
+        for name in vars(mime_py)
+        if name.isupper() and not name.startswith("_") and isinstance(getattr(mime_py, name), int)
+    ]
     assert len(names) > 25
     assert {name: getattr(mime, name) for name in names} == {name: getattr(mime_py, name) for name in names}
 
@@ -58,7 +81,9 @@ def test_random_multiparts():
         same(head + b"".join(rng.choices(PIECES[:34], k=rng.randrange(40))))
 
 
-@pytest.mark.parametrize("name", [b"From", b"Content-Type", b"Content-Disposition", b"Content-Language", b"Subject"])
+@pytest.mark.parametrize(
+    "name", [b"From", b"Content-Type", b"Content-Disposition", b"Content-Language", b"Subject"]
+)
 def test_random_values(name):
     rng = random.Random(5322)
     for _ in range(2500):
@@ -70,7 +95,12 @@ def test_random_lines_around_the_vector_length():
     rng = random.Random(32)
     head = b"Content-Type: multipart/mixed; boundary=a\r\n\r\n"
     for _ in range(2000):
-        body = b"".join(rng.choices([b"\n", b"\n-", b"\n--", b"\n--a", b"\n--a--", b"x" * 7, b"x" * 31, b"-" * 33], k=rng.randrange(12)))
+        body = b"".join(
+            rng.choices(
+                [b"\n", b"\n-", b"\n--", b"\n--a", b"\n--a--", b"x" * 7, b"x" * 31, b"-" * 33],
+                k=rng.randrange(12),
+            )
+        )
         same(head + body)
 
 
@@ -112,7 +142,10 @@ def test_selections_that_are_refused():
                 side.select(b"a: b", [b"a"], False, start, stop)
         with pytest.raises(TypeError):
             side.select(b"a: b", ["a"], False)
-        assert side.select(b"a: b\r\nc: d\r\n\r\n", [b"n%d" % k for k in range(5_000)] + [b"C"]) == b"c: d\r\n\r\n"
+        assert (
+            side.select(b"a: b\r\nc: d\r\n\r\n", [b"n%d" % k for k in range(5_000)] + [b"C"])
+            == b"c: d\r\n\r\n"
+        )
 
 
 @pytest.mark.parametrize("length", [999, 1000, 1001, 65_535, 65_536, 65_537])
@@ -121,22 +154,37 @@ def test_long_strings(length):
 
 
 def test_limits():
-    deep = b"".join(b"Content-Type: multipart/mixed; boundary=b%03d\r\n\r\n--b%03d\r\n" % (i, i) for i in range(110))
+    deep = b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%03d\r\n\r\n--b%03d\r\n" % (i, i) for i in range(110)
+    )
     same(deep + b"\r\nx\r\n" + b"".join(b"--b%03d--\r\n" % i for i in range(109, -1, -1)))
     same(b"Content-Type: message/rfc822\r\n\r\n" * 110)
-    same(b"Content-Type: multipart/digest; boundary=b\r\n\r\n" + b"--b\r\n\r\nFrom: a@b\r\n\r\nx\r\n" * 5_100 + b"--b--")
+    same(
+        b"Content-Type: multipart/digest; boundary=b\r\n\r\n"
+        + b"--b\r\n\r\nFrom: a@b\r\n\r\nx\r\n" * 5_100
+        + b"--b--"
+    )
     same(b"To: a@b\r\n" * 10_010 + b"Subject: too late\r\n\r\n")
     same(b"To: " + b"a@b," * 10_010 + b"\r\n\r\n")
     same(b"X: y\r\n" + b" " * (1 << 20) + b"\r\nSubject: too late\r\n\r\n")
     same(b"Content-Type: text/plain" + b";a=b" * 1_010 + b"\r\n\r\n")
     same(b"Content-Type: multipart/mixed; boundary=" + b"b" * 1_001 + b"\r\n\r\n--b")
-    same(b"Content-Type: multipart/mixed" + b"".join(b";boundary*%d=b" % i for i in range(20)) + b"\r\n\r\n--" + b"b" * 16)
+    same(
+        b"Content-Type: multipart/mixed"
+        + b"".join(b";boundary*%d=b" % i for i in range(20))
+        + b"\r\n\r\n--"
+        + b"b" * 16
+    )
     same(b"From: " + b"(" * 300 + b")" * 300 + b" a@b\r\n\r\n")
 
 
 def test_what_can_be_given():
     raw = MESSAGES[0].read_bytes()
-    assert mime.summarize(bytearray(raw)) == mime.summarize(memoryview(raw)) == mime_py.summarize(memoryview(raw))
+    assert (
+        mime.summarize(bytearray(raw))
+        == mime.summarize(memoryview(raw))
+        == mime_py.summarize(memoryview(raw))
+    )
     for wrong in ("text", None, 7):
         with pytest.raises(TypeError):
             mime.scan(wrong)

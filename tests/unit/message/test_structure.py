@@ -77,7 +77,20 @@ def test_sections(spec):
 
 @pytest.mark.parametrize(
     "spec",
-    ["MIME", "1.", "1.FOO", "HEADER.FIELDS", "HEADER.FIELDS ()", "TEXT (a)", "0", "01", "1HEADER", ".HEADER", "1..2", "-1"],
+    [
+        "MIME",
+        "1.",
+        "1.FOO",
+        "HEADER.FIELDS",
+        "HEADER.FIELDS ()",
+        "TEXT (a)",
+        "0",
+        "01",
+        "1HEADER",
+        ".HEADER",
+        "1..2",
+        "-1",
+    ],
 )
 def test_what_is_no_section_is_refused(spec):
     with pytest.raises(ValueError):

@@ -46,6 +46,7 @@ from iems.store.rows import (
     summary_place,
     system_bit,
 )
+from iems.store.sweep import Sweep
 from iems.store.wire import Delivered, Delivery, NewMessage
 
 MAP_OCTETS = 256 << 30
@@ -175,6 +176,7 @@ class Partition:
             wire.Recent: self._recent,
             wire.Drop: self._drop,
         }
+        self.sweep = Sweep(self)
         self._reclaim = Reclaim(self, ORPHAN_S, DEDUP_S, ANSWER_S)
         self._open_rows()
 
@@ -383,6 +385,8 @@ class Partition:
         self._txn.put(keys.blob(blob), BLOB_ROW.pack(live, length, since, bits))
 
     def _count(self, rope: Rope, sign: int) -> None:
+        if sign > 0:
+            self.sweep.note(rope)
         live = self._live
         for piece in rope:
             if type(piece) is Extent:
@@ -393,6 +397,8 @@ class Partition:
         self._count(message_rope(value), sign)
         place = summary_place(value)
         if place is not None:
+            if sign > 0:
+                self.sweep.note([], place)
             self._live[place[0]] = self._live.get(place[0], 0) + sign * place[2]
 
     def _check_content(self, entry: Delivery | NewMessage) -> None:
@@ -546,6 +552,7 @@ class Partition:
         if len(envelope) + len(structure) > SUMMARY_INLINE_MAX:
             place = self.content.put(envelope + structure)
             self._own.add(place[0])
+            # The own segment being written is never swept: no need to tell.
             self._live[place[0]] = self._live.get(place[0], 0) + len(envelope) + len(structure)
         uid = box.uidnext
         box.uidnext = uid + 1
@@ -796,6 +803,7 @@ class Partition:
                 txn.delete(keys.flags(number, source.id, uid))
                 txn.delete(key)
                 self._add(state, source, size, flags, -1)
+                self.sweep.note(message_rope(value), summary_place(value))
             else:
                 self._count_row(value, 1)
             sources += raw[:4]
@@ -976,6 +984,7 @@ class Partition:
         try:
             yield txn
             self._write_back()
+            self.content.sync()
         except BaseException:
             txn.abort()
             self._drop_caches()
@@ -992,6 +1001,13 @@ class Partition:
         value = self._txn.pop(key)
         if value is not None:
             self._count_row(value, -1)
+
+    def replace_message(self, key: bytes, old: bytes, new: bytes) -> None:
+        """Put `new` in place of a message row and count what both name."""
+        self._count_row(old, -1)
+        self._count_row(new, 1)
+        self._own.add(self.content.current)
+        self._txn.put(key, new)
 
     def delete_prefix(self, prefix: bytes, limit: int) -> int:
         """Delete rows whose key begins with `prefix`, at most `limit`; how many."""

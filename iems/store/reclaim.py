@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from iems.store.partition import Partition
 
 ROWS = 256
+SWEEP_FIRST_S = 600.0
+SWEEP_S = 86_400.0
 __all__ = ["Reclaim"]
 
 
@@ -30,10 +32,12 @@ class Reclaim:
         self._orphan_s = orphan_s
         self._dedup_s = dedup_s
         self._answer_s = answer_s
-        self._steps = (self._trash, self._purge, self._blobs, self._answers, self._dedup, self._orphans)
+        self._steps = (self._trash, self._purge, self._blobs, self._answers, self._dedup, self._orphans, self._sweep)
         self._at = 0
         self._blob_from = 0
         self._orphans_next = 0.0
+        self._sweep_next = time.monotonic() + SWEEP_FIRST_S
+        self._sweeping = False
 
     def step(self) -> bool:
         """One slice. True if there is more to do now, False if this round is over."""
@@ -175,3 +179,15 @@ class Reclaim:
                 if entry.stat(follow_symlinks=False).st_ctime < limit:
                     os.unlink(entry.path)
         return False
+
+    def _sweep(self) -> bool:
+        """A slice of the daily pass that gives dead space back (sweep.py)."""
+        sweep = self._partition.sweep
+        if not self._sweeping:
+            if time.monotonic() < self._sweep_next:
+                return False
+            self._sweep_next = time.monotonic() + SWEEP_S
+            self._sweeping = sweep.begin()
+        if self._sweeping:
+            self._sweeping = sweep.step()
+        return self._sweeping

@@ -175,7 +175,6 @@ class Server:
         self.log_error = log_error
         self._broken = broken
         self._committed = committed
-        self._busy = False
         self._stop = False
         self._housekeep = False
         self._listener: asyncio.AbstractServer | None = None
@@ -212,36 +211,49 @@ class Server:
     # The writer thread
 
     def _write(self) -> None:
+        try:
+            while not (self._stop and not self.sessions.jobs and not self.deliveries.jobs):
+                self.work.wait()
+                self.work.clear()
+                self._work()
+        except Exception as error:
+            # PartitionBroken, or a fault of ours: nobody may believe that this thread still writes.
+            self._tell(self._broken, error)
+
+    def _work(self) -> None:
+        """Batch after batch until nothing waits; between them, or after every 16th, a slice of housekeeping."""
         partition = self.partition
+        batches = 0
         while True:
-            self.work.wait()
-            self.work.clear()
-            while True:
-                batch: list[tuple[Connection, Job]] = []
-                self._busy = True
-                room = self.sessions.take(BATCH_WEIGHT, batch)
-                if room or not batch:
-                    self.deliveries.take(room or BATCH_WEIGHT, batch)
-                try:
-                    if not batch:
-                        if not self._housekeep or self._stop:
-                            break
-                        # A slice at a time, so that requests never wait long behind it.
-                        self._housekeep = partition.housekeep()
-                        self._post([], [], partition.touched)
-                        continue
-                    outcomes = partition.apply([job for _, job in batch])
-                except PartitionBroken as error:
-                    self.loop.call_soon_threadsafe(self._broken, error)
-                    return
-                except Exception as error:
-                    self._housekeep = False
-                    self.loop.call_soon_threadsafe(self.log_error, f"housekeeping: {type(error).__name__}: {error}")
-                    continue
+            batch: list[tuple[Connection, Job]] = []
+            room = self.sessions.take(BATCH_WEIGHT, batch)
+            if room or not batch:
+                self.deliveries.take(room or BATCH_WEIGHT, batch)
+            if batch:
+                outcomes = partition.apply([job for _, job in batch])
                 self._post(batch, outcomes, partition.touched)
-            self._busy = False
-            if self._stop and not self.sessions.jobs and not self.deliveries.jobs:
-                return
+                batches += 1
+            if not self._housekeep or self._stop:
+                if not batch:
+                    return
+            elif not batch or batches % 16 == 0:
+                self._slice()
+
+    def _slice(self) -> None:
+        try:
+            self._housekeep = self.partition.housekeep()
+        except PartitionBroken:
+            raise
+        except Exception as error:
+            # A full disk, a damaged row: the next round tries again.
+            self._housekeep = False
+            self._tell(self.log_error, f"housekeeping: {type(error).__name__}: {error}")
+
+    def _tell(self, callback: Callable[[Any], None], argument: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(callback, argument)
+        except RuntimeError:
+            pass  # the loop is gone, and so are we
 
     def _post(
         self, batch: list[tuple[Connection, Job]], outcomes: list[Outcome], touched: dict[tuple[int, int], int]

@@ -89,14 +89,15 @@ def wire(reply: Reply) -> bytes:
     No status on 3xx (RFC 2034 4); control characters are dropped and what is not ASCII becomes `?`, so nothing that a
     peer wrote can end a line.
     """
-    known = _WIRE.get(reply)
-    return known if known is not None else _format(reply)
+    return _WIRE.get(id(reply)) or _format(reply)
 
 
 def _format(reply: Reply) -> bytes:
-    code = str(reply.code)
-    status = "" if reply.code // 100 == 3 or reply.code == 220 else reply.status + " "
-    lines = reply.text.split("\n")
+    code, subject, detail, text = reply.code, reply.subject, reply.detail, reply.text
+    status = "" if code // 100 == 3 or code == 220 else f"{code // 100}.{subject}.{detail} "
+    if text.isprintable() and text.isascii():
+        return f"{code} {status}{text}\r\n".encode()
+    lines = text.split("\n")
     out = [
         f"{code}{' ' if number == len(lines) else '-'}{status}{line.translate(_CONTROLS)}".encode(
             "ascii", "replace"
@@ -106,9 +107,9 @@ def _format(reply: Reply) -> bytes:
     return b"\r\n".join(out) + b"\r\n"
 
 
-#: Constants are formatted once.
-_WIRE: dict[Reply, bytes] = {
-    value: _format(value) for value in list(globals().values()) if isinstance(value, Reply)
+#: Constants are formatted once. They live as long as the module, so nothing else can have their identity.
+_WIRE: dict[int, bytes] = {
+    id(value): _format(value) for value in list(globals().values()) if isinstance(value, Reply)
 }
 
 

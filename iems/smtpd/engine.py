@@ -52,7 +52,8 @@ class State(IntEnum):
     CLOSED = 9
 
 
-_START, _READY, _MAIL, _RCPT, _CHUNKS, _DATA, _CHUNK, _AUTH, _TLS, _CLOSED = State
+# Plain ints inside: comparing members of an enum costs a call each.
+_START, _READY, _MAIL, _RCPT, _CHUNKS, _DATA, _CHUNK, _AUTH, _TLS, _CLOSED = range(10)
 
 
 class Sink(Protocol):
@@ -197,7 +198,7 @@ Event = Hello | Mail | Rcpt | Begin | Transaction | Login | Verify | Expand | St
 
 
 class Engine:
-    """One session. `connection` is the caller's to read and, for its offers and user, to set."""
+    """One session. `connection` is the caller's to read and, for its offers and user, to set; `state` is a State's number."""
 
     __slots__ = (
         "_chunk_before",
@@ -240,7 +241,7 @@ class Engine:
         self._skipped = 0
         self._chunk_left = 0
         self._chunk_last = False
-        self._chunk_before: State | None = None
+        self._chunk_before: int | None = None
         self._out = b""
 
     # ---------------------------------------------------------------- octets in and out
@@ -248,7 +249,7 @@ class Engine:
     @property
     def closed(self) -> bool:
         """Whether the session is over: send the output and close."""
-        return self.state is _CLOSED
+        return self.state == _CLOSED
 
     @property
     def backlog(self) -> int:
@@ -294,30 +295,31 @@ class Engine:
             event: Any
             if state < _DATA:
                 start = self._pos
+                if start == self._end:
+                    return NEED_DATA
                 verb, self._pos, argument = _command(self._input, start, self._end)
                 if argument is None or self._skipped:
                     if not self._broken(verb, self.settings.auth_octets, replies.LINE_TOO_LONG):
                         return NEED_DATA
                     continue
-                row = COMMANDS[verb]
-                if state not in row.states:
+                if not _ALLOWED[verb] >> state & 1:
                     self._refuse(self._out_of_order(verb, state))
                     continue
-                if self._pos - start > self.settings.command_octets and verb != _smtp.AUTH:
+                if self._pos - start > self.settings.command_octets and verb != _AUTH_VERB:
                     self._refuse(replies.LINE_TOO_LONG)
                     continue
-                event = row.begin(self, argument)
-                if row.last and self._pos < self._end:
+                event = _BEGIN[verb](self, argument)
+                if _LAST[verb] and self._pos < self._end:
                     self.connection.early = True
-            elif state is _CHUNK:
+            elif state == _CHUNK:
                 if self._chunk_left and self._pos >= self._end:
                     return NEED_DATA
                 event = self._take_chunk()
             elif self._pos >= self._end:
                 return NEED_DATA
-            elif state is _DATA:
+            elif state == _DATA:
                 event = self._take_data()
-            elif state is _AUTH:
+            elif state == _AUTH:
                 event = self._take_response()
                 if event is False:
                     return NEED_DATA
@@ -355,7 +357,7 @@ class Engine:
 
     def close(self, reply: Reply) -> None:
         """End the session with a last reply (221 or 421)."""
-        if self.state is not _CLOSED:
+        if self.state != _CLOSED:
             self._out += replies.wire(reply)
             self.end()
 
@@ -369,7 +371,7 @@ class Engine:
     def drain(self) -> None:
         """Finish the transaction, then close with 421; at once if there is none."""
         self.draining = True
-        if not self.waiting and (self.state < _MAIL or self.state is _AUTH):
+        if not self.waiting and (self.state < _MAIL or self.state == _AUTH):
             self.close(replies.SHUTTING_DOWN)
 
     def tls_started(self) -> None:
@@ -379,7 +381,7 @@ class Engine:
         self.connection.secure = True
         self._input, self._pos, self._end = b"", 0, 0
         self._skipped = 0
-        if self.state is not _CLOSED:
+        if self.state != _CLOSED:
             self.state = _START
             if self.draining:
                 self.close(replies.SHUTTING_DOWN)
@@ -409,16 +411,16 @@ class Engine:
                 return
         self._out += replies.wire(reply)
 
-    def _out_of_order(self, verb: int, state: State) -> Reply:
+    def _out_of_order(self, verb: int, state: int) -> Reply:
         """The refusal of a command that is known but not allowed now."""
-        if state is _START:
+        if state == _START:
             return replies.HELLO_FIRST
         if verb == _smtp.MAIL:
             return replies.NESTED_MAIL
-        if verb == _smtp.DATA and state is _MAIL:
+        if verb == _smtp.DATA and state == _MAIL:
             # RFC 5321 4.1.4 against RFC 2033 4.2: LMTP wants 503.
             return replies.NEED_RCPT if self.settings.lmtp else replies.NO_VALID_RECIPIENTS
-        if state is _READY and verb in (_smtp.RCPT, _smtp.DATA):
+        if state == _READY and verb in (_smtp.RCPT, _smtp.DATA):
             return replies.NEED_MAIL
         return replies.BAD_SEQUENCE
 
@@ -539,7 +541,7 @@ class Engine:
             self._refuse(replies.NO_ARGUMENT)
         elif not self._idle():
             self._drop()
-            if self.state is not _START:
+            if self.state != _START:
                 self.state = _READY
             self._out += replies.wire(replies.FLUSHED)
             if self.draining:
@@ -632,7 +634,7 @@ class Engine:
         if line is None or self._skipped:
             if not self._broken(verb, self.settings.auth_octets, replies.AUTH_LINE_TOO_LONG):
                 return False
-            if self.state is _AUTH:
+            if self.state == _AUTH:
                 self._auth_over()
             return None
         if len(line) > self.settings.auth_octets:
@@ -647,7 +649,7 @@ class Engine:
 
     def _auth_over(self) -> None:
         self._exchange = None
-        if self.state is _AUTH:
+        if self.state == _AUTH:
             self.state = _READY
 
     def _response(self, line: bytes) -> Event | None:
@@ -748,7 +750,7 @@ class Engine:
                 return transaction
         self.refused = verdict
         self._content_done(transaction, verdict)
-        if self.draining and self.state is _READY:
+        if self.draining and self.state == _READY:
             self.close(replies.SHUTTING_DOWN)
         return None
 
@@ -783,9 +785,9 @@ class Engine:
             return None
         self._chunk_left, self._chunk_last = size
         state = self.state
-        if state is _RCPT:
+        if state == _RCPT:
             return _BEGIN_CHUNKS
-        if state is not _CHUNKS:
+        if state != _CHUNKS:
             # The chunk is thrown away before the refusal is sent (RFC 3030 2): its octets are no commands.
             self._chunk_before = state
         self._chunk_begins()
@@ -841,17 +843,17 @@ class Command(Struct, frozen=True):
     last: bool = False
 
 
-_ANYWHERE = frozenset((_START, _READY, _MAIL, _RCPT, _CHUNKS))
-_GREETED = _ANYWHERE - {_START}
+_ANYWHERE = frozenset((State.START, State.READY, State.MAIL, State.RCPT, State.CHUNKS))
+_GREETED = _ANYWHERE - {State.START}
 
 #: BDAT is allowed anywhere because its chunk has to be read before it can be refused.
 _TABLE = (
     Command(b"EHLO", Engine._ehlo, _ANYWHERE, True),
     Command(b"HELO", Engine._helo, _ANYWHERE, True),
     Command(b"LHLO", Engine._lhlo, _ANYWHERE, True),
-    Command(b"MAIL", Engine._mail, frozenset((_READY,))),
-    Command(b"RCPT", Engine._rcpt, frozenset((_MAIL, _RCPT))),
-    Command(b"DATA", Engine._data, frozenset((_RCPT,)), True),
+    Command(b"MAIL", Engine._mail, frozenset((State.READY,))),
+    Command(b"RCPT", Engine._rcpt, frozenset((State.MAIL, State.RCPT))),
+    Command(b"DATA", Engine._data, frozenset((State.RCPT,)), True),
     Command(b"BDAT", Engine._bdat, _ANYWHERE),
     Command(b"RSET", Engine._rset, _ANYWHERE),
     Command(b"NOOP", Engine._noop, _ANYWHERE, True),
@@ -859,14 +861,20 @@ _TABLE = (
     Command(b"EXPN", Engine._expn, _GREETED, True),
     Command(b"HELP", Engine._help, _ANYWHERE),
     Command(b"QUIT", Engine._quit, _ANYWHERE, True),
-    Command(b"STARTTLS", Engine._starttls, frozenset((_START, _READY)), True),
-    Command(b"AUTH", Engine._auth, frozenset((_READY,)), True),
+    Command(b"STARTTLS", Engine._starttls, frozenset((State.START, State.READY)), True),
+    Command(b"AUTH", Engine._auth, frozenset((State.READY,)), True),
 )
 COMMANDS: list[Command] = [Command(b"", Engine._unknown, _ANYWHERE) for _ in range(_smtp.UNKNOWN + 1)]
 for _row, _name in zip(_TABLE, _smtp.VERBS, strict=True):
     if _row.name != _name:
         raise ImportError("the command table and the kernel's verbs differ")
     COMMANDS.append(_row)
+
+#: The table by columns, as the loop of `next_event` reads it.
+_AUTH_VERB = int(_smtp.AUTH)
+_BEGIN = [row.begin for row in COMMANDS]
+_LAST = [row.last for row in COMMANDS]
+_ALLOWED = [sum(1 << state for state in row.states) for row in COMMANDS]
 
 _SETTLE: dict[type, Callable[[Engine, Any, Any], None]] = {
     Hello: Engine._hello_done,

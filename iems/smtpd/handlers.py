@@ -102,7 +102,7 @@ class Session:
         self._running = False
         engine.keep()
         transaction = engine.transaction
-        if transaction is not None and transaction.sink is not None:
+        if transaction is not None and transaction.decoder is not None and transaction.sink is not None:
             handlers.spill(self)
         if engine.refused is not None:
             handlers.content_refused(self, engine.refused)
@@ -365,7 +365,7 @@ class Handlers:
             b"",
             decoder.dot_free,
         )
-        content = transaction.sink
+        content: Any = transaction.sink
 
         def done(fault: SpoolError | None) -> None:
             self.pending -= 1

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 from iems.directory import Authenticator, Directory
@@ -26,6 +27,9 @@ BACKLOG_OCTETS = 65_536
 #: Descriptors kept free for segments, index and log.
 SPARE_DESCRIPTORS = 64
 TICK_S = 1.0
+NEVER = float("inf")
+CLOSED, TLS = int(State.CLOSED), int(State.TLS)
+CONTENT = (int(State.DATA), int(State.CHUNK), int(State.CHUNKS))
 LOOK_S = 30.0
 
 
@@ -111,32 +115,29 @@ class Session(handlers.Session):
             if stream.pending_out > BACKLOG_OCTETS:
                 self._pause()
         state = engine.state
-        if state is State.CLOSED:
+        if engine.waiting:
+            # The answer is on its way: no deadline but the spool's own.
+            self.deadline = NEVER
+        elif state == CLOSED:
             self.deadline = worker.now + worker.line_timeout_s
             stream.close()
-        elif state is State.TLS:
+        elif state == TLS:
             assert worker.ctx.tls is not None
             stream.start_tls(worker.ctx.tls)
-        elif self.eof and not engine.waiting:
+        elif self.eof:
             engine.end()
             stream.close()
         else:
-            self._set_deadline(engine, state, bool(out))
-            if self._paused and not engine.waiting:
+            # RFC 5321 4.5.3.2: commands and blocks of content each have their time; half a command does not prolong it.
+            if state in CONTENT:
+                if not self.content_until:
+                    self.content_until = worker.now + worker.content_deadline_s
+                self.deadline = min(worker.now + worker.data_timeout_s, self.content_until)
+            elif out:
+                self.content_until = 0.0
+                self.deadline = worker.now + worker.line_timeout_s
+            if self._paused:
                 self._resume()
-
-    def _set_deadline(self, engine: Engine, state: State, moved: bool) -> None:
-        """RFC 5321 4.5.3.2: commands and blocks of content each have their time; half a command does not prolong it."""
-        worker = self.worker
-        if engine.waiting:
-            self.deadline = float("inf")
-        elif state is State.DATA or state is State.CHUNK or state is State.CHUNKS:
-            if not self.content_until:
-                self.content_until = worker.now + worker.content_deadline_s
-            self.deadline = min(worker.now + worker.data_timeout_s, self.content_until)
-        elif moved:
-            self.content_until = 0.0
-            self.deadline = worker.now + worker.line_timeout_s
 
     def _pause(self) -> None:
         if not self._paused:
@@ -219,12 +220,12 @@ class Worker:
                     serve(
                         self.ctx.loop,
                         sock,
-                        lambda sock, listener=listener: self._accepted(sock, listener),
+                        partial(self._accepted, listener),
                         b"" if listener == "submissions" else refusal,
                     )
                 )
 
-    def _accepted(self, sock: socket.socket, listener: str) -> None:
+    def _accepted(self, listener: str, sock: socket.socket) -> None:
         ctx = self.ctx
         ctx.count("sessions_total")
         ctx.count("sessions_now")

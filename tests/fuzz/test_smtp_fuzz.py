@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from iems.smtpd.engine import State
 from tests.transcripts.player import Transcript, play, whole
 from tests.transcripts.smtp_server import SmtpServer
 
@@ -45,7 +46,7 @@ def survive(rng, transcript, data):
         size = rng.choice((1, 5, 40, 400, 4000))
         out += server.feed(data[at : at + size])
         at += size
-        if server.engine.state.name == "TLS":
+        if server.engine.state == State.TLS:
             out += server.happen("tls")
         assert server.engine.backlog <= 12_288 + size
     assert out.endswith(b"\r\n") and out.count(b"\n") == out.count(b"\r\n") == out.count(b"\r")

@@ -5,7 +5,7 @@ from iems.config import Config, Smtpd
 from iems.directory import Account, Resolution
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull
 from iems.model import Reply
-from iems.smtpd.engine import Engine
+from iems.smtpd.engine import Engine, State
 from iems.smtpd.handlers import Handlers, Session, settings_of
 from iems.smtpd.policy import Policy
 
@@ -173,7 +173,7 @@ class SmtpServer(Session):
     def happen(self, what):
         self.output = b""
         if what == "tls":
-            assert self.engine.state.name == "TLS", self.engine.state
+            assert self.engine.state == State.TLS
             self.tls_text = b"TLSv1.3 with cipher X"
             self.engine.tls_started()
         elif what == "drain":

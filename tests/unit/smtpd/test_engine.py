@@ -109,16 +109,16 @@ def test_rset_drops_the_transaction_only():
     made.say(b"EHLO c\r\nAUTH PLAIN AGEAYg==\r\n")
     made.connection.user = "a"
     made.say(b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 3\r\nabc")
-    assert made.state is State.CHUNKS
+    assert made.state == State.CHUNKS
     made.say(b"RSET\r\n")
     assert made.transaction is None and made.connection.user == "a" and made.connection.helo == b"c"
-    assert made.sinks[0].discarded == 1 and made.state is State.READY
+    assert made.sinks[0].discarded == 1 and made.state == State.READY
 
 
 def test_tls_forgets_the_client():
     made = Recorder()
     made.say(b"EHLO c\r\nSTARTTLS\r\nNOOP\r\n")
-    assert made.state is State.TLS
+    assert made.state == State.TLS
     made.say(b"MAIL FROM:<a@b>\r\n")
     made.tls_started()
     assert made.take_output() == b"" and made.connection.helo == b"" and made.connection.secure

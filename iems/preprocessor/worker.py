@@ -119,10 +119,12 @@ class Worker:
             )
             if ready:
                 moves = [(plan.item, parts_items(plan.item, plan.parts, Item)) for plan in ready]
+                # Told first: the next worker may log what it does with the item before the move returns here.
+                for plan in ready:
+                    self._tell(plan)
                 spool.move(moves)
                 for plan in ready:
                     del left[id(plan.item)]
-                    self._tell(plan)
                 ctx.count("messages_routed_total", len(ready))
             ctx.working_on(None)
             for plan in refused:

@@ -1,0 +1,267 @@
+"""POP3 against a whole server: poplib, fetchmail and curl; TLS, locks, updates, killed workers, slow readers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import poplib
+import random
+import shutil
+import signal
+import smtplib
+import socket
+import ssl
+import subprocess
+import sys
+import time
+
+import pytest
+
+from iems.perf.home import PASSWORD, PrivateHome
+
+USER = "a1@load.test"
+poplib._MAXLINE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def server():
+    with PrivateHome(6) as home:
+        yield home
+
+
+_fresh = itertools.count(1)
+
+
+@pytest.fixture
+def user(server):
+    """An account of its own for each test that takes mail away."""
+    return server.users()[next(_fresh)].decode()
+
+
+def send(server, recipient, *bodies):
+    with smtplib.SMTP("127.0.0.1", server.port("smtp"), timeout=20) as client:
+        for body in bodies:
+            client.sendmail("sender@out.test", [recipient], body)
+
+
+def login(server, user=USER, tls=False):
+    client = poplib.POP3("127.0.0.1", server.port("pop3"), timeout=20)
+    if tls:
+        client.stls(context=unchecked())
+    client.user(user)
+    client.pass_(PASSWORD)
+    return client
+
+
+def unchecked():
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def wait_for(server, user, count):
+    """A session whose maildrop has `count` messages."""
+    until = time.monotonic() + 20
+    while True:
+        client = login(server, user)
+        if client.stat()[0] == count or time.monotonic() > until:
+            assert client.stat()[0] == count
+            return client
+        client.quit()
+        time.sleep(0.05)
+
+
+def body_of(lines):
+    return b"\r\n".join(lines).partition(b"\r\n\r\n")[2]
+
+
+def test_whole_session(server, user):
+    send(
+        server, user, b"Subject: one\r\n\r\nfirst\r\n", b"Subject: two\r\n\r\n.dot\r\n..dots\r\n.\r\nend\r\n"
+    )
+    client = wait_for(server, user, 2)
+    count, octets = client.stat()
+    _, listed, _ = client.list()
+    assert octets == sum(int(line.split()[1]) for line in listed)
+    ids = [line.split()[1] for line in client.uidl()[1]]
+    assert len(set(ids)) == count == 2
+    bodies = {body_of(client.retr(n)[1]) for n in (1, 2)}
+    assert bodies == {b"first", b".dot\r\n..dots\r\n.\r\nend"}
+    response, lines, _ = client.retr(1)
+    assert int(response.split()[1]) == len(b"\r\n".join(lines)) + 2 == int(listed[0].split()[1])
+    top = client.top(1, 0)[1]
+    assert top[0].startswith(b"Return-Path: <sender@out.test>") and top[-1] == b""
+    with pytest.raises(poplib.error_proto):
+        client.retr(3)
+    client.dele(1)
+    client.close()
+    client = login(server, user)
+    assert [line.split()[1] for line in client.uidl()[1]] == ids
+    client.dele(1)
+    client.quit()
+    client = login(server, user)
+    assert [line.split()[1] for line in client.uidl()[1]] == ids[1:]
+    client.quit()
+
+
+def test_one_session_a_maildrop(server, user):
+    first = login(server, user)
+    with pytest.raises(poplib.error_proto, match="IN-USE"):
+        login(server, user)
+    first.quit()
+    login(server, user).quit()
+
+
+def test_tls(server):
+    client = poplib.POP3("127.0.0.1", server.port("pop3"), timeout=20)
+    assert "STLS" in client.capa()
+    client.close()
+    client = login(server, tls=True)
+    assert "STLS" not in client.capa()
+    client.quit()
+    client = poplib.POP3_SSL("127.0.0.1", server.base + 995, timeout=20, context=unchecked())
+    client.user("A1@Load.Test")
+    client.pass_(PASSWORD)
+    client.quit()
+    client = login(server, "a1")
+    client.quit()
+
+
+def test_commands_behind_stls_are_dropped(server):
+    with socket.create_connection(("127.0.0.1", server.port("pop3")), 20) as plain:
+        assert plain.recv(100).startswith(b"+OK")
+        plain.sendall(b"STLS\r\nUSER a1\r\nPASS pw\r\nSTAT\r\n")
+        time.sleep(0.2)
+        assert plain.recv(1000) == b"+OK Begin TLS\r\n"
+        with unchecked().wrap_socket(plain) as secure:
+            secure.sendall(b"PASS pw\r\n")
+            assert secure.recv(1000) == b"-ERR USER first\r\n"
+
+
+def test_wrong_passwords_end_the_session(server):
+    client = poplib.POP3("127.0.0.1", server.port("pop3"), timeout=20)
+    for number in range(5):
+        client.user(USER if number % 2 else "nobody@load.test")
+        with pytest.raises(poplib.error_proto, match="AUTH"):
+            client.pass_("wrong")
+    assert client.sock.recv(10) == b""
+    client.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_large_message_to_a_slow_reader(server, tls):
+    """Sendfile where no line opens with a dot, stuffed chunks where one does; other sessions go on meanwhile."""
+    rng = random.Random(3)
+    lines = [bytes(rng.choices(b"abcdefghij .", k=70)).lstrip(b".") for _ in range(40_000)]
+    plain = b"Subject: plain\r\n\r\n" + b"\r\n".join(lines) + b"\r\n"
+    dots = (
+        b"Subject: dots\r\n\r\n"
+        + b"\r\n".join(b"." + line if n % 7 == 0 else line for n, line in enumerate(lines))
+        + b"\r\n"
+    )
+    account = server.users()[4 if tls else 5].decode()
+    send(server, account, plain, dots)
+    client = wait_for(server, account, 2)
+    client.quit()
+    client = login(server, account, tls=tls)
+    client._putline(b"RETR 1")
+    client._putline(b"RETR 2")
+    time.sleep(0.3)
+    login(server).quit()
+    got = {body_of(client._getlongresp()[1]) for _ in range(2)}
+    assert got == {plain.partition(b"\r\n\r\n")[2][:-2], dots.partition(b"\r\n\r\n")[2][:-2]}
+    client.quit()
+    client = login(server, account)
+    assert client.top(1, 3)[2] < 1000
+    client.quit()
+
+
+def pids(server, role):
+    return json.loads(server.ctl("status", "--json"))["roles"][role]["pids"]
+
+
+def test_killed_worker_frees_the_maildrop(server):
+    client = login(server)
+    (pid,) = pids(server, "pop3d")
+    os.kill(pid, signal.SIGKILL)
+    assert client.sock.recv(10) == b""
+    client.close()
+    until = time.monotonic() + 15
+    while True:
+        try:
+            login(server).quit()
+            break
+        except (OSError, poplib.error_proto):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def test_a_changed_password_counts_at_once(server):
+    login(server).quit()
+    command = [sys.executable, "-m", "iems.cli.iemsuser", "--home", str(server.path)]
+    subprocess.run([*command, "passwd", USER, "--password-stdin"], input=b"new", check=True, timeout=30)
+    with pytest.raises(poplib.error_proto):
+        login(server)
+    subprocess.run(
+        [*command, "passwd", USER, "--password-stdin"], input=PASSWORD.encode(), check=True, timeout=30
+    )
+    login(server).quit()
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_curl(server):
+    send(server, USER, b"Subject: for curl\r\n\r\n.x\r\n")
+    wait_for(server, USER, 1).quit()
+    url = f"pop3://127.0.0.1:{server.port('pop3')}"
+    for options in ([], ["--ssl-reqd", "-k"], ["--login-options", "AUTH=PLAIN"]):
+        found = subprocess.run(
+            ["curl", "-s", *options, "-u", f"{USER}:{PASSWORD}", f"{url}/1"], capture_output=True, timeout=30
+        )
+        assert found.returncode == 0
+        assert found.stdout.endswith(b"Subject: for curl\r\n\r\n.x\r\n")
+    listing = subprocess.run(["curl", "-s", "-u", f"{USER}:{PASSWORD}", url], capture_output=True, timeout=30)
+    assert listing.stdout.startswith(b"1 ")
+
+
+@pytest.mark.skipif(not shutil.which("fetchmail"), reason="needs fetchmail")
+def test_fetchmail(server, user, tmp_path):
+    send(server, user, *(b"Subject: number %d\r\n\r\nbody %d\r\n" % (n, n) for n in range(5)))
+    wait_for(server, user, 5).quit()
+    rc = tmp_path / "fetchmailrc"
+    box = tmp_path / "mbox"
+    rc.write_text(
+        f"poll 127.0.0.1 protocol POP3 service {server.port('pop3')} auth password uidl\n"
+        f'  user "{user}" password "{PASSWORD}" sslproto ""\n'
+        f"  mda \"/bin/sh -c 'cat >>{box}; echo >>{box}'\"\n"
+    )
+    rc.chmod(0o600)
+    command = [
+        "fetchmail",
+        "-f",
+        str(rc),
+        "--pidfile",
+        str(tmp_path / "pid"),
+        "-i",
+        str(tmp_path / "ids"),
+        "--nobounce",
+    ]
+    found = subprocess.run(
+        [*command, "--keep"], capture_output=True, timeout=60, env=os.environ | {"HOME": str(tmp_path)}
+    )
+    assert found.returncode == 0, found.stderr + found.stdout
+    text = box.read_text()
+    assert all(f"body {n}" in text for n in range(5))
+    # With the ids it kept, nothing is new; then everything is taken away.
+    found = subprocess.run(
+        [*command, "--keep"], capture_output=True, timeout=60, env=os.environ | {"HOME": str(tmp_path)}
+    )
+    assert found.returncode == 1, found.stdout
+    found = subprocess.run(
+        [*command, "--all"], capture_output=True, timeout=60, env=os.environ | {"HOME": str(tmp_path)}
+    )
+    assert found.returncode == 0, found.stderr + found.stdout
+    client = login(server, user)
+    assert client.stat() == (0, 0)
+    client.quit()

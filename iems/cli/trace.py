@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 import click
 import msgspec
 
@@ -19,6 +22,37 @@ def normal_id(text: str) -> str:
         raise click.BadParameter(str(exc), param_hint="ID") from None
 
 
+#: What comes before what in a message's life; all else comes after.
+_STAGE = {"accepted": 0, "routed": 1, "split": 1, "examined": 1, "queued": 1}
+
+
+def in_order(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events by time, a cause before its effect.
+
+    Each process writes its own lines: the taker of a message may note "leased" some milliseconds before the process
+    that queued it comes to note "routed".
+    """
+    ordered: list[dict[str, Any]] = []
+    for event in sorted(events, key=lambda event: str(event["time"])):
+        stage = _STAGE.get(event["event"], 2)
+        at = len(ordered)
+        while (
+            at
+            and _STAGE.get(ordered[at - 1]["event"], 2) > stage
+            and _milliseconds(event) - _milliseconds(ordered[at - 1]) <= 1000
+        ):
+            at -= 1
+        ordered.insert(at, event)
+    return ordered
+
+
+def _milliseconds(event: dict[str, Any]) -> float:
+    try:
+        return datetime.fromisoformat(str(event["time"]).replace("Z", "+00:00")).timestamp() * 1000
+    except ValueError:
+        return 0.0
+
+
 @click.command()
 @click.argument("id")
 @json_option
@@ -26,9 +60,8 @@ def normal_id(text: str) -> str:
 def trace(home: Home, id: str, as_json: bool) -> None:
     """Tell the whole life of the message ID (as in `250 queued as ID`), and of what it caused."""
     shown = normal_id(id)
-    count = 0
-    for event in logs.events_with(home.path / "log", shown.encode()):
-        count += 1
+    found = in_order(list(logs.events_with(home.path / "log", shown.encode())))
+    for event in found:
         detail = event.get("detail", {})
         if event.get("id") not in (None, shown):
             # A line of another message that names this one: a DSN, a forward.
@@ -51,7 +84,7 @@ def trace(home: Home, id: str, as_json: bool) -> None:
             text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
             words.append(f"{key}={printable(text)}")
         say(" ".join(words).rstrip())
-    if not count:
+    if not found:
         raise Failed(f"{shown} is not in the log (log/mail.log and log/mail.log.N)")
 
 

@@ -387,7 +387,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serves until told to stop; gives the exit code. `prepare` came before."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.set_wakeup_fd(self.signal_write.fileno(), warn_on_full_buffer=False)
@@ -436,6 +436,8 @@ class Supervisor:
             self.stop()
         elif signal.SIGHUP in wanted:
             self.reload()
+        if signal.SIGUSR1 in wanted:
+            self.wake_all()  # an administrator's command changed the queue
         self.reap()
         if self.log.rotate(self.config.log.rotate_octets, self.config.log.keep):
             self.log.event("log-rotated")
@@ -630,11 +632,14 @@ class Supervisor:
                 for member in [member for member in pool.members if member.pid == pid]:
                     any_died |= self.bury(pool, member, os.waitstatus_to_exitcode(status))
         if any_died:
-            # Leases of the dead go back to the queue, and others may wait for them: the janitor first, then all.
-            for pool in sorted(self.farm.pools, key=lambda pool: pool.role != "janitor"):
-                for member in pool.members:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_write(self.eventfds[member.slot], 1)
+            self.wake_all()
+
+    def wake_all(self) -> None:
+        """Lets every worker look for work: after a death (its leases go back to the queue), the janitor first."""
+        for pool in sorted(self.farm.pools, key=lambda pool: pool.role != "janitor"):
+            for member in pool.members:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_write(self.eventfds[member.slot], 1)
 
     def bury(self, pool: Pool, member: Member, code: int) -> bool:
         """Takes a dead worker off the board; True if its death was not asked for."""
@@ -642,7 +647,9 @@ class Supervisor:
         if row is not None:
             member.jobs = row.jobs + self.board.counter(member.slot, "sessions_total")
             member.state = row.state
-        expected = code == 0 and bool(member.deadline_ns or self.farm.stop_ns)
+        # A worker asked to leave before it had set its handlers dies of the asking.
+        left = code in (0, -signal.SIGTERM, -signal.SIGUSR1)
+        expected = left and bool(member.deadline_ns or self.farm.stop_ns)
         if not expected:
             message = row.message_id if row is not None else bytes(16)
             if message != bytes(16):

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from iems.cli import doctor, init
 from iems.cli.iemsctl import COMMANDS, main
+from iems.cli.trace import in_order
 from iems.config import Config, load
 from iems.log import Log
 from iems.model import id_text
@@ -177,6 +178,40 @@ def test_trace_reads_every_log(home: Path) -> None:
     assert "\x1b" not in shown and len(shown.splitlines()) == 3
     assert "not in the log" in ctl(home, "trace", id_text(bytes([9]) * 16), code=1).stderr
     ctl(home, "trace", "xyz", code=2)
+
+
+def test_trace_puts_causes_before_effects() -> None:
+    def at(ms: int, name: str) -> dict[str, Any]:
+        return {"time": f"2026-01-01T00:00:{ms // 1000:02d}.{ms % 1000:03d}Z", "event": name}
+
+    written = [
+        at(13, "leased"),
+        at(20, "routed"),
+        at(10, "accepted"),
+        at(21, "delivered"),
+        at(9000, "routed"),
+    ]
+    assert [event["event"] for event in in_order(written)] == [
+        "accepted",
+        "routed",
+        "leased",
+        "delivered",
+        "routed",
+    ]
+
+
+def test_queue_commands_work_on_a_stopped_server(home: Path) -> None:
+    assert ctl(home, "queue", "list").stdout == ctl(home, "queue", "list", "--json").stdout == ""
+    assert ctl(home, "queue", "hold", "--channel", "local").stdout == "held LOCAL\n"
+    assert lines(ctl(home, "queue", "release", "--channel", "LOCAL", "--json")) == [{"released": 0}]
+    one = id_text(bytes(range(16)))
+    for command in ("hold", "release", "retry", "bounce", "delete"):
+        ctl(home, "queue", command, code=2)
+        assert "no such message" in ctl(home, "queue", command, one, code=1).stderr
+        assert ctl(home, "queue", command, "x", code=2).stdout == ""
+    assert "is not in the queue" in ctl(home, "queue", "show", one, code=1).stderr
+    assert "0 messages would be deleted" in ctl(home, "queue", "delete", "--sender", "<>", code=2).stderr
+    assert ctl(home, "queue", "delete", "--sender", "<>", "--yes").stdout == "deleted 0\n"
 
 
 def test_doctor_finds_and_mends(home: Path) -> None:

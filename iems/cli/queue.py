@@ -1,0 +1,241 @@
+"""iemsctl queue: what waits, why, and until when; and what an operator does about it. Works with the server running or stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iems.cli.common import Failed, Group, Home, json_option, note, pass_home, say, say_json, table
+from iems.cli.trace import normal_id
+from iems.log import printable
+from iems.master.supervisor import running_pid
+from iems.model import Channel, id_octets
+
+if TYPE_CHECKING:
+    from iems.spool.admin import Selection
+
+CHANNELS = ["INPUT", *(channel.name for channel in Channel if channel >= 32)]
+
+
+def selectors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """IDs, --channel, --sender, --recipient, --domain."""
+    for option in (
+        click.option("--domain", help="Domain of a recipient."),
+        click.option("--recipient", help="Address of a recipient."),
+        click.option("--sender", help="The reverse-path; <> for the null path."),
+        click.option(
+            "--channel", type=click.Choice(CHANNELS, case_sensitive=False), help="Queue of the channel."
+        ),
+        click.argument("ids", nargs=-1, metavar="[ID]..."),
+    ):
+        function = option(function)
+    return function
+
+
+def selection(
+    ids: tuple[str, ...], channel: str | None, sender: str | None, recipient: str | None, domain: str | None
+) -> Selection:
+    """What a command is about."""
+    from iems.spool import admin
+
+    return admin.Selection(
+        ids=[id_octets(normal_id(text)) for text in ids],
+        channel=admin.channel_number(channel) if channel is not None else None,
+        sender=sender,
+        recipient=recipient,
+        domain=domain,
+    )
+
+
+def _must_select(**given: Any) -> None:
+    """Usage error if nothing was chosen: no command acts on the whole queue by accident."""
+    if not any(given.values()):
+        raise click.UsageError("say which: IDs, or --channel, --sender, --recipient, --domain")
+
+
+def wake_workers(home: Home) -> None:
+    """Tells a running server to look at its queues: what we changed, no worker has seen."""
+    pid = running_pid(home.path)
+    if pid is not None and pid > 0:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGUSR1)
+
+
+def _report(home: Home, as_json: bool, done: str, number: int, ids: tuple[str, ...]) -> None:
+    wake_workers(home)
+    if as_json:
+        say_json({done: number})
+    else:
+        say(f"{done} {number}")
+    if ids and not number:
+        raise Failed(
+            "no such message in a state this applies to; see `iemsctl queue list`, `iemsctl trace ID`"
+        )
+
+
+@click.group(cls=Group)
+def queue() -> None:
+    """Messages that wait: list, show, hold, release, retry, bounce, delete."""
+
+
+@queue.command("list")
+@selectors
+@click.option("--limit", type=click.IntRange(0), default=0, help="At most so many; 0: all.")
+@json_option
+@pass_home
+def queue_list(home: Home, limit: int, as_json: bool, **given: Any) -> None:
+    """List the messages in the queue, oldest first: why each waits, and its next try."""
+    from iems.spool import admin
+
+    found = admin.list_items(home.path, selection(**given), limit=limit)
+    if as_json:
+        for message in found:
+            say_json(message)
+        return
+    rows = []
+    for message in found:
+        for recipient in message["recipients"] or [{}]:
+            rows.append(
+                (
+                    message["id"],
+                    recipient.get("state") or message["state"],
+                    message["size"] if message["size"] is not None else "-",
+                    f"<{message['reverse_path']}>" if message["reverse_path"] is not None else "-",
+                    recipient.get("address") or "-",
+                    recipient.get("channel") or "-",
+                    recipient.get("attempts", 0),
+                    recipient.get("next_attempt") or "-",
+                    recipient.get("reply") or message.get("reason") or "",
+                )
+            )
+    if rows:
+        table(rows, ("ID", "STATE", "SIZE", "FROM", "TO", "CHANNEL", "TRIES", "NEXT", "WHY"))
+
+
+@queue.command()
+@click.argument("id")
+@click.option("--content", is_flag=True, help="The message itself (its first 64 KiB), as it is, on stdout.")
+@json_option
+@pass_home
+def show(home: Home, id: str, content: bool, as_json: bool) -> None:
+    """Show one message: its envelope, each recipient's state, its header."""
+    from iems.spool import admin
+
+    found = admin.show(home.path, id_octets(normal_id(id)))
+    if found is None:
+        raise Failed(
+            f"{normal_id(id)} is not in the queue; `iemsctl trace {normal_id(id)}` tells what became of it"
+        )
+    entry, octets = found
+    if content:
+        sys.stdout.buffer.write(octets)
+        return
+    header = octets.partition(b"\r\n\r\n")[0].decode("utf-8", "backslashreplace")
+    if as_json:
+        say_json({**entry, "header": header})
+        return
+    for key in ("id", "input_channel", "reverse_path", "size", "received", "state", "reason"):
+        if entry.get(key) not in (None, ""):
+            say(f"{key:14} {printable(str(entry[key]))}")
+    for recipient in entry["recipients"]:
+        say("")
+        for key, value in recipient.items():
+            if value not in (None, ""):
+                say(f"  {key:14} {printable(str(value))}")
+    say("")
+    for line in header.split("\r\n"):
+        say(printable(line.expandtabs(8)))
+
+
+@queue.command()
+@selectors
+@json_option
+@pass_home
+def hold(home: Home, as_json: bool, **given: Any) -> None:
+    """Hold messages; with --channel alone, the whole channel and what arrives later (accepting goes on)."""
+    from iems.spool import admin
+
+    _must_select(**given)
+    chosen = selection(**given)
+    if _channel_alone(given):
+        assert chosen.channel is not None
+        admin.hold_channel(home.path, chosen.channel, True)
+        if as_json:
+            say_json({"held": given["channel"].upper()})
+        else:
+            say(f"held {given['channel'].upper()}")
+        return
+    _report(home, as_json, "held", admin.hold(home.path, chosen), given["ids"])
+
+
+@queue.command()
+@selectors
+@json_option
+@pass_home
+def release(home: Home, as_json: bool, **given: Any) -> None:
+    """Let held and quarantined messages go on; with --channel alone, the channel and all that is held in it."""
+    from iems.spool import admin
+
+    _must_select(**given)
+    chosen = selection(**given)
+    if _channel_alone(given):
+        assert chosen.channel is not None
+        admin.hold_channel(home.path, chosen.channel, False)
+    _report(home, as_json, "released", admin.release(home.path, chosen), given["ids"])
+
+
+def _channel_alone(given: dict[str, Any]) -> bool:
+    return [name for name, value in given.items() if value] == ["channel"]
+
+
+@queue.command()
+@selectors
+@json_option
+@pass_home
+def retry(home: Home, as_json: bool, **given: Any) -> None:
+    """Try deferred messages now."""
+    from iems.spool import admin
+
+    _must_select(**given)
+    _report(home, as_json, "retried", admin.retry(home.path, selection(**given)), given["ids"])
+
+
+@queue.command()
+@selectors
+@json_option
+@pass_home
+def bounce(home: Home, as_json: bool, **given: Any) -> None:
+    """Return messages to their senders."""
+    from iems.spool import admin
+
+    _must_select(**given)
+    config = home.config()
+    number = admin.bounce(
+        home.path,
+        selection(**given),
+        hostname=config.hostname,
+        postmaster=f"postmaster@{config.domain or config.hostname}",
+    )
+    _report(home, as_json, "bounced", number, given["ids"])
+
+
+@queue.command()
+@selectors
+@click.option("--yes", is_flag=True, help="Needed without IDs: nobody is told of what is deleted.")
+@json_option
+@pass_home
+def delete(home: Home, as_json: bool, yes: bool, **given: Any) -> None:
+    """Discard messages without telling anybody."""
+    from iems.spool import admin
+
+    _must_select(**given)
+    if not given["ids"] and not yes:
+        note(f"{len(admin.list_items(home.path, selection(**given)))} messages would be deleted")
+        raise click.UsageError("add --yes to delete them")
+    _report(home, as_json, "deleted", admin.delete(home.path, selection(**given)), given["ids"])

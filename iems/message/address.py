@@ -109,7 +109,9 @@ def _loose_at(value: bytes) -> bool:
     if span.less >= 0:
         if span.greater < 0 or squeezed(value[span.greater + 1 : span.end]):
             return True
-        if b"@" in _unquoted(value[span.start : span.less]):
+        phrase = _unquoted(value[span.start : span.less])
+        # "a@b <a@b>" is no valid phrase, but common and says nothing else.
+        if b"@" in phrase and phrase.strip().lower() != squeezed(value[span.less + 1 : span.greater]).lower():
             return True
         start = max(span.less, span.colon) + 1
     local = _unquoted(value[start : span.at]).strip()

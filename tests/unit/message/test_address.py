@@ -56,7 +56,7 @@ def test_addr_spec_is_quoted_again():
     assert Address(b"a", b"").addr_spec == "a"
 
 
-ONE = [b"a@b.example", b"A <a@b.example>", b'"x@y.example" <a@b.example>', b'"a@x"@b.example', b"a@[192.0.2.1]", b"a@b.example (c@d)",
+ONE = [b"a@b.example", b"A <a@b.example>", b'"x@y.example" <a@b.example>', b'"a@x"@b.example', b"a@[192.0.2.1]", b"A@b.example <a@B.example>", b"a@b.example (c@d)",
        b"=?utf-8?q?c=40d?= <a@b.example>"]  # fmt: skip
 NONE = [b"", b"a@b.example, c@d.example", b"G: a@b.example;", b"G:;", b"a@b@c.example", b"c@d.example <a@b.example>", b"<a@b> <c@d>",
         b"a", b"@b.example", b"a@", b"a@b c.example", b"a b@c.example", b"<a@b.example", b"a@b..example", b"a@b.example\0"]  # fmt: skip

@@ -215,6 +215,9 @@ class Worker:
         """Begin to accept."""
         refusal = replies.wire(replies.TOO_MANY_SESSIONS)
         for listener in LISTENERS:
+            if listener == "submissions" and self.ctx.tls is None:
+                self.ctx.log.error("no certificate: submission over TLS is not served")
+                continue
             for sock in self.ctx.sockets.get(listener, ()):
                 self._servers.append(
                     serve(

@@ -132,8 +132,26 @@ def become_owner(path: Path) -> None:
     become(status.st_uid, status.st_gid)
 
 
+def readable_for(uid: int, gid: int) -> bool:
+    """Whether a user can read Python's library and this package: without them a change of user ends in the dark."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(gid)
+            os.setuid(uid)
+            code = 0 if os.access(os.__file__, os.R_OK) and os.access(__file__, os.R_OK) else 1
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
 def become(uid: int, gid: int) -> None:
-    """Becomes another user for good, with its groups."""
+    """Becomes another user for good, with its groups. Fails if that user can't read the program."""
+    if not readable_for(uid, gid):
+        folders = f"{os.path.dirname(os.__file__)} and {Path(__file__).parents[1]}"
+        raise Failed(f"user {uid} can't read this program: install Python and IEMS where it can ({folders})")
     try:
         name = pwd.getpwuid(uid).pw_name
         os.initgroups(name, gid)

@@ -22,7 +22,7 @@ from iems.cli.common import Home, json_option, pass_home_unchanged, say, say_jso
 from iems.config import Config, host_port
 from iems.errors import ConfigError
 from iems.log import printable
-from iems.master.supervisor import active_roles, listeners, running_pid
+from iems.master.supervisor import active_roles, listeners, raise_descriptor_limit, running_pid
 
 LEVELS = ("ok", "note", "warning", "problem")
 
@@ -41,8 +41,8 @@ Check = Callable[[Home, Config], Iterator[Finding]]
 
 def descriptors(home: Home, config: Config) -> Iterator[Finding]:
     """Descriptors a worker can have against what sessions need."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield from judge_descriptors(hard)
+    raise_descriptor_limit()  # as the master does: what it gets, workers get
+    yield from judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def judge_descriptors(hard: int) -> Iterator[Finding]:

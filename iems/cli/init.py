@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from iems import config as settings
-from iems.cli.common import Failed, become, note, say
+from iems.cli.common import Failed, become, note, readable_for, say
 
 FOLDERS = (
     "conf",
@@ -120,6 +120,8 @@ def init(home: Path, domain: str, hostname: str, port_base: int, user: str) -> N
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise Failed(f"{home} exists and is not empty; nothing was changed")
     owner = owner_for(user, port_base)
+    if owner.pw_uid != os.getuid() and not readable_for(owner.pw_uid, owner.pw_gid):
+        become(owner.pw_uid, owner.pw_gid)  # says why it can't, before anything is made
     made = not home.exists()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     home.chmod(0o700)

@@ -30,7 +30,7 @@ from iems.cli.common import (
 )
 from iems.errors import IemsError
 from iems.master.board import ROLES, Board, Header, State
-from iems.master.supervisor import Supervisor, running_pid
+from iems.master.supervisor import Supervisor, acting_as, home_user, running_pid
 
 
 @click.command()

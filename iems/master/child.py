@@ -217,6 +217,12 @@ def set_parent_death_signal(number: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
+def keep_capabilities(bits: int) -> None:
+    """Gives up all capabilities but `bits` (capset(2), version 3)."""
+    header = struct.pack("<Ii", 0x20080522, 0)
+    ctypes.CDLL(None, use_errno=True).capset(header, struct.pack("<6I", bits, bits, 0, 0, 0, 0))
+
+
 def main(inherited: Inherited) -> int:
     """The life of a worker process, from just after the fork; gives the exit code."""
     set_parent_death_signal(signal.SIGTERM)
@@ -224,6 +230,8 @@ def main(inherited: Inherited) -> int:
         return 0
     for fd in inherited.close_fds:
         os.close(fd)
+    if os.getuid() != 0:
+        keep_capabilities(0)  # binding is the master's duty
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

@@ -216,6 +216,21 @@ def take_run_lock(path: Path, limit_s: float = 8.0) -> int:
     return fd
 
 
+@contextlib.contextmanager
+def acting_as(user: pwd.struct_passwd) -> Iterator[None]:
+    """For a while the rights of `user`: files get the right owner, and no link in the home leads root astray."""
+    if os.getuid() != 0 or user.pw_uid == 0:
+        yield
+        return
+    os.setegid(user.pw_gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
 def drop_privileges(user: pwd.struct_passwd) -> None:
     """Becomes `user` for good, with its groups; keeps the right to bind ports below 1024 for a later reload."""
     if os.getuid() != 0 or user.pw_uid == 0:
@@ -225,11 +240,10 @@ def drop_privileges(user: pwd.struct_passwd) -> None:
     os.initgroups(user.pw_name, user.pw_gid)
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
-    # capset(2), version 3: only CAP_NET_BIND_SERVICE (10) stays, effective and permitted.
-    header = struct.pack("<Ii", 0x20080522, 0)
-    bits = 1 << 10
-    libc.capset(header, struct.pack("<6I", bits, bits, 0, 0, 0, 0))
+    child.keep_capabilities(1 << 10)  # CAP_NET_BIND_SERVICE
     libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self stays ours after the change of user
+    if not os.access(os.__file__, os.R_OK):
+        raise StartError(f"user {user.pw_name} can't read Python's library ({os.path.dirname(os.__file__)})")
 
 
 def home_user(home: Path, config: Config) -> pwd.struct_passwd:
@@ -283,11 +297,12 @@ class Supervisor:
     def prepare(self) -> None:
         """Everything that may fail for a reason the operator must read: locks, ports, the TLS pair, the user."""
         run = self.home / "run"
-        run.mkdir(mode=0o700, exist_ok=True)
         user = home_user(self.home, self.config)
-        self.pid_file = PidFile(run / "master.pid")
+        with acting_as(user):
+            run.mkdir(mode=0o700, exist_ok=True)
+            self.pid_file = PidFile(run / "master.pid")
+            self.lock_fd = take_run_lock(run / "lock")
         raise_descriptor_limit()
-        self.lock_fd = take_run_lock(run / "lock")
         self.activated = named(activated(), self.config)
         self.bind(self.config, first=True)
         self.tls_fd = self.read_tls(self.config)

@@ -84,13 +84,11 @@ def _start_detached(home: Home, config: Any) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1):
             os.dup2(null, fd)
-        (home.path / "log").mkdir(mode=0o700, exist_ok=True)
-        errors = os.open(
-            home.path / "log" / "master.err", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600
-        )
-        status = home.path.stat()
-        if os.getuid() == 0:
-            os.fchown(errors, status.st_uid, status.st_gid)
+        with acting_as(home_user(home.path, config)):
+            (home.path / "log").mkdir(mode=0o700, exist_ok=True)
+            errors = os.open(
+                home.path / "log" / "master.err", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600
+            )
         os.dup2(errors, 2)
         try:
             code = _serve(home, config, lambda: tell(b"ready"), echo=False)

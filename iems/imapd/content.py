@@ -26,19 +26,24 @@ Piece = bytes | tuple[int, int, int]
 
 def send_pieces(stream: Any, pieces: list[Piece], corked: bool = False) -> None:
     """Send pieces in order, in as few packets as may be. corked: the stream is corked already and stays so."""
-    if len(pieces) == 1 and isinstance(pieces[0], bytes):
+    if len(pieces) == 1 and type(pieces[0]) is not tuple:
         stream.send(pieces[0])
         return
-    if all(isinstance(piece, bytes) for piece in pieces):
+    if all(type(piece) is not tuple for piece in pieces):
         stream.send(b"".join(pieces))  # type: ignore[arg-type]
         return
     if not corked:
         stream.cork()
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            stream.send(piece)
-        else:
-            stream.send_file(*piece)
+    try:
+        for piece in pieces:
+            if type(piece) is tuple:
+                stream.send_file(*piece)
+            else:
+                stream.send(piece)
+    except BaseException:
+        # A response cut in the middle of its literal can't be mended.
+        stream.abort()
+        raise
     if not corked:
         stream.uncork()
 
@@ -69,7 +74,7 @@ class Contents:
                 if count != piece.length:
                     return None
                 parts.append(buffer)  # type: ignore[arg-type]
-        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        content = b"".join(parts)
         return content if len(content) == size else None
 
     def pieces(self, rope: Rope, start: int, length: int) -> list[Piece]:

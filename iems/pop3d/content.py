@@ -51,6 +51,24 @@ def read_cached(slices: Sequence[Slice]) -> bytes | None:
     return b"".join(pieces)
 
 
+def last_octets(slices: Sequence[Slice]) -> bytes | None:
+    """The last two octets (fewer if there are no more), None if they are not in the page cache."""
+    last = b""
+    for piece in reversed(slices):
+        if isinstance(piece, bytes):
+            last = piece[-2:] + last
+        else:
+            fd, offset, length = piece
+            count = min(length, 2)
+            found = read_cached([(fd, offset + length - count, count)])
+            if found is None:
+                return None
+            last = found + last
+        if len(last) >= 2:
+            break
+    return last[-2:]
+
+
 def read_slow(slices: Sequence[Slice]) -> bytes:
     """The octets, waiting for the disk; called in a thread. Raises OSError, EOFError if a file is too short."""
     pieces: list[bytes] = []

@@ -11,7 +11,7 @@ from typing import Any
 from iems.errors import DirectoryUnavailable, StoreError
 from iems.model import Rope
 from iems.net.stream import Stream
-from iems.pop3d.content import CHUNK_OCTETS, END, Stuffer, read_cached, read_slow
+from iems.pop3d.content import CHUNK_OCTETS, END, Stuffer, last_octets, read_cached, read_slow
 from iems.pop3d.engine import Engine, Login, Quit, Retrieve, StartTls, State
 from iems.pop3d.locks import MaildropLocks
 from iems.pop3d.maildrop import Maildrop
@@ -184,7 +184,7 @@ class Session:
         self._active = self.services.loop.time()
         if self._transfer is not None:
             self._send_more()
-        else:
+        elif self.engine.buffered:
             self._pump()
 
     def tls_ready(self) -> None:
@@ -403,7 +403,7 @@ class Session:
                     stream.send(b"".join((engine.take_output(), body, end)))
                     return
             elif row.dot_free:
-                last = read_cached(services.reader.blobs.slices(row.rope, size - 2, 2))
+                last = last_octets(slices)
                 if last is not None:
                     self._send_file(slices, END if last == b"\r\n" else b"\r\n" + END)
                     return

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from iems.pop3d.content import Stuffer, read_cached, read_slow
+from iems.pop3d.content import Stuffer, last_octets, read_cached, read_slow
 
 
 def reference(content, lines):
@@ -48,6 +48,10 @@ def test_reading(tmp_path):
     slices = [b"ab", (fd, 2, 3), b"", (fd, 0, 1)]
     assert read_slow(slices) == b"ab2340"
     assert read_cached(slices) in (b"ab2340", None)
+    for cut in range(11):
+        assert last_octets([b"x", (fd, 0, cut), (fd, cut, 10 - cut)]) in (b"89", None)
+    assert last_octets([b"x"]) == b"x"
+    assert last_octets([b"a", b"b", b"", b"c"]) == b"bc"
     with pytest.raises(EOFError):
         read_slow([(fd, 8, 5)])
     assert read_cached([(fd, 8, 5)]) is None

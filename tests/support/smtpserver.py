@@ -123,7 +123,7 @@ class SmtpServer:
                     if code == 250:
                         connection.mail, connection.rcpt = line, []
                 case "RCPT":
-                    code = await answer(verb, line, "250 2.1.5 ok")
+                    code = await answer(verb, line, "250 2.1.5 ok" if connection.mail else "503 5.5.1 no MAIL")
                     if code == 250:
                         connection.rcpt.append(line)
                 case "DATA":

@@ -18,7 +18,9 @@ from iems.perf.home import PASSWORD, PrivateHome
 
 CORPUS = Path(__file__).parents[1] / "corpus" / "mime"
 #: Header lines that a delivery puts before the content, in this order.
-PREPENDED = re.compile(rb"Return-Path: <[^\r\n]*>\r\nDelivered-To: [^\r\n]+\r\nReceived: (?:[^\r\n]+\r\n[ \t])*[^\r\n]+\r\n")
+PREPENDED = re.compile(
+    rb"Return-Path: <[^\r\n]*>\r\nDelivered-To: [^\r\n]+\r\nReceived: from [^\r\n]+\r\n\tby [^\r\n]+\r\n\tfor [^\r\n]+\r\n"
+)
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 
 
@@ -27,7 +29,7 @@ def corpus(folders=(CORPUS,)):
     found = []
     for folder in folders:
         for place, _names, files in os.walk(folder):
-            found += [Path(place, name).read_bytes() for name in sorted(files) if not name.endswith((".json", ".xml", ".md"))]
+            found += [Path(place, name).read_bytes() for name in sorted(files) if name.endswith((".eml", ".msg", ".raw"))]
     return [raw for raw in found if raw]
 
 
@@ -73,6 +75,7 @@ def imap_bodies(port, user, mailbox="INBOX"):
 
 def pop3_bodies(port, user, count):
     """The first `count` messages of a maildrop, octets as sent (dots unstuffed)."""
+    poplib._MAXLINE = 1 << 20  # the corpus has longer lines than the library expects
     client = poplib.POP3("127.0.0.1", port)
     client.user(user)
     client.pass_(PASSWORD)

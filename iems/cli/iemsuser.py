@@ -6,18 +6,18 @@ Exit codes: 0 done, 1 failed (the reason on standard error), 2 usage. Standard o
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
-import msgspec
 
-from iems.directory import Account, Directory, DirectoryRefusal
-from iems.errors import ConfigError, IemsError
+from iems.cli.common import Failed, Group, become_owner, json_option, say, say_json, table
+from iems.config import Config, load
+from iems.directory import Account, Directory
+from iems.errors import DirectoryUnavailable
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
@@ -50,12 +50,6 @@ def size_text(octets: int | None) -> str:
     return str(octets)
 
 
-def fail(message: str) -> NoReturn:
-    """End with the reason and exit code 1."""
-    click.echo(f"iemsuser: {message}", err=True)
-    sys.exit(1)
-
-
 class Home:
     """The home a command works on; opened when first needed, as its owner if root runs the command."""
 
@@ -63,56 +57,26 @@ class Home:
         self.path = path
 
     def directory(self) -> Directory:
-        """The directory of the home. Ends the program if there is none."""
+        """The directory of the home. Raises Failed if there is none."""
+        path = self.place()
+        become_owner(path)
+        try:
+            return Directory(path / "directory")
+        except DirectoryUnavailable as error:
+            raise Failed(f"{error}; was the home made with iemsctl init?") from error
+
+    def place(self) -> Path:
+        """The folder. Raises UsageError if none is named, Failed if it is not there."""
         if self.path is None:
             raise click.UsageError("name the home: --home HOME, or set IEMS_HOME")
         if not self.path.is_dir():
-            fail(f"there is no home at {self.path}")
-        self._become_owner()
-        try:
-            return Directory(self.path / "directory")
-        except IemsError as error:
-            fail(f"{error}; was the home made with iemsctl init?")
+            raise Failed(f"there is no home at {self.path}")
+        return self.path
 
-    def _become_owner(self) -> None:
-        # Files root makes would be closed to the server, which runs as the home's owner.
-        assert self.path is not None
-        owner = self.path.stat()
-        if os.geteuid() == 0 and owner.st_uid != 0:
-            # What is imported later must be read now: the package may lie where only root can read.
-            import pwd
-
-            import iems.config
-            import iems.store.reader  # noqa: F401
-
-            try:
-                os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
-            except KeyError:
-                os.setgroups([])
-            os.setgid(owner.st_gid)
-            os.setuid(owner.st_uid)
-
-    def partitions(self) -> int:
-        """How many partitions the store has, by the configuration; 1 if there is none."""
-        return int(self._config().store.partitions) if self._has_config() else 1
-
-    def store_path(self) -> Path:
-        """Where the partitions are."""
-        assert self.path is not None
-        return self._config().store_path(self.path) if self._has_config() else self.path / "store"
-
-    def _has_config(self) -> bool:
-        assert self.path is not None
-        return (self.path / "conf" / "iems.toml").exists()
-
-    def _config(self) -> Any:
-        from iems.config import load
-
-        assert self.path is not None
-        try:
-            return load(self.path / "conf" / "iems.toml")
-        except ConfigError as error:
-            fail(str(error))
+    def config(self) -> Config:
+        """The home's settings; the defaults if it has no file. Raises ConfigError."""
+        path = self.place() / "conf" / "iems.toml"
+        return load(path) if path.exists() else Config()
 
 
 def _home_option(command: _F) -> _F:
@@ -138,13 +102,13 @@ def _password(from_stdin: bool, address: str) -> str:
         try:
             text = octets.decode("utf-8")
         except UnicodeDecodeError:
-            fail("the password on standard input is not UTF-8")
+            raise Failed("the password on standard input is not UTF-8") from None
         # Only the line end goes: blanks may belong to the password.
         text = text.removesuffix("\n").removesuffix("\r")
         if not text:
-            fail("the password on standard input is empty")
+            raise Failed("the password on standard input is empty")
         if "\n" in text or "\0" in text:
-            fail("the password on standard input has more than one line, or a NUL")
+            raise Failed("the password on standard input has more than one line, or a NUL")
         return text
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask for the password: use --password-stdin")
@@ -158,7 +122,7 @@ _password_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--home",
     type=click.Path(path_type=Path),
@@ -186,16 +150,18 @@ def create(home: Home, address: str, password_stdin: bool, quota: str) -> None:
     quota_octets = octets_of(quota)
     directory = home.directory()
     if directory.account(address) is not None:
-        fail(f"{address.lower()} exists already")
+        raise Failed(f"{address.lower()} exists already")
     domain = address.rpartition("@")[2]
     if "@" in address and not directory.is_local(domain):
         known = ", ".join(directory.domains()) or "none yet"
-        fail(f"{domain} is not a local domain (local: {known}); add it with: iemsctl domain add {domain}")
+        raise Failed(
+            f"{domain} is not a local domain (local: {known}); add it with: iemsctl domain add {domain}"
+        )
     password = _password(password_stdin, address)
     account = directory.create_account(
-        address, password, quota_octets=quota_octets, partitions=home.partitions()
+        address, password, quota_octets=quota_octets, partitions=home.config().store.partitions
     )
-    click.echo(f"created {account.address}")
+    say(f"created {account.address}")
 
 
 @cli.command()
@@ -205,12 +171,12 @@ def create(home: Home, address: str, password_stdin: bool, quota: str) -> None:
 def delete(home: Home, address: str) -> None:
     """Remove a user; the mail goes with the number, which is never used again."""
     account = home.directory().delete_account(address)
-    click.echo(f"deleted {account.address}")
+    say(f"deleted {account.address}")
 
 
 @cli.command("list")
 @click.argument("pattern", default="*")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@json_option
 @_home_option
 @click.pass_obj
 def list_users(home: Home, pattern: str, as_json: bool) -> None:
@@ -218,34 +184,30 @@ def list_users(home: Home, pattern: str, as_json: bool) -> None:
     directory = home.directory()
     accounts = [a for a in directory.list_accounts() if fnmatch.fnmatchcase(a.address, pattern.lower())]
     usage = _usage(home, accounts)
-    rows = [
-        {
-            "address": account.address,
-            "enabled": account.enabled,
-            "quota_bytes": account.quota_octets,
-            "used_bytes": usage[account.number][0],
-            "messages": usage[account.number][1],
-        }
-        for account in accounts
-    ]
     if as_json:
-        for row in rows:
-            click.echo(msgspec.json.encode(row).decode())
-        return
-    width = max([len(account.address) for account in accounts] + [7])
-    if rows:
-        click.echo(f"{'address':<{width}}  {'state':<8}  {'quota':>9}  {'used':>8}  {'messages':>8}")
-    for account in accounts:
-        used, messages = usage[account.number]
-        state = "enabled" if account.enabled else "disabled"
-        click.echo(
-            f"{account.address:<{width}}  {state:<8}  {size_text(account.quota_octets):>9}  {size_text(used):>8}  {messages:>8}"
-        )
+        for account in accounts:
+            used, messages = usage[account.number]
+            say_json(
+                {
+                    "address": account.address,
+                    "enabled": account.enabled,
+                    "quota_bytes": account.quota_octets,
+                    "used_bytes": used,
+                    "messages": messages,
+                }
+            )
+    elif accounts:
+        rows = []
+        for account in accounts:
+            used, messages = usage[account.number]
+            state = "enabled" if account.enabled else "disabled"
+            rows.append((account.address, state, size_text(account.quota_octets), size_text(used), messages))
+        table(rows, ("ADDRESS", "STATE", "QUOTA", "USED", "MESSAGES"))
 
 
 def _usage(home: Home, accounts: list[Account]) -> dict[int, tuple[int, int]]:
     """Account number -> (octets, messages) in the store; zeros where there is no store yet."""
-    path = home.store_path()
+    path = home.config().store_path(home.place())
     if not accounts or not path.is_dir():
         return {account.number: (0, 0) for account in accounts}
     from iems.store.reader import Reader
@@ -263,9 +225,9 @@ def passwd(home: Home, address: str, password_stdin: bool) -> None:
     """Change a user's password."""
     directory = home.directory()
     if directory.account(address) is None:
-        fail(f"there is no account {address}")
+        raise Failed(f"there is no account {address}")
     directory.set_password(address, _password(password_stdin, address))
-    click.echo(f"changed the password of {address.lower()}")
+    say(f"changed the password of {address.lower()}")
 
 
 @cli.command()
@@ -281,8 +243,8 @@ def quota(home: Home, address: str, size: str | None) -> None:
         directory.set_quota(address, octets)
     account = directory.account(address)
     if account is None:
-        fail(f"there is no account {address}")
-    click.echo(f"{account.address} {size_text(account.quota_octets)}")
+        raise Failed(f"there is no account {address}")
+    say(f"{account.address} {size_text(account.quota_octets)}")
 
 
 @cli.command()
@@ -292,7 +254,7 @@ def quota(home: Home, address: str, size: str | None) -> None:
 def disable(home: Home, address: str) -> None:
     """Refuse a user's logins and mail; nothing is deleted."""
     home.directory().set_enabled(address, False)
-    click.echo(f"disabled {address.lower()}")
+    say(f"disabled {address.lower()}")
 
 
 @cli.command()
@@ -302,19 +264,12 @@ def disable(home: Home, address: str) -> None:
 def enable(home: Home, address: str) -> None:
     """Let a disabled user log in and get mail again."""
     home.directory().set_enabled(address, True)
-    click.echo(f"enabled {address.lower()}")
+    say(f"enabled {address.lower()}")
 
 
 def main() -> None:
     """Entry point of the command."""
-    try:
-        cli()
-    except DirectoryRefusal as refusal:
-        fail(str(refusal))
-    except IemsError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{error.filename or ''}: {error.strerror}" if error.strerror else str(error))
+    cli()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from iems.perf.home import PrivateHome
 
 
 @contextmanager
-def filled(accounts: int, octets: int, each: int, folder: Path | None, settings: str = "") -> Iterator[PrivateHome]:
+def filled(accounts: int, octets: int, each: int, folder: Path | None) -> Iterator[PrivateHome]:
     """A home in which every account has `each` messages of `octets` in its INBOX."""
-    with PrivateHome(accounts, settings, folder=folder) as home:
+    with PrivateHome(accounts, folder=folder) as home:
         result = loadgen.smtp(
             home.port("smtp"), messages.pool(octets), home.users(), b"sender@load.test", sessions=20, count=accounts * each,
             first_id=1 << 40,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -11,9 +12,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from iems.perf import machine
 
@@ -25,18 +26,22 @@ _WELL_KNOWN = {"smtp": 25, "lmtp": 24, "imap": 143, "imaps": 993, "pop3": 110, "
 class PrivateHome:
     """A started server with `accounts` users a1@load.test ... of password `pw`. Use it in a `with` block.
 
-    settings: TOML text added to conf/iems.toml. folder: where the home goes (its disk is the one measured); a temporary
+    settings: `section.key` -> value, put into conf/iems.toml. folder: where the home goes (its disk is the one measured); a temporary
     one if None. held: channels put on hold before the server starts. Raises RuntimeError if it does not start.
     """
 
     def __init__(
-        self, accounts: int = 1, settings: str = "", folder: Path | None = None, held: tuple[str, ...] = ()
+        self,
+        accounts: int = 1,
+        settings: dict[str, Any] | None = None,
+        folder: Path | None = None,
+        held: tuple[str, ...] = (),
     ) -> None:
         self._parent = Path(tempfile.mkdtemp(prefix="iems-perf-", dir=folder))
         self.path = self._parent / "home"
         self.base = _free_base()
         self._accounts = accounts
-        self._settings = settings
+        self._settings = settings or {}
         self._held = held
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -79,9 +84,7 @@ class PrivateHome:
             [sys.executable, "-m", "iems.cli.iemsctl", "init", str(self.path), "--domain", DOMAIN, "--port-base", str(self.base)],
             capture_output=True, check=True, timeout=120,
         )  # fmt: skip
-        if self._settings:
-            with open(self.path / "conf/iems.toml", "a", encoding="utf-8") as file:
-                file.write("\n" + self._settings)
+        self.configure(self._settings)
         from iems.directory.directory import Directory
 
         directory = Directory(self.path / "directory")
@@ -90,6 +93,22 @@ class PrivateHome:
         directory.close()
         for channel in self._held:
             self.ctl("queue", "hold", "--channel", channel)
+
+    def configure(self, settings: dict[str, Any]) -> None:
+        """Put settings into the configuration; a running server takes them up at its next reload."""
+        file = self.path / "conf/iems.toml"
+        text = file.read_text("utf-8")
+        for name, value in settings.items():
+            section, _, key = name.rpartition(".")
+            line = f"{key} = {json.dumps(value)}\n"  # JSON scalars and arrays are TOML too
+            if section:
+                head = f"[{section}]\n"
+                if head not in text:
+                    raise ValueError(f"the sample has no section {section}")
+                text = text.replace(head, head + line, 1)
+            else:
+                text = line + text
+        file.write_text(text, "utf-8")
 
     def start(self) -> None:
         """Start the server and wait until all ports listen."""
@@ -129,19 +148,6 @@ class PrivateHome:
     def cpu_s(self) -> float:
         """CPU seconds of the whole process tree so far."""
         return machine.cpu_s([self.pid])
-
-    def drained(self, timeout_s: float = 120.0) -> bool:
-        """Wait until no message is queued for local delivery; False at the timeout."""
-        import json
-
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
-            with contextlib.suppress(RuntimeError, ValueError):
-                channels = json.loads(self.ctl("status", "--json"))["channels"]
-                if not any(c.get("ready", 0) + c.get("leased", 0) for c in channels.values()):
-                    return True
-            time.sleep(0.3)
-        return False
 
 
 def _free_base() -> int:

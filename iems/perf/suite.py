@@ -117,7 +117,7 @@ def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[d
 
     def spread(record: dict[str, Any], key: str) -> tuple[float, float, float] | None:
         value = record.get("spread_mb_per_min") if key == "mb_per_min" and "spread_mb_per_min" in record else record.get(key)
-        return tuple(value) if isinstance(value, list | tuple) and len(value) == 3 else None  # type: ignore[return-value]
+        return tuple(value) if isinstance(value, list | tuple) and len(value) == 3 else None
 
     old = {(r["rig"], r["case"]): r for r in before if "case" in r}
     changes = []

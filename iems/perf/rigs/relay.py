@@ -41,7 +41,11 @@ def measure_case(options: measure.Options, octets: int, count: int) -> dict[str,
     pool = messages.pool(octets)
     repetitions = []
     with sink() as port:
-        settings = f'[smtpc]\nresolution = "relay"\nrelay_hosts = ["127.0.0.1:{port}"]\n[smtpd]\ntrusted_networks = ["127.0.0.0/8"]\n'
+        settings = {
+            "smtpc.resolution": "relay",
+            "smtpc.relay_hosts": [f"127.0.0.1:{port}"],
+            "smtpd.trusted_networks": ["127.0.0.0/8"],
+        }
         with PrivateHome(1, settings, folder=options.folder) as home:
             for number in range(options.repeats):
                 cpu, flushes = machine.cpu_s([home.pid]), machine.disk_flushes()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from iems._native import loadgen
@@ -18,19 +19,14 @@ def measure_case(options: measure.Options, octets: int, sessions: int) -> dict[s
     """One size and number of sessions, in a home of its own."""
     pool = messages.pool(octets)
     with PrivateHome(50, folder=options.folder, held=("LOCAL",)) as home:
-        first = 0
-        repetitions = []
-        for _ in range(options.repeats):
-            first += 1 << 32
-            repetitions.append(
-                measure.repetition(
-                    [home.pid],
-                    lambda mark, first=first: loadgen.smtp(
-                        home.port("smtp"), pool, home.users(), b"sender@load.test", sessions=sessions, first_id=first,
-                        warmup_s=options.warmup_s, run_s=options.run_s, on_mark=mark,
-                    ),
-                )
+
+        def load(mark: Callable[[str], None]) -> loadgen.Load:
+            return loadgen.smtp(
+                home.port("smtp"), pool, home.users(), b"sender@load.test", sessions=sessions, first_id=time.time_ns(),
+                warmup_s=options.warmup_s, run_s=options.run_s, on_mark=mark,
             )  # fmt: skip
+
+        repetitions = [measure.repetition([home.pid], load) for _ in range(options.repeats)]
     record: dict[str, Any] = {"rig": NAME, "case": f"{octets}x{sessions}", "octets": octets, "sessions": sessions}
     record |= measure.figures(repetitions)
     if octets == 250_000 and sessions == 10:

@@ -82,30 +82,21 @@ def delay_s(policy: Policy, attempts: int) -> float:
     return min(policy.retry_s * 2.0 ** min(attempts, 20), policy.retry_max_s)
 
 
+def summary(content: bytes) -> tuple[tuple[bytes, bytes], Exception | None]:
+    """ENVELOPE and BODYSTRUCTURE of `content`, and what went wrong. Never raises; may run in a thread."""
+    try:
+        return summarize(content), None
+    except Exception as error:
+        # A message the parser can't take must not stay in the queue for ever: it is delivered, readable as octets.
+        return fallback_summary(len(content)), error
+
+
 class Planner:
-    """Makes deliveries of items.
+    """Makes deliveries of items. account: address -> account or None; raises DirectoryUnavailable."""
 
-    account: address -> account or None; raises DirectoryUnavailable. log_error: (what, exception, id).
-    """
-
-    def __init__(
-        self,
-        account: Callable[[str], Any | None],
-        policy: Policy,
-        log_error: Callable[[str, BaseException | None, bytes], None],
-    ) -> None:
+    def __init__(self, account: Callable[[str], Any | None], policy: Policy) -> None:
         self._account = account
         self._policy = policy
-        self._log_error = log_error
-
-    def summary(self, content: bytes, item: Item) -> tuple[bytes, bytes]:
-        """ENVELOPE and BODYSTRUCTURE of `content`; never fails."""
-        try:
-            return summarize(content)
-        except Exception as error:
-            # A message the parser can't take must not stay in the queue for ever: it is delivered, readable as octets.
-            self._log_error("no summary", error, item.id)
-            return fallback_summary(len(content))
 
     def plan(
         self, item: Item, summary: tuple[bytes, bytes] | None, age_s: float, batch: list[Delivery]

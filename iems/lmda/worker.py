@@ -17,6 +17,7 @@ from iems.blobs import Blobs
 from iems.directory.directory import Directory
 from iems.errors import SpoolError, StoreUnavailable
 from iems.lmda.delivery import Planner, Policy, Work
+from iems.lmda.delivery import summary as summarized
 from iems.model import Channel, Outcome, rope_length
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 BATCHES = 4
 #: Content above this is read and summarized in a thread.
 THREAD_OCTETS = 1 << 20
-#: A request to the store stays below this (frames are at most 16 MiB).
+#: A request to the store stays below these (frames are at most 16 MiB, transactions 256 entries).
 REQUEST_OCTETS = 8 << 20
+REQUEST_DELIVERIES = 128
 #: Pauses while the store is busy or away; then the items go back to the queue.
 BUSY_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FORGET_S = 2.0
@@ -71,12 +73,9 @@ class Worker:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="lmda")
         self._reader_blobs = Blobs(self._spool.blobs.folders, max_open=16)
         self._store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
-        self._planner = Planner(self._account, self._policy, self._log_error)
+        self._planner = Planner(self._account, self._policy)
         ctx.on_wake(self._pump_soon)
         self._pump_soon()
-
-    def _log_error(self, what: str, error: BaseException | None, id: bytes) -> None:
-        self._ctx.log.error(what, error, id)
 
     def _account(self, address: str) -> Any:
         account = self._directory.account(address)
@@ -166,9 +165,11 @@ class Worker:
             event("leased", item.id, channel="LOCAL", attempts=item.attempts)
             age_s = self._spool.age_s(item)
             if rope_length(item.rope) > THREAD_OCTETS:
-                summary = await self._loop.run_in_executor(self._reader, self._summary, item, self._reader_blobs)
+                summary, error = await self._loop.run_in_executor(self._reader, _summary, item, self._reader_blobs)
             else:
-                summary = self._summary(item, self._spool.blobs)
+                summary, error = _summary(item, self._spool.blobs)
+            if error is not None:
+                ctx.log.error("no summary" if summary else "the content can't be read", error, item.id)
             works.append(self._planner.plan(item, summary, age_s, batch))
             ages.append(age_s)
         ctx.working_on(None)
@@ -180,13 +181,6 @@ class Worker:
         for work, age_s in zip(works, ages, strict=True):
             self._planner.answer(work, answers, age_s)
         return await self._settle(works, batch, answers)
-
-    def _summary(self, item: Item, blobs: Blobs) -> tuple[bytes, bytes] | None:
-        try:
-            return self._planner.summary(blobs.read(item.rope), item)
-        except (OSError, EOFError) as error:
-            self._log_error("the content can't be read", error, item.id)
-            return None
 
     async def _ask(self, batch: list[Delivery]) -> list[Delivered]:
         """Deliver in requests of bounded size; again while the store is busy. Raises StoreUnavailable."""
@@ -349,13 +343,22 @@ class Worker:
         self._directory.close()
 
 
+def _summary(item: Item, blobs: Blobs) -> tuple[tuple[bytes, bytes] | None, Exception | None]:
+    """The summary of an item's content, None if it can't be read; and what went wrong."""
+    try:
+        content = blobs.read(item.rope)
+    except (OSError, EOFError) as error:
+        return None, error
+    return summarized(content)
+
+
 def _parts(batch: list[Delivery]) -> Sequence[list[Delivery]]:
-    """The batch cut into requests below REQUEST_OCTETS."""
+    """The batch cut into requests of bounded size."""
     parts: list[list[Delivery]] = []
     octets = REQUEST_OCTETS
     for delivery in batch:
         size = 512 + len(delivery.envelope) + len(delivery.bodystructure)
-        if octets + size > REQUEST_OCTETS:
+        if octets + size > REQUEST_OCTETS or len(parts[-1]) == REQUEST_DELIVERIES:
             parts.append([])
             octets = 0
         parts[-1].append(delivery)

@@ -41,6 +41,9 @@ class Reclaim:
 
     def step(self) -> bool:
         """One slice. True if there is more to do now, False if this round is over."""
+        if self._at == 0:
+            # The slots of readers that died would pin every page freed since.
+            self._partition.env.reader_check()
         if self._steps[self._at]():
             return True
         self._at += 1

@@ -43,7 +43,7 @@ def item(*addresses: bytes, attempts: int = 0) -> Item:
 
 
 def planner(**policy: Any) -> Planner:
-    return Planner(look_up, Policy(**policy), lambda *_: None)
+    return Planner(look_up, Policy(**policy))
 
 
 def test_each_recipient_gets_his_own_lines_and_one_copy() -> None:
@@ -109,7 +109,5 @@ def test_a_summary_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("poison")
 
     monkeypatch.setattr(module, "summarize", broken)
-    said: list[Any] = []
-    plan = Planner(look_up, Policy(), lambda *what: said.append(what))
-    assert plan.summary(b"abc", item()) == fallback_summary(3)
-    assert said[0][0] == "no summary" and said[0][2] == b"i" * 16
+    found, error = module.summary(b"abc")
+    assert found == fallback_summary(3) and str(error) == "poison"

@@ -237,3 +237,41 @@ def test_drain_gives_back_what_it_can_not_finish(monkeypatch: pytest.MonkeyPatch
         assert len(spool.back) == 1 and not spool.settled
 
     run(monkeypatch, test)
+
+
+def test_many_recipients_go_in_requests_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace as Account
+
+    async def test(ctx: FakeContext, worker: Worker, spool: FakeSpool, store: FakeStore) -> None:
+        worker._directory.account = lambda address: Account(  # type: ignore[assignment, method-assign]
+            number=int(address.split("@")[0]), enabled=True, may_receive=True, quota_octets=None, partition=0
+        )
+        sizes: list[int] = []
+        deliver = store.deliver
+
+        async def noted(batch: list[Delivery]) -> list[Delivered]:
+            sizes.append(len(batch))
+            return await deliver(batch)
+
+        store.deliver = noted  # type: ignore[method-assign]
+        spool.queue = [item(1, *[b"%d@x" % i for i in range(1, 1001)])]
+        ctx.wake()
+        await until(lambda: spool.settled)
+        assert sum(sizes) == 1000 and max(sizes) == module.REQUEST_DELIVERIES
+
+    run(monkeypatch, test)
+
+
+def test_content_that_can_not_be_read_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(ctx: FakeContext, worker: Worker, spool: FakeSpool, store: FakeStore) -> None:
+        def gone(rope: Any) -> bytes:
+            raise FileNotFoundError("gone")
+
+        spool.blobs.read = gone
+        spool.queue = [item(1, b"a@x")]
+        ctx.wake()
+        await until(lambda: spool.settled)
+        assert outcomes(spool.settled) == {1: [Outcome.DEFERRED]}
+        assert ("error", (1).to_bytes(16, "big"), "the content can't be read") in ctx.events
+
+    run(monkeypatch, test)

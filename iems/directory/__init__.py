@@ -2,7 +2,15 @@
 
 from iems.directory.authenticator import Authenticator
 from iems.directory.directory import Directory
-from iems.directory.entries import Account, Connector, DirectoryRefusal, Permission, Resolution, Target
+from iems.directory.entries import (
+    Account,
+    Connector,
+    DirectoryRefusal,
+    Permission,
+    Resolution,
+    Retired,
+    Target,
+)
 
 __all__ = [
     "Account",
@@ -12,5 +20,6 @@ __all__ = [
     "DirectoryRefusal",
     "Permission",
     "Resolution",
+    "Retired",
     "Target",
 ]

@@ -34,6 +34,7 @@ from iems.directory.entries import (
     Entry,
     Permission,
     Resolution,
+    Retired,
     account_of,
 )
 from iems.directory.names import (
@@ -319,10 +320,13 @@ class Directory:
         with self._view() as view:
             return {entry.lookup: _cells(entry) for _, entry in view.of_class(keys.CLASS_MATRIX)}
 
-    def retired(self) -> list[tuple[int, int]]:
-        """(account number, time of deletion in ns) of deleted accounts whose mail is still to be removed."""
+    def retired(self) -> list[Retired]:
+        """Deleted accounts whose mail is still to be removed from the store."""
         with self._view() as view, view.txn.cursor(self._db[b"retired"]) as cursor:
-            return [(int.from_bytes(key, "big"), keys.u64_of(value)) for key, value in cursor.iternext()]
+            return [
+                Retired(int.from_bytes(key, "big"), *keys.unpack_retired(value))
+                for key, value in cursor.iternext()
+            ]
 
     def entry_by_dn(self, dn: str) -> Entry | None:
         """The entry of a distinguished name such as `mail=john@jade.net,dc=jade,dc=net`."""
@@ -458,7 +462,9 @@ class Directory:
             account = account_of(entry)
             work.remove(number, entry)
             work.txn.delete(keys.account_key(account.number), db=work.db[b"accounts"])
-            work.put(keys.account_key(account.number), keys.u64(time.time_ns()), "retired")
+            work.put(
+                keys.account_key(account.number), keys.retired(time.time_ns(), account.partition), "retired"
+            )
             return account
 
         return self._write("account delete", change, policy=False)

@@ -117,6 +117,14 @@ class Account(Struct, frozen=True):
     may_receive: bool = True
 
 
+class Retired(Struct, frozen=True):
+    """A deleted account: its number, when (ns since 1970), and the partition that has its mail."""
+
+    number: int
+    deleted_ns: int
+    partition: int
+
+
 class Target(Struct, frozen=True):
     """Where mail for a recipient goes: an output channel, what that channel needs to know, and the final address."""
 

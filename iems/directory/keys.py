@@ -8,7 +8,7 @@
 | lookup   | kind u8, hash of the look-up key u64       | entry id u64 (several if hashes meet)   | policy write | routing, log-in  |
 | classes  | class code u8, entry id u64                | empty                                   | policy write | lists            |
 | accounts | account number u32                         | entry id u64                            | account write| log-in, delivery |
-| retired  | account number u32                         | time of deletion u64 (ns since 1970)    | deletion     | store's clean-up |
+| retired  | account number u32                         | time of deletion u64 (ns since 1970), partition u32 | deletion | janitor |
 
 All numbers are big-endian, so key order is number order. Names are never keys: LMDB limits keys and duplicate values
 to 511 octets, so a name is found by its hash and compared in the entry.
@@ -60,6 +60,9 @@ _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
 _U8_U64 = struct.Struct(">BQ")
 
+_RETIRED = struct.Struct(">QI")
+retired = _RETIRED.pack
+unpack_retired = _RETIRED.unpack
 _KINDS = [bytes([kind]) for kind in range(16)]
 
 u64 = _U64.pack

@@ -6,22 +6,20 @@ Vocabulary only: no I/O, no clock. Wire data is `bytes`; the names are those of 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from enum import IntEnum
 
 from msgspec import Struct
 
+from iems._native import kernel
+
 ID_OCTETS = 16
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-#: Two digits at a time: every line of the log has an id.
-_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
-_SHIFTS = tuple(range(120, -1, -10))
 _DIGIT = {c: i for i, c in enumerate(_ALPHABET)}
 
 
-def id_text(message_id: bytes) -> str:
-    """The 26 characters (Crockford base32) shown for a 16-octet id; text order is byte order."""
-    number = int.from_bytes(message_id, "big")
-    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+#: id_text(message_id: bytes) -> str: the 26 characters (Crockford base32) shown for a 16-octet id; text order is byte order.
+id_text: Callable[[bytes], str] = kernel("ids").id_text
 
 
 def id_octets(text: str) -> bytes:

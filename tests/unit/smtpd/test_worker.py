@@ -269,7 +269,7 @@ def test_lost_before_the_250(monkeypatch):
 def test_a_client_that_does_not_read_costs_no_memory(monkeypatch):
     async def go():
         async with serving(monkeypatch, max_errors=1_000_000) as (worker, _):
-            reader, writer = await client(worker)
+            _reader, writer = await client(worker)
             writer.transport.pause_reading()
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -328,7 +328,7 @@ def test_draining(monkeypatch):
 
 def test_drain_deadline(monkeypatch):
     async def go():
-        async with serving(monkeypatch) as (worker, spool):
+        async with serving(monkeypatch) as (worker, _spool):
             reader, writer = await client(worker)
             await read_reply(reader)
             await say(reader, writer, b"EHLO c")
@@ -343,7 +343,7 @@ def test_drain_deadline(monkeypatch):
 
 def test_retire_lets_sessions_go_on(monkeypatch):
     async def go():
-        async with serving(monkeypatch) as (worker, spool):
+        async with serving(monkeypatch) as (worker, _spool):
             reader, writer = await client(worker)
             await read_reply(reader)
             retiring = asyncio.ensure_future(worker.retire())

@@ -56,6 +56,8 @@ class DeletedAccounts:
                     waiting.remove(gone)
             except (StoreError, DirectoryUnavailable) as fault:
                 self.ctx.log.error("mail of a deleted account stays for now", fault)
+            finally:
+                store.close()
         if not waiting:
             # Until somebody writes to the directory again there is nothing to look for.
             self._version = version if not due else self._directory.version

@@ -149,7 +149,7 @@ class Server:
     """One partition, its socket, its lanes, its writer thread.
 
     broken: called on the loop if the disk failed under the partition; the process must end then.
-    committed: called on the loop after each commit with (deliveries ok, octets delivered).
+    committed: called on the loop after each commit with the number of its requests.
     """
 
     def __init__(

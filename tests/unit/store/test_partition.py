@@ -392,3 +392,8 @@ def test_full_disk_answers_busy_and_heals(home: Home, monkeypatch: pytest.Monkey
         patch.setattr(os, "link", full)
         assert home.job(wire.Deliver([delivery(1)])).status == wire.BUSY
     assert home.deliver(delivery(1))[0].status == "ok"
+
+
+def test_keys_sort_as_numbers() -> None:
+    assert keys.flags(1, 2, 255) < keys.flags(1, 2, 256) < keys.flags(1, 3, 0) < keys.message(1, 2, 1)
+    assert keys.trash(5, 1, 2, 3) < keys.trash(6, 0, 0, 0) < keys.purge(0, 1, 1) < keys.account(1)

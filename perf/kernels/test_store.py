@@ -17,8 +17,8 @@ import pytest
 
 from iems._native import kernel, store_py
 from iems.model import Extent
-from iems.store import wire
 from iems.store import reader as reader_module
+from iems.store import wire
 from iems.store.partition import Job, Partition
 from iems.store.reader import FETCH_BODYSTRUCTURE, FETCH_ENVELOPE, FETCH_FLAGS, Reader
 

@@ -20,6 +20,7 @@ HELP: int
 QUIT: int
 STARTTLS: int
 AUTH: int
+XCLIENT: int
 VERBS: tuple[bytes, ...]
 
 def line(view: Octets, start: int, end: int) -> tuple[int, int, bytes | None]: ...

@@ -2,7 +2,7 @@
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memchr
 
 from iems._native.buffer cimport Buffer
@@ -36,7 +36,7 @@ cdef extern from "smtp_decode.h" nogil:
     void smtp_note_line(smtp_decoder *d, long long length)
 
 NEED, BAD, UNKNOWN = 0, 1, 2
-(EHLO, HELO, LHLO, MAIL, RCPT, DATA, BDAT, RSET, NOOP, VRFY, EXPN, HELP, QUIT, STARTTLS, AUTH) = range(3, 18)
+(EHLO, HELO, LHLO, MAIL, RCPT, DATA, BDAT, RSET, NOOP, VRFY, EXPN, HELP, QUIT, STARTTLS, AUTH, XCLIENT) = range(3, 19)
 
 cdef enum:
     CODE_NEED = 0
@@ -44,14 +44,23 @@ cdef enum:
     CODE_UNKNOWN = 2
     VERB_ROOM = 32
 
-# The first four letters of each verb in lower case as one number; the rest of the longer ones is compared apart.
-cdef uint32_t _verbs[VERB_ROOM]
+# Each verb in lower case as one number, its first letter in the highest octet that it takes.
+cdef uint64_t _verbs[VERB_ROOM]
 cdef int _verb_count = len(VERBS)
-cdef int _code_starttls = STARTTLS
-cdef int _code_auth = AUTH
 
-cdef uint32_t _four(const unsigned char *at) noexcept nogil:
-    return ((<uint32_t> at[0] << 24) | (<uint32_t> at[1] << 16) | (<uint32_t> at[2] << 8) | at[3]) | 0x20202020u
+# 4 to 8 letters in lower case as one number; 0 if there are others, so that folding can't turn controls into letters.
+cdef uint64_t _folded(const unsigned char *at, Py_ssize_t length) noexcept nogil:
+    cdef uint64_t key = 0
+    cdef Py_ssize_t i
+    cdef unsigned char c
+    if length < 4 or length > 8:
+        return 0
+    for i in range(length):
+        c = at[i] | 0x20
+        if not 97 <= c <= 122:
+            return 0
+        key = key << 8 | c
+    return key
 
 def _fill():
     cdef int n
@@ -60,32 +69,17 @@ def _fill():
         raise ValueError("more verbs than room for them")
     for n in range(_verb_count):
         verb = VERBS[n]
-        _verbs[n] = _four(<const unsigned char *> PyBytes_AS_STRING(verb))
+        _verbs[n] = _folded(<const unsigned char *> PyBytes_AS_STRING(verb), PyBytes_GET_SIZE(verb))
 
 _fill()
 
-# Which octets are letters, so that folding with 0x20 can't turn "\x4dAIL" like octets or controls into a verb.
-cdef bint _letter(unsigned char c) noexcept nogil:
-    return 97 <= (c | 0x20) <= 122
-
 cdef int _verb(const unsigned char *at, Py_ssize_t length) noexcept nogil:
     cdef int n
-    cdef uint32_t key
-    if length != 4 and length != 8:
-        return CODE_UNKNOWN
-    if not (_letter(at[0]) and _letter(at[1]) and _letter(at[2]) and _letter(at[3])):
-        return CODE_UNKNOWN
-    key = _four(at)
-    for n in range(_verb_count):
-        if _verbs[n] == key:
-            if n + 3 == _code_starttls:
-                if length != 8 or _four(at + 4) != 0x74746c73u:
-                    return CODE_UNKNOWN
-                for n in range(4, 8):
-                    if not _letter(at[n]):
-                        return CODE_UNKNOWN
-                return _code_starttls
-            return n + 3 if length == 4 else CODE_UNKNOWN
+    cdef uint64_t key = _folded(at, length)
+    if key:
+        for n in range(_verb_count):
+            if _verbs[n] == key:
+                return n + 3
     return CODE_UNKNOWN
 
 # Where the line that begins at `at` ends: the offset of its LF, -1 without one; `bad` tells of what it may not hold.

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 #: What `command` answers instead of a verb: no whole line yet; a line with a bare CR, bare LF or NUL; a verb not known.
 NEED, BAD, UNKNOWN = 0, 1, 2
-#: The verbs of RFC 5321, 2033, 3030, 3207 and 4954; the code of a verb is its place here + 3.
+#: The verbs of RFC 5321, 2033, 3030, 3207, 4954 and Postfix's XCLIENT; the code of a verb is its place here + 3.
 VERBS = (
     b"EHLO", b"HELO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"BDAT", b"RSET", b"NOOP", b"VRFY", b"EXPN", b"HELP",
-    b"QUIT", b"STARTTLS", b"AUTH",
+    b"QUIT", b"STARTTLS", b"AUTH", b"XCLIENT",
 )  # fmt: skip
-(EHLO, HELO, LHLO, MAIL, RCPT, DATA, BDAT, RSET, NOOP, VRFY, EXPN, HELP, QUIT, STARTTLS, AUTH) = range(3, 18)
+(EHLO, HELO, LHLO, MAIL, RCPT, DATA, BDAT, RSET, NOOP, VRFY, EXPN, HELP, QUIT, STARTTLS, AUTH, XCLIENT) = range(3, 19)
 _CODE = {verb: code for code, verb in enumerate(VERBS, 3)}
 
 _ATEXT = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"

@@ -156,6 +156,30 @@ def chunk(argument: bytes) -> tuple[int, bool] | Reply:
     return int(words[0]), len(words) == 2
 
 
+#: Attributes of Postfix's XCLIENT; those without effect here are read all the same.
+XCLIENT_ATTRIBUTES = (b"NAME", b"ADDR", b"PORT", b"PROTO", b"HELO", b"LOGIN", b"DESTADDR", b"DESTPORT")
+
+
+def xclient(argument: bytes) -> dict[bytes, bytes] | Reply:
+    """The attributes of XCLIENT, decoded, names in upper case; what is [UNAVAILABLE] is left out."""
+    given: dict[bytes, bytes] = {}
+    words = argument.split()
+    for word in words:
+        name, equals, text = word.partition(b"=")
+        value = unxtext(text)
+        name = name.upper()
+        if (
+            not equals
+            or not value
+            or name not in XCLIENT_ATTRIBUTES
+            or any(octet < 33 or octet == 127 for octet in value)
+        ):
+            return replies.SYNTAX
+        if value.upper() not in (b"[UNAVAILABLE]", b"[TEMPUNAVAIL]"):
+            given[name] = value
+    return given if words else replies.SYNTAX
+
+
 def unxtext(value: bytes) -> bytes | None:
     """The octets an xtext stands for (RFC 3461 4), or None if it is none."""
     out = bytearray()

@@ -63,6 +63,7 @@ UNQUALIFIED = Reply(553, 5, 4, "The address has no domain")
 NEED_SMTPUTF8 = Reply(553, 6, 7, "The address needs SMTPUTF8")
 
 # --- 5xx: policy and content
+NO_XCLIENT = Reply(550, 7, 0, "XCLIENT is not for this client")
 NEED_AUTH = Reply(530, 7, 0, "Authentication required")
 NEED_TLS = Reply(530, 7, 0, "Must issue a STARTTLS command first")
 AUTH_NEEDS_TLS = Reply(538, 7, 11, "Encryption required for authentication")

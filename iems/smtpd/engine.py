@@ -88,11 +88,11 @@ class Settings(Struct, kw_only=True):
     normalise: bool = False
     mail_cache: dict[bytes, Mail | Reply] = {}
     rcpt_cache: dict[bytes, Rcpt | Reply] = {}
-    hello_cache: dict[tuple[bool, tuple[bytes, ...]], bytes] = {}
+    hello_cache: dict[tuple[bool, bool, tuple[bytes, ...]], bytes] = {}
 
-    def hello(self, tls: bool, mechanisms: tuple[bytes, ...]) -> bytes:
-        """The reply to EHLO or LHLO. tls: STARTTLS is on offer. mechanisms: of AUTH."""
-        text = self.hello_cache.get((tls, mechanisms))
+    def hello(self, tls: bool, xclient: bool, mechanisms: tuple[bytes, ...]) -> bytes:
+        """The reply to EHLO or LHLO. tls, xclient: STARTTLS, XCLIENT are on offer. mechanisms: of AUTH."""
+        text = self.hello_cache.get((tls, xclient, mechanisms))
         if text is None:
             lines = [
                 self.hostname,
@@ -112,22 +112,26 @@ class Settings(Struct, kw_only=True):
                 lines.append(b"STARTTLS")
             if mechanisms:
                 lines.append(b"AUTH " + b" ".join(mechanisms))
+            if xclient:
+                lines.append(b"XCLIENT " + b" ".join(grammar.XCLIENT_ATTRIBUTES))
             lines.append(b"HELP")
             text = b"".join(b"250-%b\r\n" % line for line in lines[:-1]) + b"250 %b\r\n" % lines[-1]
-            self.hello_cache[tls, mechanisms] = text
+            self.hello_cache[tls, xclient, mechanisms] = text
         return text
 
 
 class Connection:
     """Who is there. helo: the name given, b"" before. user: who logged in. mechanisms, starttls: on offer now.
 
-    early: octets came behind a command that must be the last of its group (RFC 2920 3.1).
+    early: octets came behind a command that must be the last of its group (RFC 2920 3.1). given_helo: by XCLIENT; it
+    stands against the name in EHLO.
     """
 
-    __slots__ = ("early", "esmtp", "helo", "mechanisms", "secure", "starttls", "user")
+    __slots__ = ("early", "esmtp", "given_helo", "helo", "mechanisms", "secure", "starttls", "user")
 
     def __init__(self) -> None:
         self.helo = b""
+        self.given_helo = b""
         self.early = False
         self.esmtp = False
         self.secure = False
@@ -190,11 +194,17 @@ class StartTls(Struct, frozen=True):
     """STARTTLS: after TLS_READY is sent the worker begins the handshake, then calls `tls_started`."""
 
 
+class Xclient(Struct, frozen=True):
+    """XCLIENT: a proxy tells who its client is. The answer is OK if the address is one."""
+
+    attributes: dict[bytes, bytes]
+
+
 _BEGIN_DATA = Begin(False)
 _BEGIN_CHUNKS = Begin(True)
 _START_TLS = StartTls()
 
-Event = Hello | Mail | Rcpt | Begin | Transaction | Login | Verify | Expand | StartTls
+Event = Hello | Mail | Rcpt | Begin | Transaction | Login | Verify | Expand | StartTls | Xclient
 
 
 class Engine:
@@ -215,6 +225,7 @@ class Engine:
         "draining",
         "errors",
         "idle_commands",
+        "may_xclient",
         "refused",
         "settings",
         "state",
@@ -231,6 +242,8 @@ class Engine:
         self.draining = False
         self.errors = 0
         self.idle_commands = 0
+        #: Whether this client may use XCLIENT; set by whoever knows its address.
+        self.may_xclient = False
         #: The refusal of the content read last, for whoever keeps a log; he sets it back to None.
         self.refused: Reply | None = None
         self._event: Any = None
@@ -475,11 +488,11 @@ class Engine:
             return
         self._drop()
         connection = self.connection
-        connection.helo = event.name
+        connection.helo = connection.given_helo or event.name
         connection.esmtp = event.esmtp
         self.state = _READY
         if event.esmtp:
-            self._out += self.settings.hello(connection.starttls, connection.mechanisms)
+            self._out += self.settings.hello(connection.starttls, self.may_xclient, connection.mechanisms)
         else:
             self._out += b"250 " + self.settings.hostname + b"\r\n"
 
@@ -580,6 +593,29 @@ class Engine:
             self._refuse(replies.NO_ARGUMENT)
         else:
             self.close(replies.CLOSING)
+
+    def _xclient(self, argument: bytes) -> Event | None:
+        if not self.may_xclient:
+            self._refuse(replies.NO_XCLIENT)
+            return None
+        attributes = grammar.xclient(argument)
+        if isinstance(attributes, Reply):
+            self._refuse(attributes)
+            return None
+        return Xclient(attributes)
+
+    def _xclient_done(self, event: Xclient, reply: Reply) -> None:
+        if reply.code != 250:
+            self._refuse(reply)
+            return
+        secure = self.connection.secure
+        connection = self.connection = Connection()
+        connection.secure = secure
+        connection.given_helo = event.attributes.get(b"HELO", b"")
+        connection.user = event.attributes.get(b"LOGIN", b"").decode("utf-8", "replace")
+        self._drop()
+        self.state = _START
+        self.greet()
 
     # ---------------------------------------------------------------- STARTTLS and AUTH
 
@@ -863,6 +899,7 @@ _TABLE = (
     Command(b"QUIT", Engine._quit, _ANYWHERE, True),
     Command(b"STARTTLS", Engine._starttls, frozenset((State.START, State.READY)), True),
     Command(b"AUTH", Engine._auth, frozenset((State.READY,)), True),
+    Command(b"XCLIENT", Engine._xclient, frozenset((State.START, State.READY)), True),
 )
 COMMANDS: list[Command] = [Command(b"", Engine._unknown, _ANYWHERE) for _ in range(_smtp.UNKNOWN + 1)]
 for _row, _name in zip(_TABLE, _smtp.VERBS, strict=True):
@@ -886,6 +923,7 @@ _SETTLE: dict[type, Callable[[Engine, Any, Any], None]] = {
     Verify: Engine._answered,
     Expand: Engine._answered,
     StartTls: Engine._starttls_done,
+    Xclient: Engine._xclient_done,
 }
 
 

@@ -23,6 +23,7 @@ from iems.smtpd.engine import (
     StartTls,
     Transaction,
     Verify,
+    Xclient,
 )
 from iems.smtpd.policy import SUBMISSION, Peer, Policy
 from iems.spool.items import Message
@@ -79,6 +80,7 @@ class Session:
         self.tls_offered = tls_offered
         self.tls_text = b""
         self.login_failures = 0
+        engine.may_xclient = peer.xclient
         self._running = False
         self._prefix = b""
         self._prefix_of: tuple[Any, ...] = ()
@@ -122,7 +124,7 @@ class Session:
     def received_prefix(self, utf8: bool) -> bytes:
         """The Received line up to the id, kept while nothing in it changes."""
         connection = self.engine.connection
-        key = (connection.helo, connection.esmtp, connection.secure, connection.user, utf8)
+        key = (connection.helo, connection.esmtp, connection.secure, connection.user, utf8, self.peer)
         if self._prefix_of != key:
             settings = self.engine.settings
             protocol = received.protocol(
@@ -183,6 +185,7 @@ class Handlers:
             Verify: self.verify,
             Expand: self.expand,
             StartTls: self.starttls,
+            Xclient: self.xclient,
         }
 
     def _as_task(self, work: Coroutine[Any, Any, None]) -> None:
@@ -202,6 +205,17 @@ class Handlers:
     def starttls(self, session: Session, event: StartTls) -> Reply:
         """STARTTLS: the worker begins the handshake once this is sent."""
         return replies.TLS_READY
+
+    def xclient(self, session: Session, event: Xclient) -> Reply:
+        """XCLIENT: from here on the session is that of the client told of, with its rights and no others."""
+        address = event.attributes.get(b"ADDR")
+        if address is not None:
+            text = address.decode("ascii", "replace")
+            peer = self.policy.peer(text[5:] if text[:5].upper() == "IPV6:" else text)
+            if not peer.ip:
+                return replies.SYNTAX
+            session.peer = peer
+        return replies.OK
 
     def login(self, session: Session, event: Login) -> None:
         """AUTH: the password is checked in a thread."""

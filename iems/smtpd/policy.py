@@ -18,18 +18,25 @@ MECHANISMS = (b"PLAIN", b"LOGIN")
 
 
 class Peer(Struct, frozen=True):
-    """What the address of a client tells. ip: "" if it has none (it has gone already)."""
+    """What the address of a client tells. ip: "" if it has none (it has gone already).
+
+    trusted: may relay. xclient, proxy: may tell of other clients by XCLIENT, by a PROXY header.
+    """
 
     ip: str
     loopback: bool
     trusted: bool
+    xclient: bool
+    proxy: bool
 
 
 class Policy:
     """The settings that decide, in a form that answers fast."""
 
     def __init__(self, config: Config) -> None:
-        self._trusted = [_network(text) for text in config.smtpd.trusted_networks]
+        self._trusted = _networks(config.smtpd.trusted_networks)
+        self._xclient = _networks(config.smtpd.xclient_networks)
+        self._proxy = _networks(config.smtpd.proxy_networks)
         self._plaintext = config.auth.plaintext
         self.limit_loopback = config.smtpd.limit_loopback
         self.vrfy = config.smtpd.vrfy
@@ -40,11 +47,15 @@ class Policy:
         try:
             address = ipaddress.ip_address(ip.partition("%")[0])
         except ValueError:
-            return Peer("", False, False)
-        mapped = getattr(address, "ipv4_mapped", None)
-        address = mapped or address
-        trusted = any(address in network for network in self._trusted if network.version == address.version)
-        return Peer(str(address), address.is_loopback, trusted)
+            return Peer("", False, False, False, False)
+        address = getattr(address, "ipv4_mapped", None) or address
+        return Peer(
+            str(address),
+            address.is_loopback,
+            _within(address, self._trusted),
+            _within(address, self._xclient),
+            _within(address, self._proxy),
+        )
 
     def limited(self, peer: Peer) -> bool:
         """Whether limits, delays and tarpits act on this client: on loopback only if the settings say so."""
@@ -63,5 +74,9 @@ class Policy:
         return bool(user) or peer.trusted
 
 
-def _network(text: str) -> _Network:
-    return ipaddress.ip_network(text, strict=False)
+def _networks(texts: list[str]) -> list[_Network]:
+    return [ipaddress.ip_network(text, strict=False) for text in texts]
+
+
+def _within(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: list[_Network]) -> bool:
+    return any(network.version == address.version and address in network for network in networks)

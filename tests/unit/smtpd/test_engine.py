@@ -59,7 +59,7 @@ def test_table_names_every_state():
     for row in COMMANDS:
         assert row.states and not row.states & {State.DATA, State.CHUNK, State.AUTH, State.TLS, State.CLOSED}
     assert {row.name for row in COMMANDS if row.last} == {
-        b"EHLO", b"HELO", b"LHLO", b"DATA", b"NOOP", b"VRFY", b"EXPN", b"QUIT", b"STARTTLS", b"AUTH",
+        b"EHLO", b"HELO", b"LHLO", b"DATA", b"NOOP", b"VRFY", b"EXPN", b"QUIT", b"STARTTLS", b"AUTH", b"XCLIENT",
     }  # fmt: skip
 
 

@@ -112,3 +112,13 @@ def test_known_recipients_work_while_the_directory_is_away():
         b"MAIL FROM:<>\r\nRCPT TO:<john@mx.test>\r\nRCPT TO:<mary@mx.test>\r\nRCPT TO:<nobody@mx.test>\r\n"
     )
     assert [line[:3] for line in out.splitlines()[-3:]] == [b"250", b"451", b"550"]
+
+
+def test_xclient_is_what_received_and_log_show():
+    server = SmtpServer({"ip": "127.0.0.1", "xclient_networks": "127.0.0.1"})
+    server.connect()
+    server.feed(b"XCLIENT ADDR=203.0.113.5 HELO=client.example LOGIN=u\r\nEHLO proxy\r\n")
+    server.feed(b"MAIL FROM:<a@b>\r\nRCPT TO:<john@mx.test>\r\nDATA\r\n.\r\n")
+    envelope, line, _ = server.spool.messages[0]
+    assert (envelope.client_ip, envelope.helo, envelope.auth) == ("203.0.113.5", b"client.example", "u")
+    assert line.startswith(b"Received: from client.example ([203.0.113.5])\r\n\tby mx.test with ESMTPA id ")

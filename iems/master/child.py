@@ -34,6 +34,8 @@ from iems.master.board import COUNTER_INDEX, ROLE_CODE, Board, State, blamed, co
 
 #: Seconds a worker may live on without its master.
 ORPHAN_S = 5.0
+#: Signals the master blocks while it forks.
+SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP})
 #: Roles that others need to finish their work: drained last.
 LAST = ("store", "janitor")
 
@@ -225,20 +227,20 @@ def keep_capabilities(bits: int) -> None:
 
 def main(inherited: Inherited) -> int:
     """The life of a worker process, from just after the fork; gives the exit code."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    # A terminal's Ctrl-C reaches the whole group: only the master acts on it.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
     set_parent_death_signal(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if os.getppid() != inherited.master_pid:
         return 0
     for fd in inherited.close_fds:
         os.close(fd)
     if os.getuid() != 0:
         keep_capabilities(0)  # binding is the master's duty
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    # A terminal's Ctrl-C reaches the whole group: only the master acts on it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.environ.setdefault("IEMS_NATIVE", "native")
     import setproctitle
     import uvloop
@@ -317,7 +319,8 @@ async def _serve(inherited: Inherited) -> int:
     ctx.draining = True
     ctx.unpark()
     retire: Callable[[], Awaitable[None]] | None = getattr(worker, "retire", None)
-    if reasons[0] == "retire" and retire is not None:
+    # Both signals may have come before this line ran: then there is no time for a gentle end.
+    if reasons == ["retire"] and retire is not None:
         ctx._state(State.RETIRING)
         stopping.clear()
         retiring = asyncio.ensure_future(retire())

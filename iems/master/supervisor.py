@@ -563,15 +563,19 @@ class Supervisor:
             tls_fd=self.tls_fd,
             close_fds=[],
         )
+        # Until the child has handlers of its own, a signal for it must wait: the master's would swallow it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, child.SIGNALS)
         try:
             pid = os.fork()
         except OSError as exc:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, child.SIGNALS)
             self.board.clear(slot)
             pool.retry_ns[action.index] = now + 5 * SECOND
             self.log.event("spawn-failed", what=os.strerror(exc.errno or 0), worker=action.role)
             return
         if pid == 0:
             self._in_child(inherited)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, child.SIGNALS)
         struct.pack_into("<I", self.board.map, Board.row_at(slot), pid)
         pool.members.append(
             Member(
@@ -697,9 +701,13 @@ class Supervisor:
     # --- operator
 
     def stop(self) -> None:
-        """Begins to drain; a second time: at once."""
+        """Begins to drain; asked again a second or more later: ends everything now."""
         now = time.monotonic_ns()
         if self.farm.stop_ns:
+            if now - self.farm.stop_ns > SECOND:
+                for pool in self.farm.pools:
+                    for member in pool.members:
+                        self.kill(Kill(member, "asked to stop a second time"))
             return
         self.farm.stop_ns = now
         self.is_ready = False

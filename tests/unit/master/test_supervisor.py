@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -310,3 +311,77 @@ def test_a_worker_that_does_not_start_slows_its_replacement(home: Path) -> None:
             server.process.kill()
         _, err = server.process.communicate()
     assert "did not start: RuntimeError: told to fail" in err
+
+
+def test_a_second_stop_does_not_wait(home: Path) -> None:
+    with running(home) as server:
+        session = server.connect()
+        session.tell("hang")
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: server.events("stopping"))
+        end = time.monotonic() + 10
+        while server.process.poll() is None and time.monotonic() < end:
+            server.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.process.wait(0.2)
+        assert server.process.returncode == 0
+        assert server.events("worker-killed")[0]["detail"]["why"] in (
+            "asked to stop a second time",
+            "no sign of life",
+        )
+
+
+def test_the_service_manager_is_told(home: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(15)
+        with running(home, NOTIFY_SOCKET=str(tmp_path / "notify")) as server:
+            assert manager.recv(512).startswith(b"READY=1")
+            server.process.send_signal(signal.SIGHUP)
+            assert manager.recv(512).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert manager.recv(512).startswith(b"READY=1")
+            assert server.stop() == 0
+            assert manager.recv(512) == b"STOPPING=1"
+
+
+@pytest.mark.parametrize("name", ["smtp", "unknown"])
+def test_sockets_of_the_service_manager(home: Path, name: str) -> None:
+    """Known by its name or by its port, one socket serves all workers of the role."""
+    port = (
+        int(next(line for line in (home / "conf/iems.toml").read_text().splitlines() if "base =" in line)[7:])
+        + 25
+    )
+    with socket.create_server(("127.0.0.1", port)) as passed:
+        script = (
+            f"exec 3<&{passed.fileno()}; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={name};"
+            f" exec {sys.executable} -m tests.support.fakeroles {home}"
+        )
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=ROOT,
+            pass_fds=[passed.fileno()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            with socket.create_connection(("127.0.0.1", port), 10) as sock:
+                assert Session(sock).ask("pid").isdigit()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_administrators_wake_all(home: Path) -> None:
+    with running(home) as server:
+
+        def woken() -> list[int]:
+            board = Board.open(home / "run/board")
+            return [board.counters(role)["wakeups_total"] for role in ("smtpd", "store")]
+
+        before = woken()
+        server.process.send_signal(signal.SIGUSR1)
+        until(lambda: woken() == [before[0] + 2, before[1] + 1])
+        assert server.stop() == 0

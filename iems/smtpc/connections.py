@@ -133,6 +133,7 @@ class Session:
         max_messages: int = 100,
     ) -> None:
         self.host = host
+        self.name = str(host)
         self.engine = Engine(helo, tls=tls is not None)
         self.opened: asyncio.Future[Reply | None] = loop.create_future()
         self.used = False

@@ -50,6 +50,10 @@ class Wait(IntEnum):
     QUIT = 10
 
 
+# Members by short names: a look-up of a global is cheaper than one in an enum, and these are on the path of every reply.
+_MAIL, _RCPT, _DATA, _END = Wait.MAIL, Wait.RCPT, Wait.DATA, Wait.END
+
+
 class What(IntEnum):
     """Kinds of events."""
 
@@ -76,6 +80,9 @@ class Stage(IntEnum):
     CONTENT = 2  # the 354 came; the dot was not sent
     DOT = 3  # the dot was sent: the peer may have taken the message
     DONE = 4
+
+
+_COMMANDS, _CONTENT, _DOT, _DONE = Stage.COMMANDS, Stage.CONTENT, Stage.DOT, Stage.DONE
 
 
 class Transaction:
@@ -155,13 +162,16 @@ def parse_reply(lines: Sequence[bytes]) -> Reply:
     subject = detail = 0
     texts = []
     for line in lines:
-        text = _CONTROL.sub(" ", line[4:].decode("utf-8", "replace")).strip()
+        text = line[4:].decode("utf-8", "replace")
+        if not text.isascii() or not text.isprintable():
+            text = _CONTROL.sub(" ", text)
+        text = text.strip()
         status = _STATUS.match(text)
         if status is not None and status[1] == text[:1] == str(code // 100):
             subject, detail = int(status[2]), int(status[3])
             text = text[status.end() :]
         texts.append(text)
-    return Reply(code, subject, detail, " ".join(texts)[:1000])
+    return Reply(code, subject, detail, texts[0][:1000] if len(texts) == 1 else " ".join(texts)[:1000])
 
 
 def parse_extensions(lines: Sequence[bytes]) -> Extensions:
@@ -203,6 +213,7 @@ class Engine:
         self.secure = secure
         self.extensions = Extensions()
         self.greeting = b""
+        self._pipelining = False
         self.ready = False
         self.closed = False
         self.sent_quit = False
@@ -235,7 +246,7 @@ class Engine:
     @property
     def can_follow(self) -> bool:
         """Whether the commands of another transaction may ride behind the dot of the one under way."""
-        return self.extensions.pipelining and not self._todo and not self.closed
+        return self._pipelining and not self._todo and not self.closed
 
     def unfinished(self) -> list[Transaction]:
         """Transactions without an outcome, oldest first; for the caller when the connection is gone."""
@@ -255,12 +266,13 @@ class Engine:
     def content_sent(self) -> None:
         """The content of the current transaction, ending with CRLF, is sent or queued: the dot comes next in the output."""
         transaction = self._current
-        assert transaction is not None and transaction.stage == Stage.CONTENT
+        assert transaction is not None and transaction.stage is _CONTENT
         self._out.append(b".\r\n")
-        transaction.stage = Stage.DOT
-        self._expected.append((Wait.END, transaction, 0))
+        transaction.stage = _DOT
+        self._expected.append((_END, transaction, 0))
         self._current = None
-        self._go_on()
+        if self._todo:
+            self._go_on()
 
     def quit(self) -> None:
         """Say goodbye; the caller closes when CLOSED comes, or soon."""
@@ -274,6 +286,7 @@ class Engine:
         self.secure = True
         self._want_tls = False
         self.extensions = Extensions()
+        self._pipelining = False
         self._rest = b""
         self._lines.clear()
         self._partial.clear()
@@ -299,10 +312,25 @@ class Engine:
 
     def next_event(self) -> Event | None:
         """The next event, or NEED_DATA."""
-        while not self._events:
-            if not self._lines or self.closed:
+        events = self._events
+        lines = self._lines
+        expected = self._expected
+        while not events:
+            if not lines or self.closed:
                 return NEED_DATA
-            line = self._lines.popleft().removesuffix(b"\r")
+            line = lines.popleft()
+            if line.startswith(b"250 ") and self._pipelining and expected and not self._partial and len(line) < MAX_LINE:
+                # What nearly every reply of a pipelined transaction is, without a detour.
+                wait, transaction, place = expected[0]
+                if wait is _RCPT:
+                    del expected[0]
+                    transaction._accepted.append(place)  # type: ignore[union-attr]
+                    continue
+                if wait is _MAIL:
+                    del expected[0]
+                    transaction._mail_ok = True  # type: ignore[union-attr]
+                    continue
+            line = line.removesuffix(b"\r")
             if len(line) > MAX_LINE or not line[:3].isdigit() or line[3:4] not in (b" ", b"-", b""):
                 self._nonsense()
                 continue
@@ -316,13 +344,12 @@ class Engine:
                 if code != self._partial[0][:3]:
                     self._nonsense()
                     continue
-                lines = self._partial
-                lines.append(line)
-                self._partial = []
+                self._partial.append(line)
+                whole, self._partial = self._partial, []
             else:
-                lines = [line]
-            self._reply(int(code), lines)
-        return self._events.popleft()
+                whole = [line]
+            self._reply(int(code), whole)
+        return events.popleft()
 
     # ---------------------------------------------------------------- replies
 
@@ -344,45 +371,45 @@ class Engine:
             return
         self._expected.popleft()
         self._leaving = code == 421
-        match wait:
-            case Wait.MAIL:
-                assert transaction is not None
-                if code < 300:
-                    transaction._mail_ok = True
-                else:
-                    transaction.reply = parse_reply(lines)
-                    transaction.refused_at = Wait.MAIL
-                if not self.extensions.pipelining:
-                    self._next_command(transaction)
-            case Wait.RCPT:
-                assert transaction is not None
-                if code < 300:
-                    transaction._accepted.append(place)
-                else:
-                    transaction.replies[place] = parse_reply(lines)
-                if not self.extensions.pipelining:
-                    self._next_command(transaction)
-            case Wait.DATA:
-                assert transaction is not None
-                self._data(transaction, code, lines)
-            case Wait.END:
-                assert transaction is not None
+        if transaction is None:
+            self._reply_to_session(wait, code, lines)
+            return
+        if wait is _END:
+            transaction.reply = parse_reply(lines)
+            transaction.refused_at = None if code < 300 else _END
+            self._done(transaction)
+        elif wait is _DATA:
+            self._data(transaction, code, lines)
+        elif wait is _MAIL:
+            if code < 300:
+                transaction._mail_ok = True
+            else:
                 transaction.reply = parse_reply(lines)
-                transaction.refused_at = None if code < 300 else Wait.END
-                self._done(transaction)
-            case Wait.EMPTY:
-                assert transaction is not None
-                self._done(transaction)
-            case Wait.GREETING | Wait.EHLO | Wait.HELO | Wait.STARTTLS:
-                self._introduce(wait, code, lines)
-                return
-            case Wait.QUIT:
-                self._close(None)
-                return
-            case Wait.RSET:
-                self._go_on()
+                transaction.refused_at = _MAIL
+            if not self._pipelining:
+                self._next_command(transaction)
+        elif wait is _RCPT:
+            if code < 300:
+                transaction._accepted.append(place)
+            else:
+                transaction.replies[place] = parse_reply(lines)
+            if not self._pipelining:
+                self._next_command(transaction)
+        else:  # EMPTY
+            self._done(transaction)
         if code == 421:
             self._close(parse_reply(lines))
+
+    def _reply_to_session(self, wait: Wait, code: int, lines: list[bytes]) -> None:
+        """A reply to what is not about a transaction."""
+        if wait == Wait.QUIT:
+            self._close(None)
+        elif wait != Wait.RSET:
+            self._introduce(wait, code, lines)
+        elif code == 421:
+            self._close(parse_reply(lines))
+        else:
+            self._go_on()
 
     def _introduce(self, wait: Wait, code: int, lines: list[bytes]) -> None:
         """Greeting, EHLO or HELO, STARTTLS."""
@@ -391,6 +418,7 @@ class Engine:
             self._say(b"EHLO " + self._helo + b"\r\n", Wait.EHLO)
         elif wait == Wait.EHLO and code == 250:
             self.extensions = parse_extensions(lines)
+            self._pipelining = self.extensions.pipelining
             if self.extensions.starttls and self._want_tls:
                 self._say(b"STARTTLS\r\n", Wait.STARTTLS)
             else:
@@ -419,7 +447,7 @@ class Engine:
         accepted = bool(transaction._accepted) and transaction._mail_ok
         if code == 354:
             if accepted:
-                transaction.stage = Stage.CONTENT
+                transaction.stage = _CONTENT
                 self._events.append(Event(What.CONTENT, transaction))
             else:
                 # RFC 2920 3.1: all recipients were refused, yet the host waits for content. It gets none.
@@ -434,7 +462,7 @@ class Engine:
 
     def _done(self, transaction: Transaction) -> None:
         """Give every recipient that is still open the reply that ended the transaction."""
-        transaction.stage = Stage.DONE
+        transaction.stage = _DONE
         reply = transaction.reply
         if reply is not None:
             replies = transaction.replies
@@ -450,10 +478,11 @@ class Engine:
         if self._current is transaction:
             self._current = None
         self._events.append(Event(What.DONE, transaction))
-        self._go_on()
+        if self._todo:
+            self._go_on()
 
     def _go_on(self) -> None:
-        if self._todo and self._current is None and (self.extensions.pipelining or not self._expected):
+        if self._todo and self._current is None and (self._pipelining or not self._expected):
             self._start()
 
     def _nonsense(self) -> None:
@@ -475,7 +504,7 @@ class Engine:
         """Send the first commands of the next transaction; one that this host can't take ends here, unsent."""
         if self.closed or self.sent_quit or self._leaving or not self.ready:
             return
-        if self._reset_first and not self.extensions.pipelining:
+        if self._reset_first and not self._pipelining:
             self._reset_first = False
             self._say(b"RSET\r\n", Wait.RSET)
             return
@@ -516,32 +545,29 @@ class Engine:
             elif not (offers.smtputf8 and envelope.smtputf8) and not address.isascii():
                 transaction.replies[place] = NEEDS_UTF8
             else:
-                line = b"RCPT TO:<" + address + b">"
-                if offers.dsn and (recipient.notify or recipient.orcpt):
-                    line += _dsn_params(recipient)
-                commands.append(line + b"\r\n")
+                options = _dsn_params(recipient) if offers.dsn and (recipient.notify or recipient.orcpt) else b""
+                commands.append(b"RCPT TO:<%b>%b\r\n" % (address, options))
                 sent.append(place)
         transaction._sent = sent
         if not sent:
             self._refuse(transaction, None)
             return
         self._current = transaction
-        transaction.stage = Stage.COMMANDS
+        transaction.stage = _COMMANDS
         out = self._out
         expected = self._expected
         if self._reset_first:
             self._reset_first = False
             out.append(b"RSET\r\n")
             expected.append((Wait.RSET, None, 0))
-        out.append(b"MAIL FROM:<" + path + b">" + params + b"\r\n")
-        expected.append((Wait.MAIL, transaction, 0))
-        if offers.pipelining:
-            out.extend(commands)
-            for place in sent:
-                expected.append((Wait.RCPT, transaction, place))
-            out.append(b"DATA\r\n")
-            expected.append((Wait.DATA, transaction, 0))
+        mail = b"MAIL FROM:<%b>%b\r\n" % (path, params)
+        expected.append((_MAIL, transaction, 0))
+        if self._pipelining:
+            out.append(b"%b%bDATA\r\n" % (mail, commands[0] if len(commands) == 1 else b"".join(commands)))
+            expected.extend([(_RCPT, transaction, place) for place in sent])
+            expected.append((_DATA, transaction, 0))
         else:
+            out.append(mail)
             transaction._commands.extend(zip(sent, commands, strict=True))
 
     def _refuse(self, transaction: Transaction, reply: Reply | None) -> None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 TAKE: Final = 64
 MAX_IN_HAND: Final = 4096
 #: Items of one destination held; the spool is told, so that a slow host's mail stays there.
-DESTINATION_IN_HAND: Final = 128
+DESTINATION_IN_HAND: Final = 256
 #: Outcomes recorded at once.
 SETTLE: Final = 256
 #: Connections that may break under one message in one attempt.
@@ -56,6 +56,8 @@ TRIES: Final = 3
 #: How long a host that failed is passed over, and a destination without a working one is not tried, at most.
 BAD_HOST_S: Final = 60.0
 DEAD_S: Final = 300.0
+#: Items that fall due (or are pushed by hand) while their destination counts as dead may try it this often.
+PROBE_S: Final = 5.0
 #: Where a domain's mail goes is looked up again after this time at the latest (the resolver minds the TTL).
 ROUTE_S: Final = 60.0
 #: A host whose TLS handshake failed is spoken to in the clear for this long.
@@ -101,6 +103,7 @@ class Destination:
         "dead_reply",
         "dead_until_s",
         "direct",
+        "failed_s",
         "failures",
         "idle",
         "key",
@@ -123,6 +126,7 @@ class Destination:
         self.opening = 0
         self.window = FIRST_WINDOW
         self.failures = 0
+        self.failed_s = 0.0
         self.dead_until_s = 0.0
         self.dead_reply: Reply | None = None
         self.route: Route | None = None
@@ -284,7 +288,12 @@ class Worker:
             self._limited.add(name)
             self._spool.limit_destination(Channel.SMTPC, name, DESTINATION_IN_HAND)
         work = Work(item, destination)
-        if destination.dead_reply is not None and now_s < destination.dead_until_s:
+        if (
+            destination.dead_reply is not None
+            and now_s < destination.dead_until_s
+            and not destination.opening
+            and not (item.attempts and now_s - destination.failed_s >= PROBE_S)
+        ):
             self._give_up(work, destination.dead_reply, destination.dead_until_s - now_s)
             return destination
         if item.attempts:
@@ -476,7 +485,8 @@ class Worker:
         if not certain:
             destination.failures += 1
             wait_s = min(DEAD_S, self._policy.retry_s * 2.0 ** min(destination.failures - 1, 16))
-            destination.dead_until_s = self._loop.time() + wait_s
+            destination.failed_s = self._loop.time()
+            destination.dead_until_s = destination.failed_s + wait_s
             destination.dead_reply = reply
             destination.route = None
         ready, destination.ready = destination.ready, deque()
@@ -548,7 +558,7 @@ class Worker:
         destination: Destination = session.destination
         if destination.window < self._config.max_per_host:
             destination.window += 1.0 / destination.window
-        host = str(session.host)
+        host = session.name
         offers_dsn = session.engine.extensions.dsn
         ended_by = transaction.reply
         for recipient, reply in zip(transaction.recipients, transaction.replies, strict=True):
@@ -603,7 +613,7 @@ class Worker:
         self._part(session)
         if unfinished and not session.used:
             self._bad[session.host.address, session.host.port] = self._loop.time() + BAD_HOST_S
-        host = str(session.host)
+        host = session.name
         said = Reply(451, reply.subject or 4, reply.detail, f"{host}: {reply.code} {reply.text}")
         for transaction in reversed(unfinished):
             work: Work = transaction.owner

@@ -399,6 +399,46 @@ def test_a_dead_destination_is_remembered(tmp_path):
     assert 1799 <= bench.ctx.log.of("deferred")[-1][3]["next_attempt_s"] <= 1800
 
 
+def test_what_is_pushed_by_hand_tries_a_dead_destination(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PROBE_S", 0.0)
+    port = closed_port()
+
+    async def scenario(bench):
+        await bench.queue(count=3)
+        await bench.settled(3)
+        assert bench.worker._destinations[">"].dead_until_s > bench.loop.time() + 200
+        server = SmtpServer()
+        server.port = port
+        async with server:
+            with bench.spool.index.change() as change:  # as `iemsctl queue retry` does
+                for _, _, item, key in list(bench.spool.index.queued()):
+                    change.remove(key, item)
+                    change.put(item, 1)
+            bench.worker._pump_soon()
+            await bench.settled(6)
+            await bench.queue()  # and what comes now need not wait
+            await bench.settled(7)
+            return len(server.messages)
+
+    assert run(tmp_path, scenario, smtpc={"resolution": "relay", "relay_hosts": [f"127.0.0.1:{port}"]}) == 4
+
+
+def test_some_failed_some_deferred_some_relayed(tmp_path):
+    said = {b"bad": "550 5.1.1 no", b"busy": "451 4.2.1 busy"}
+    script = lambda c, v, line: next((r for word, r in said.items() if word in line), None) if v == "RCPT" else None  # noqa: E731
+
+    async def scenario(bench, server):
+        await bench.queue(b"good@x.test", b"bad1@x.test", b"busy@x.test", b"bad2@x.test")
+        await bench.settled(4)
+        return bench.waiting(), bench.notices()
+
+    waiting, notices = run(tmp_path, scenario, SmtpServer(script))
+    assert [r.address for i in waiting for r in i.envelope.recipients] == [b"busy@x.test"]
+    assert waiting[0].envelope.recipients[0].attempts == 1 and waiting[0].envelope.recipients[0].reply.code == 451
+    ((_, message),) = notices
+    assert [s["Final-Recipient"] for s in status_of(message)] == ["rfc822; bad1@x.test", "rfc822; bad2@x.test"]
+
+
 def test_no_relay_host_waits(tmp_path):
     async def scenario(bench):
         await bench.queue()

@@ -44,6 +44,22 @@ class PrivateHome:
         self._settings = settings or {}
         self._held = held
         self._process: subprocess.Popen[bytes] | None = None
+        #: Added to the environment of the server at its next start.
+        self.environment: dict[str, str] = {}
+
+    @classmethod
+    def over(cls, path: Path, base: int) -> PrivateHome:
+        """A home that is there already; it is not removed. base: its port base."""
+        self = cls.__new__(cls)
+        self._parent = path.parent
+        self.path = path
+        self.base = base
+        self._accounts = 0
+        self._settings = {}
+        self._held = ()
+        self._process = None
+        self.environment = {}
+        return self
 
     @property
     def pid(self) -> int:
@@ -114,7 +130,7 @@ class PrivateHome:
         """Start the server and wait until all ports listen."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(self.path), "start", "--foreground"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"IEMS_NATIVE": "native"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"IEMS_NATIVE": "native"} | self.environment,
         )  # fmt: skip
         assert self._process.stdout is not None and self._process.stderr is not None
         line = self._process.stdout.readline()

@@ -68,7 +68,7 @@ def build(target: Path) -> Path:
     """Compile record.c to `target`/record.so."""
     library = target / "record.so"
     source = Path(__file__).with_name("record.c")
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, source, "-lpthread"], check=True)
     return library
 
 

@@ -6,10 +6,14 @@
  * It sits below Python, so liblmdb's and the native committer's calls are in it. Writes through a shared mapping are not seen:
  * IEMS maps nothing writable but the board and LMDB's lock file, and neither is read after a reboot.
  *
+ * To show that a safety test can fail: RECORD_NO_SYNC=TEXT drops every sync of a file whose path holds TEXT, RECORD_LATE_SYNC=TEXT
+ * answers it at once and does it 20 ms later.
+ *
  * A record: struct head, then `path` octets of path, then `path2`, then `data` octets. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -26,12 +30,15 @@ struct head { uint32_t magic, op; uint64_t inode; int64_t offset; uint64_t data;
 
 static int log_fd = -1;
 static char root[PATH_MAX];
+static const char *no_sync, *late_sync;
 static size_t root_len;
 
 __attribute__((constructor)) static void begin(void) {
     const char *r = getenv("RECORD_ROOT"), *l = getenv("RECORD_LOG");
     if (!r || !l || !realpath(r, root)) return;
     root_len = strlen(root);
+    no_sync = getenv("RECORD_NO_SYNC");
+    late_sync = getenv("RECORD_LATE_SYNC");
     int fd = syscall(SYS_openat, AT_FDCWD, l, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0) return;
     /* out of the way of the descriptors a program counts or closes by number */
@@ -101,10 +108,33 @@ ssize_t writev(int fd, const struct iovec *v, int c) { ssize_t r = syscall(SYS_w
 ssize_t pwritev(int fd, const struct iovec *v, int c, off_t o) { ssize_t r = syscall(SYS_pwritev, fd, v, c, o, 0); if (log_fd >= 0) wrote(fd, v, c, o, r); return r; }
 ssize_t pwritev64(int fd, const struct iovec *v, int c, off_t o) { return pwritev(fd, v, c, o); }
 
+static int synced(int fd, long call);
+
+struct late { int fd; long call; };
+
+static void *do_late(void *given) {
+    struct late *l = given;
+    usleep(20000);
+    late_sync = 0; /* this thread's look at it comes after the answer; one late sync at a time is enough to fail a test */
+    synced(l->fd, l->call);
+    late_sync = getenv("RECORD_LATE_SYNC");
+    syscall(SYS_close, l->fd);
+    free(l);
+    return 0;
+}
+
 static int synced(int fd, long call) {
     struct stat st;
     char path[PATH_MAX];
     int ours = file_of(fd, &st, path);
+    if (ours && no_sync && strstr(path, no_sync)) return 0;
+    if (ours && late_sync && strstr(path, late_sync)) {
+        struct late *l = malloc(sizeof *l);
+        pthread_t thread;
+        l->fd = syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 900);
+        l->call = call;
+        if (l->fd >= 0 && !pthread_create(&thread, 0, do_late, l)) { pthread_detach(thread); return 0; }
+    }
     if (ours) emit(OP_SYNC_BEGIN, st.st_ino, 0, 0, path, 0, 0, 0, 0);
     int r = syscall(call, fd);
     if (ours && r == 0) emit(OP_SYNC_END, st.st_ino, 0, 0, path, 0, 0, 0, 0);

@@ -69,24 +69,24 @@ class Senders:
             thread.join(60)
 
 
-def delivered(home: Path) -> dict[str, int]:
-    """How often each number lies in the INBOXes of a home, read from the store without the server."""
+def delivered(home: Path, every_mailbox: bool = False) -> dict[str, int]:
+    """How often each number lies in the INBOXes (or all mailboxes) of a home, read from the store without the server."""
     found: dict[str, int] = {}
     directory = Directory(home / "directory")
     reader = Reader(home / "store")
     try:
         for account in directory.list_accounts():
-            mailbox = reader.mailbox(account.number, "INBOX")
-            if mailbox is None:
-                continue
-            selected = reader.select(account.number, mailbox.id)
-            for uid in selected.uids:
-                row = reader.message(account.number, mailbox.id, int(uid))
-                assert row is not None
-                match = _NUMBER.search(reader.blobs.read(row.rope))
-                if match:
-                    number = match[1].decode()
-                    found[number] = found.get(number, 0) + 1
+            for mailbox in reader.mailboxes(account.number):
+                if mailbox.name != "INBOX" and not every_mailbox:
+                    continue
+                selected = reader.select(account.number, mailbox.id)
+                for uid in selected.uids:
+                    row = reader.message(account.number, mailbox.id, int(uid))
+                    assert row is not None
+                    match = _NUMBER.search(reader.blobs.read(row.rope))
+                    if match:
+                        number = match[1].decode()
+                        found[number] = found.get(number, 0) + 1
     finally:
         directory.close()
     return found

@@ -37,6 +37,7 @@ class Policy:
         self._trusted = _networks(config.smtpd.trusted_networks)
         self._xclient = _networks(config.smtpd.xclient_networks)
         self._proxy = _networks(config.smtpd.proxy_networks)
+        self.proxies = bool(self._proxy)
         self._plaintext = config.auth.plaintext
         self.limit_loopback = config.smtpd.limit_loopback
         self.vrfy = config.smtpd.vrfy

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from iems.directory import Authenticator, Directory
 from iems.model import Reply
+from iems.net import proxy
 from iems.net.stream import Server, Stream, serve
 from iems.smtp import replies
 from iems.smtpd import handlers
@@ -38,7 +39,8 @@ class Session(handlers.Session):
 
     __slots__ = ("_paused", "content_until", "deadline", "eof", "stream", "tick", "worker")
 
-    def __init__(self, worker: Worker, sock: socket.socket, listener: str) -> None:
+    def __init__(self, worker: Worker, sock: socket.socket, listener: str, ip: str = "") -> None:
+        """ip: of the client, where a proxy told it."""
         ctx = worker.ctx
         implicit = listener == "submissions"
         self.worker = worker
@@ -47,7 +49,7 @@ class Session(handlers.Session):
         self.content_until = 0.0
         stream = Stream(ctx.loop, sock, self, tls=ctx.tls if implicit else None)
         self.stream = stream
-        peer = worker.policy.peer(stream.peer[0] if stream.peer else "")
+        peer = worker.policy.peer(ip or (stream.peer[0] if stream.peer else ""))
         engine = Engine(worker.settings[listener])
         super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit)
         self.deadline = worker.now + worker.line_timeout_s
@@ -238,13 +240,29 @@ class Worker:
             ctx.count("sessions_refused_total")
             _turn_away(sock, listener)
             return
+        if self.policy.proxies and self.policy.peer(sock.getpeername()[0]).proxy:
+            proxy.Reader(ctx.loop, sock, partial(self._proxied, listener, sock))
+        else:
+            self._begin(listener, sock, "")
+
+    def _proxied(self, listener: str, sock: socket.socket, ip: str | None) -> None:
+        """The header of a proxy came, or did not."""
+        if ip is None or not self._servers:
+            self.ctx.count("sessions_now", -1)
+            sock.close()
+            if ip is None:
+                self.ctx.log.event("proxy-header-missing", listener=listener)
+        else:
+            self._begin(listener, sock, ip)
+
+    def _begin(self, listener: str, sock: socket.socket, ip: str) -> None:
         if not self._ticking:
-            self.now = ctx.loop.time()
-            self._ticking = ctx.loop.call_later(TICK_S, self._turn)
+            self.now = self.ctx.loop.time()
+            self._ticking = self.ctx.loop.call_later(TICK_S, self._turn)
         try:
-            session = Session(self, sock, listener)
+            session = Session(self, sock, listener, ip)
         except Exception:
-            ctx.count("sessions_now", -1)
+            self.ctx.count("sessions_now", -1)
             raise
         self.sessions.add(session)
         self._place(session)

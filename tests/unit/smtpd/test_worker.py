@@ -413,3 +413,32 @@ def test_no_certificate_no_implicit_tls(monkeypatch):
             assert worker.ctx.log.events[0][0] == "error"
 
     asyncio.run(go())
+
+
+def test_proxy_header(monkeypatch, certificate):
+    async def go():
+        async with serving(monkeypatch, tls=certificate, proxy_networks=["127.0.0.0/8"]) as (worker, spool):
+            reader, writer = await client(worker)
+            writer.write(b"PROXY TCP4 203.0.113.9 127.0.0.1 1 25\r\n")
+            assert (await read_reply(reader))[:3] == b"220"
+            assert b"AUTH" not in await say(
+                reader, writer, b"EHLO c"
+            )  # not loopback: no password without TLS
+            await say(reader, writer, b"MAIL FROM:<a@b>")
+            await say(reader, writer, b"RCPT TO:<john@mx.test>")
+            await say(reader, writer, b"DATA")
+            await say(reader, writer, b".")
+            assert spool.messages[0][0].client_ip == "203.0.113.9"
+            writer.close()
+            reader, writer = await client(worker)
+            with contextlib.suppress(ConnectionResetError):
+                assert await say(reader, writer, b"EHLO c") == b""  # no header, no service
+            reader, writer = await client(worker, "submissions")
+            writer.write(b"PROXY UNKNOWN\r\n")
+            await writer.start_tls(ssl._create_unverified_context())
+            assert (await read_reply(reader))[:3] == b"220"
+            writer.close()
+            await asyncio.sleep(0.1)
+            assert worker.ctx.counts["sessions_now"] == len(worker.sessions) == 0
+
+    asyncio.run(go())

@@ -13,11 +13,14 @@ from typing import Any
 import lmdb
 
 from iems.errors import SpoolError
+from iems.janitor.accounts import DeletedAccounts
 from iems.janitor.metrics import serve_metrics
-from iems.spool import Spool, keys, recovery
+from iems.spool import Spool, keys, reclaim, recovery
+from iems.spool.rebuild import rebuild
 
-#: Seconds between rounds nobody asked for.
+#: Seconds between rounds nobody asked for, and between rounds of reclaim.
 ROUND_S = 5.0
+RECLAIM_S = 30.0
 
 
 class Worker:
@@ -30,6 +33,9 @@ class Worker:
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._metrics: list[asyncio.Task[None]] = []
+        self._building: asyncio.Task[None] | None = None
+        self._reclaim_at = 0.0
+        self._accounts = DeletedAccounts(ctx)
 
     async def start(self) -> None:
         """Begin with a first round in the background, so that the ports open at once."""
@@ -73,6 +79,49 @@ class Worker:
             )
             for channel in {key[0] for key, n in self._waiting().items() if n}:
                 self.spool.announce(channel)
+        self.spool.ballast.restore()
+        await self._accounts.round()
+        if index.is_rebuilding():
+            # beside the rounds: workers die while an index is built, too
+            if self._building is None or self._building.done():
+                self._building = asyncio.ensure_future(self._build())
+        elif time.monotonic() >= self._reclaim_at:
+            self._reclaim_at = time.monotonic() + RECLAIM_S
+            await self._reclaim()
+
+    async def _build(self) -> None:
+        begun = time.monotonic()
+        try:
+            found = await rebuild(self.spool)
+        except (SpoolError, OSError, lmdb.Error) as error:
+            self.ctx.log.error("rebuilding the spool's index failed; it goes on in the next round", error)
+            return
+        if found is not None:
+            self.ctx.log.event(
+                "rebuilt",
+                None,
+                segments=found.segments,
+                records=found.records,
+                messages=found.messages,
+                complete=found.complete,
+                damaged=found.damaged,
+                seconds=round(time.monotonic() - begun, 3),
+            )
+
+    async def _reclaim(self) -> None:
+        moved = await reclaim.move_old(self.spool)
+        found = await reclaim.reclaim(self.spool)
+        orphans = reclaim.remove_orphans(self.spool)
+        if found.files or moved.moved or moved.damaged or orphans:
+            self.ctx.log.event(
+                "reclaimed",
+                None,
+                files=found.files,
+                octets=found.octets,
+                moved=moved.moved,
+                damaged=moved.damaged,
+                orphans=orphans,
+            )
 
     def _waiting(self) -> dict[tuple[int, int], int]:
         return {key: n for key, n in self.spool.index.counts().items() if key[1] in (keys.FRESH, keys.RETRY)}
@@ -83,8 +132,11 @@ class Worker:
         self._asked.set()
         for task in self._metrics:
             task.cancel()
+        if self._building is not None:
+            self._building.cancel()  # the next start goes on where it was
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=deadline_s)
             for task in late:
                 task.cancel()
+        self._accounts.close()
         self.spool.close()

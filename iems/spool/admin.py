@@ -1,18 +1,35 @@
-"""The queue for people: counting, listing, holding, releasing, retrying, bouncing, deleting; and the audit.
+"""The queue for people: counting, listing, holding, releasing, retrying, bouncing, deleting.
 
 Called by the command line from a process of its own, with the server running or stopped; acts on the index, and where a fact must
-survive on a record. `path` is a home or its spool folder. Functions raise FileNotFoundError if there is no spool.
+survive the index (a deletion, a bounce) on a record. `path` is a home or its spool folder. Raises FileNotFoundError if there is
+no spool. While the server is stopped, a command that writes takes `run/lock` alone, and an index that can't be trusted is built anew
+first; a started server is only read, or written beside its workers.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
+import time
 import tomllib
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from iems.model import INPUT, Channel
-from iems.spool import keys
-from iems.spool.index import Index
+from msgspec import Struct, field
+
+from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
+from iems.spool import keys, recovery
+from iems.spool.index import Change, Index
+from iems.spool.items import Item, Settlement
+from iems.spool.keys import FRESH, HELD, QUARANTINED, RETRY
+from iems.spool.rebuild import rebuild
+from iems.spool.spool import Spool, SpoolParams
+
+T = TypeVar("T")
 
 STATES = ("ready", "leased", "deferred", "held", "quarantined")
 #: Rows looked at for the age of the oldest, per channel and class.
@@ -55,7 +72,10 @@ def counts(path: Path) -> dict[str, dict[str, Any]]:
 
     INPUT, LOCAL and SMTPC are always there. On a channel on hold everything that waits is held.
     """
-    index = Index(folder(path) / "index", readonly=True)
+    spool = folder(path)
+    if not recovery.usable(spool):
+        raise FileNotFoundError(f"the index in {spool} is built anew at the next start")
+    index = Index(spool / "index", readonly=True)
     try:
         numbers = index.counts()
         found = {}
@@ -79,6 +99,407 @@ def counts(path: Path) -> dict[str, dict[str, Any]]:
         return found
     finally:
         index.close()
+
+
+class Selection(Struct):
+    """Which messages a command is about; all that is given must match, and at least one thing must be given.
+
+    ids: of messages. channel: a queue. sender: the reverse-path. recipient: an address; domain: of a recipient. Text case is ignored.
+    """
+
+    ids: list[bytes] = field(default_factory=list)
+    channel: int | None = None
+    sender: str | None = None
+    recipient: str | None = None
+    domain: str | None = None
+
+    def takes_key(self, id: bytes, channel: int) -> bool:
+        """Whether an item may be meant, as far as its key tells."""
+        return (not self.ids or id in self.ids) and (self.channel is None or self.channel == channel)
+
+    def takes(self, item: Item) -> bool:
+        """Whether the item is meant."""
+        if not self.takes_key(item.id, item.channel):
+            return False
+        if self.sender is not None and item.envelope.reverse_path.lower() != self.sender.strip("<>").lower().encode():
+            return False
+        addresses = [r.address.lower() for r in item.envelope.recipients]
+        if self.recipient is not None and self.recipient.lower().encode() not in addresses:
+            return False
+        return self.domain is None or any(a.endswith(b"@" + self.domain.lower().encode()) for a in addresses)
+
+
+class Found(Struct):
+    """An item in the index. state: one of `STATES`; due_ms: queue time, 0 for a leased one; item None: the row is damaged."""
+
+    key: bytes
+    id: bytes
+    channel: int
+    state: str
+    due_ms: int
+    item: Item | None
+
+
+_STATE = {FRESH: "ready", RETRY: "deferred", HELD: "held", QUARANTINED: "quarantined"}
+
+
+def _find(index: Index, selection: Selection) -> Iterator[Found]:
+    """Items that are meant: those queued, then those leased; read in short transactions."""
+    held = {channel for channel in range(64) if index.channel_held(channel)}
+    for class_, due_ms, item, key in index.queued(selection.takes_key):
+        if item is None or selection.takes(item):
+            state = _STATE.get(class_, "held")
+            if key[0] in held and state != "quarantined":
+                state = "held"
+            yield Found(key, key[18:34], key[0], state, due_ms, item)
+    for key, item in index.leased():
+        if item is not None and selection.takes(item):
+            yield Found(key, item.id, item.channel, "leased", 0, item)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def _time(ns: int) -> str:
+    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_GRAVITY = {state: n for n, state in enumerate(("ready", "deferred", "leased", "held", "quarantined"))}
+
+
+def list_items(path: Path, selection: Selection | None = None, *, limit: int = 0) -> list[dict[str, Any]]:
+    """Messages in the queue, the oldest first, one entry each with all of its recipients that have no outcome yet.
+
+    id, input_channel, reverse_path, size, received, state, reason, recipients[{address, channel, identifier, state, attempts,
+    next_attempt, reply}]. A message's state is the gravest of its recipients'. Times are RFC 3339 in UTC. limit: entries, 0: all.
+    """
+    with looking(path) as index:
+        offset_ns = time.time_ns() - index.clock.now_ms() * 1_000_000
+        found: dict[bytes, dict[str, Any]] = {}
+        backoffs: dict[tuple[int, str], int] = {}
+        for entry in _find(index, selection or Selection()):
+            item = entry.item
+            if item is None:
+                found.setdefault(entry.id, _damaged_entry(entry))
+                continue
+            place = (item.channel, item.destination)
+            if place not in backoffs:
+                known = index.destination(*place) if item.destination else None
+                backoffs[place] = known.backoff_ms if known else 0
+            envelope = item.envelope
+            message = found.get(item.id)
+            if message is None:
+                message = found[item.id] = {
+                    "id": id_text(item.id),
+                    "input_channel": channel_name(envelope.input_channel),
+                    "reverse_path": _text(envelope.reverse_path),
+                    "size": envelope.size,
+                    "received": _time(envelope.received_ns),
+                    "state": entry.state,
+                    "reason": item.reason,
+                    "recipients": [],
+                }
+            elif _GRAVITY[entry.state] > _GRAVITY[message["state"]]:
+                message["state"] = entry.state
+                message["reason"] = item.reason or message["reason"]
+            waits = entry.state in ("ready", "deferred")
+            due_ms = max(entry.due_ms, backoffs[place])
+            message["recipients"] += [
+                {
+                    "address": _text(r.address),
+                    "channel": channel_name(item.channel),
+                    "identifier": item.destination,
+                    "state": entry.state,
+                    "attempts": max(r.attempts, item.attempts),
+                    "next_attempt": _time(due_ms * 1_000_000 + offset_ns) if waits else None,
+                    "reply": f"{r.reply.code} {r.reply.status} {r.reply.text}" if r.reply else None,
+                }
+                for r in envelope.recipients
+            ]
+        entries = sorted(found.values(), key=lambda m: (m["received"] or "", m["id"]))
+        return entries[:limit] if limit else entries
+
+
+def _damaged_entry(entry: Found) -> dict[str, Any]:
+    return {
+        "id": id_text(entry.id),
+        "input_channel": None,
+        "reverse_path": None,
+        "size": None,
+        "received": None,
+        "state": "quarantined",
+        "reason": "its row in the index is damaged",
+        "recipients": [],
+    }
+
+
+def show(path: Path, id: bytes, octets: int = 65536) -> tuple[dict[str, Any], bytes] | None:
+    """(entry as in `list_items`, first octets of the content) of a message, or None if it is not in the queue."""
+    from iems.blobs import Blobs
+
+    entries = list_items(path, Selection(ids=[id]))
+    if not entries:
+        return None
+    spool = folder(path)
+    with looking(path) as index:
+        for found in _find(index, Selection(ids=[id])):
+            if found.item is not None:
+                blobs = Blobs([spool / "segments", spool / "large"], max_open=4)
+                try:
+                    return entries[0], blobs.read_range(found.item.rope, 0, octets)
+                except (FileNotFoundError, EOFError) as error:
+                    return entries[0] | {"reason": str(error)}, b""
+                finally:
+                    blobs.close()
+    return entries[0], b""
+
+
+# --- changing
+
+
+def hold_channel(path: Path, channel: int, hold: bool) -> None:
+    """Put a channel on hold, for what waits and what arrives later; or let it go on."""
+
+    def change(index: Index) -> None:
+        index.hold_channel(channel, hold)
+
+    _with_index(path, change)
+
+
+def hold(path: Path, selection: Selection) -> int:
+    """Nobody takes these items until they are released; how many. Leased and quarantined ones are left alone."""
+    return _reclass(path, selection, ("ready", "deferred"), _hold)
+
+
+def _hold(change: Change, found: Found, item: Item) -> None:
+    item.reason = item.reason or "held by an administrator"
+    change.put(item, HELD, found.due_ms, live=False)
+
+
+def release(path: Path, selection: Selection) -> int:
+    """Held and quarantined items become due at once; how many."""
+    return _reclass(path, selection, ("held", "quarantined"), _release)
+
+
+def _release(change: Change, found: Found, item: Item) -> None:
+    if found.state == "quarantined":
+        item.deaths = -recovery.MAX_DEATHS  # those deaths are forgiven, not the next three
+    item.reason = ""
+    change.put(item, RETRY if item.attempts else FRESH, live=False)
+
+
+def retry(path: Path, selection: Selection) -> int:
+    """Deferred items become due at once, and their destinations are tried again; how many."""
+    return _reclass(path, selection, ("ready", "deferred"), _retry)
+
+
+def _retry(change: Change, found: Found, item: Item) -> None:
+    if item.destination and keys.has_agenda(item.channel):
+        change.destination(item.channel, keys.destination_hash(item.destination), item.destination).backoff_ms = 0
+    change.put(item, RETRY if item.attempts else FRESH, live=False)
+
+
+def _reclass(
+    path: Path, selection: Selection, states: tuple[str, ...], put: Callable[[Change, Found, Item], None]
+) -> int:
+    def work(index: Index) -> int:
+        number = 0
+        chosen: list[Found] = []
+
+        def flush() -> int:
+            done = 0
+            with index.change() as change:
+                for found in chosen:
+                    item = found.item
+                    if item is not None and change.remove(found.key, item, live=False):
+                        put(change, found, item)
+                        done += 1
+            chosen.clear()
+            return done
+
+        for found in list(_find(index, selection)):
+            real = _STATE.get(found.key[1]) if found.state != "leased" else "leased"
+            if real in states and found.item is not None:
+                chosen.append(found)
+                if len(chosen) == 128:
+                    number += flush()
+        return number + flush()
+
+    return _with_index(path, work)
+
+
+def delete(path: Path, selection: Selection) -> int:
+    """Discard these items without telling anybody; how many. What is leased at the moment is left alone."""
+
+    async def work(spool: Spool) -> int:
+        number = 0
+        for items in _leased_by_us(spool, selection):
+            await spool.settle(
+                [Settlement(i, [Result(r, Outcome.DISCARDED) for r in i.envelope.recipients]) for i in items], flush=True
+            )
+            number += len(items)
+        return number
+
+    return _with_spool(path, work)
+
+
+#: What the sender of a bounced message is told.
+BOUNCED = Reply(554, 5, 0, "Returned by the administrator")
+
+
+def bounce(path: Path, selection: Selection, *, hostname: str, postmaster: str) -> int:
+    """Return these items to their senders, with a DSN where the sender asked for none to be left out; how many."""
+    from iems.spool import dsn
+
+    async def work(spool: Spool) -> int:
+        number = 0
+        for items in _leased_by_us(spool, selection):
+            plain: list[Settlement] = []
+            for item in items:
+                results = [Result(_told(r), Outcome.FAILED, BOUNCED) for r in item.envelope.recipients]
+                try:
+                    head = spool.blobs.read_range(item.rope, 0, dsn.HEAD_OCTETS)
+                except (FileNotFoundError, EOFError):
+                    head = b""
+                report = dsn.make(
+                    item,
+                    results,
+                    "failed",
+                    hostname=hostname,
+                    postmaster=postmaster,
+                    content_head=head,
+                    now_ns=time.time_ns(),
+                )
+                settlement = Settlement(item, results)
+                if report is None:
+                    plain.append(settlement)
+                else:
+                    report.settled = [settlement]
+                    await spool.settle([], [report])
+            if plain:
+                await spool.settle(plain, flush=True)
+            number += len(items)
+        return number
+
+    return _with_spool(path, work)
+
+
+def _told(recipient: Recipient) -> Recipient:
+    recipient.reply = BOUNCED
+    return recipient
+
+
+def _leased_by_us(spool: Spool, selection: Selection) -> Iterator[list[Item]]:
+    """Items that are meant, leased to this process in batches."""
+    chosen = [f for f in _find(spool.index, selection) if f.state != "leased" and f.item is not None]
+    for start in range(0, len(chosen), 64):
+        batch = []
+        with spool.index.change() as change:
+            for found in chosen[start : start + 64]:
+                item = found.item
+                if item is not None and change.lease(found.key, item, spool.params.generation, spool.params.slot):
+                    batch.append(item)
+        if batch:
+            yield batch
+
+
+# --- opening the spool of a running or a stopped server
+
+
+@contextmanager
+def _stopped(spool: Path) -> Iterator[bool]:
+    """Whether the server is stopped; while the block runs it stays that way, or a running one can't be replaced."""
+    lock = spool.parent / "run" / "lock"
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def looking(path: Path) -> Iterator[Index]:
+    """The index to read. A stopped server's untrusted index is built anew first."""
+    spool = folder(path)
+    with _stopped(spool) as stopped:
+        if stopped and not recovery.usable(spool):
+            _put_in_order(spool)
+    index = Index(spool / "index", readonly=True)
+    try:
+        yield index
+    finally:
+        index.close()
+
+
+def _put_in_order(spool: Path) -> None:
+    """Do for a stopped server what its start would: nobody else is there to build the index."""
+
+    async def nothing(opened: Spool) -> None:
+        return None
+
+    recovery.prepare(spool)
+    try:
+        _run(spool, nothing, alone=True)
+    finally:
+        recovery.seal(spool)
+
+
+def _with_index(path: Path, work: Callable[[Index], T]) -> T:
+    async def body(spool: Spool) -> T:
+        return work(spool.index)
+
+    return _with_spool(path, body)
+
+
+def _with_spool(path: Path, work: Callable[[Spool], Coroutine[Any, Any, T]]) -> T:
+    spool = folder(path)
+    with _stopped(spool) as stopped:
+        if not stopped:
+            return _run(spool, work, alone=False)
+        recovery.prepare(spool)
+        try:
+            return _run(spool, work, alone=True)
+        finally:
+            recovery.seal(spool)
+
+
+def _run(spool: Path, work: Callable[[Spool], Coroutine[Any, Any, T]], *, alone: bool) -> T:
+    async def body() -> T:
+        opened = Spool.open(
+            SpoolParams(spool, role="admin", slot=recovery.ADMIN_SLOT, generation=os.getpid(), loop=asyncio.get_running_loop())
+        )
+        try:
+            if alone:
+                await rebuild(opened)
+                await recovery.recover(opened, lambda slot, generation: False, {})
+            return await work(opened)
+        finally:
+            opened.close()
+
+    return asyncio.run(body())
+
+
+def audit(path: Path) -> dict[str, int]:
+    """The balance of all mail; see `audit.audit`."""
+    from iems.spool.audit import audit as run
+
+    return run(path)
+
+
+def fsck(path: Path) -> list[dict[str, Any]]:
+    """What can't be read; see `audit.fsck`."""
+    from iems.spool.audit import fsck as run
+
+    return list(run(path))
 
 
 def _oldest_s(index: Index, channel: int) -> float:

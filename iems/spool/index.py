@@ -7,7 +7,7 @@ here may be lost: `recovery.py` builds it again from the segments.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ from iems.spool.keys import (
     encode_item,
     has_agenda,
 )
-from iems.spool.records import Done
 
 MAP_OCTETS = 256 << 30
 #: Entries in one write transaction at most, so that no process waits long for the lock.
@@ -122,6 +121,20 @@ class Index:
         """Put a channel on hold: nothing is taken, later arrivals wait too; or let it go on."""
         self.set_meta(keys.META_HOLD + bytes([channel]), b"1" if hold else None)
 
+    def named(self) -> dict[int, set[int]]:
+        """Segment -> the segments its outcomes are about."""
+        found: dict[int, set[int]] = {}
+        with self.env.begin() as txn:
+            for key in txn.cursor(self.db["names"]).iternext(values=False):
+                blob, named = keys.unpack_pair_key(key)
+                found.setdefault(blob, set()).add(named)
+        return found
+
+    def damages(self) -> dict[tuple[int, int], Damage]:
+        """(blob, offset) -> what could not be read; blob 0: a row of this index."""
+        with self.env.begin() as txn:
+            return {keys.unpack_pair_key(k): keys.decode_damage(v) for k, v in txn.cursor(self.db["damaged"])}
+
     # --- look without changing
 
     def blob_row(self, blob: int) -> BlobRow | None:
@@ -146,8 +159,13 @@ class Index:
         with self.env.begin() as txn:
             return {(k[0], k[1]): int.from_bytes(v, "big") for k, v in txn.cursor(self.db["count"])}
 
-    def queued(self, channels: set[int] | None = None) -> Iterator[tuple[int, int, Item | None, bytes]]:
-        """(class, due, item, key) of everything queued, in transactions of 1,000 rows; a damaged row gives item None."""
+    def queued(
+        self, wanted: Callable[[bytes, int], bool] | None = None
+    ) -> Iterator[tuple[int, int, Item | None, bytes]]:
+        """(class, due, item, key) of what is queued, in transactions of 1,000 rows; a damaged row gives item None.
+
+        wanted: asked with (id, channel) before a row is decoded.
+        """
         start = b""
         while True:
             rows = []
@@ -159,8 +177,8 @@ class Index:
                         if len(rows) == 1000:
                             break
             for key, value in rows:
-                channel, class_, _, due, _, _ = keys.unpack_queue_key(key)
-                if channels is None or channel in channels:
+                channel, class_, _, due, id, _ = keys.unpack_queue_key(key)
+                if wanted is None or wanted(id, channel):
                     try:
                         yield class_, due, decode_item(value), key
                     except DamagedRow:
@@ -216,6 +234,8 @@ class Change:
             items, octets = self._blobs.get(blob) or [0, 0]
             row.live += items
             row.live_octets += octets
+            if row.sealed and not row.sealed_ms:
+                row.sealed_ms = self.now_ms
             if row.live > 0:
                 row.idle_ms = 0
             elif not row.idle_ms:
@@ -228,6 +248,21 @@ class Change:
         for key, destination in self._dests.items():
             txn.put(key, encode(destination), db=dest_db)
         txn.commit()
+
+    def set_meta(self, name: bytes, value: bytes) -> None:
+        """Set a row of the meta table."""
+        self.txn.put(name, value, db=self.db["meta"])
+
+    def drop_blob(self, blob: int) -> None:
+        """Forget a blob whose name is gone, and what it named."""
+        key = blob.to_bytes(8, "big")
+        self.txn.delete(key, db=self.db["blob"])
+        for name in ("names", "damaged"):
+            with self.txn.cursor(self.db[name]) as cursor:
+                cursor.set_range(key)
+                while cursor.key().startswith(key):
+                    cursor.delete()
+        self.index._known_names.clear()
 
     # --- differences
 
@@ -278,12 +313,25 @@ class Change:
         if hashed and class_ < HELD and has_agenda(channel):
             self._announce(channel, hashed, item.destination, due_ms)
 
-    def remove(self, key: bytes, item: Item) -> bool:
-        """Take a queued item out of the queue and out of account; False if it is not there any more."""
+    def remove(self, key: bytes, item: Item, *, live: bool = True) -> bool:
+        """Take a queued item out; False if it is not there any more. live: it lives no longer."""
         if not self.txn.delete(key, db=self._queue):
             return False
         self.count(key[0], key[1], -1)
-        self.live(item, -1)
+        if live:
+            self.live(item, -1)
+        return True
+
+    def lease(self, key: bytes, item: Item, generation: int, slot: int) -> bool:
+        """Lease one queued item, held or not; False if it is not there any more."""
+        value = self.txn.get(key, db=self._queue)
+        if value is None or not self.remove(key, item, live=False):
+            return False
+        item.lease = keys.holder_key(self.index.run, generation, slot) + key[:1] + key[2:10] + key[18:]
+        self.txn.put(item.lease, value, db=self.db["lease"])
+        self.count(item.channel, LEASED, 1)
+        if item.destination and has_agenda(item.channel):
+            self.destination(item.channel, destination_hash(item.destination), item.destination).leased += 1
         return True
 
     def unlease(self, item: Item) -> bool:
@@ -463,6 +511,10 @@ class Change:
             self.count(channel, LEASED, -1)
             self.note_damage(0, int.from_bytes(id[-6:], "big") << 16 | part, 0, id, "lease row")
 
+    def is_leased(self, id: bytes) -> bool:
+        """Whether anybody works on an item of this message."""
+        return any(key[-18:-2] == id for key in self.txn.cursor(self.db["lease"]).iternext(values=False))
+
     # --- settlement
 
     def settle(self, item: Item, results: list[Result], deferred: list[Result]) -> bool:
@@ -502,11 +554,12 @@ class Change:
         with self.txn.cursor(self.db["settled"]) as cursor:
             return bool(cursor.set_range(id) and cursor.key().startswith(id))
 
-    def names(self, blob: int, done: list[Done]) -> None:
-        """Note which segments the outcomes recorded in `blob` are about."""
-        for entry in done:
-            if entry.home != blob:
-                self.name(blob, entry.home)
+    def forget_settled(self, id: bytes) -> None:
+        """Routing was repeated: the remembered outcomes have done their duty."""
+        with self.txn.cursor(self.db["settled"]) as cursor:
+            cursor.set_range(id)
+            while cursor.key().startswith(id):
+                cursor.delete()
 
     def name(self, blob: int, named: int) -> None:
         """Note that `blob` says something about `named` and must stay as long."""

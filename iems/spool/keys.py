@@ -92,8 +92,7 @@ class BlobRow(Struct, array_like=True):
 
     indexed: the index knows the records before this offset. live, live_octets: queue items that need it, and their content there.
     sealed: nobody writes it any more. run, generation, slot, pid: its writer. length: octets when sealed.
-    created_ms, idle_ms: queue time of creation, and since when nothing in it lives (0: something does).
-    moved: its last items were copied elsewhere.
+    created_ms, sealed_ms, idle_ms: queue time of creation, of sealing, and since when nothing in it lives (0: something does).
     """
 
     large: bool = False
@@ -109,7 +108,7 @@ class BlobRow(Struct, array_like=True):
     length: int = 0
     created_ms: int = 0
     idle_ms: int = 0
-    moved: bool = False
+    sealed_ms: int = 0
 
 
 class Damage(Struct, array_like=True):

@@ -51,12 +51,13 @@ class Kind(IntEnum):
     FOOTER = 7  # headers of all records of this sealed segment
 
 
-#: Flag: this record counts only together with the next one of its segment.
+#: Flags: this record counts only together with the next, or the previous, one of its segment.
 CHAINED = 1
+FOLLOWS = 2
 
 
 class Done(Struct, array_like=True):
-    """Outcomes of one item. home, fanout, part, generation are the item's; results: (address, outcome)."""
+    """Outcomes of one item. home, fanout, part, generation are the item's; origin: its input channel; results: (address, outcome)."""
 
     id: bytes
     channel: int
@@ -65,6 +66,7 @@ class Done(Struct, array_like=True):
     fanout: int
     generation: int
     results: list[tuple[bytes, int]]
+    origin: int = 0
 
 
 class MessageHead(Struct, array_like=True):
@@ -76,10 +78,10 @@ class MessageHead(Struct, array_like=True):
 
 
 class MovedHead(Struct, array_like=True):
-    """Payload of MOVED. items: as they stood in the queue, with ropes that begin in this record's content (blob 0 stands for it)."""
+    """Payload of MOVED. items: as they stood in the queue; in their ropes blob 0 is this record's content, `home` is the original's."""
 
     items: list[Item]
-    held: list[int]  # for each item its class in the queue
+    classes: list[int]  # for each item its class in the queue
 
 
 class Ledger(Struct, array_like=True):
@@ -258,6 +260,62 @@ def resync(fd: int, start: int, end: int, nonce: bytes) -> int:
             return end
         at += step
     return end
+
+
+def walk(fd: int, start: int, end: int, nonce: bytes) -> Iterator[Record]:
+    """Records between two offsets by their headers alone; what they hold is not checked, damage is stepped over in silence."""
+    at = start
+    while at + HEAD_OCTETS <= end:
+        record = unpack_head(os.pread(fd, HEAD_OCTETS, at), nonce, at)
+        if record is None or record.end > end:
+            at = resync(fd, at + 8, end, nonce)
+        else:
+            yield record
+            at = record.end
+
+
+def open_records(fd: int) -> tuple[FileHead, int, bool] | None:
+    """(head, end of the records, whether sealed with a footer) of an open segment, or None if its head is damaged."""
+    head = read_file_head(fd)
+    if head is None:
+        return None
+    size = os.fstat(fd).st_size
+    footer = read_footer(fd, size, head.nonce)
+    return (head, footer[0], True) if footer else (head, size, False)
+
+
+class Chains:
+    """Tells which records count, as some do only together. Fed with all of a segment, in order."""
+
+    def __init__(self) -> None:
+        self._open: list[Record] = []
+
+    def feed(self, found: Record | Damaged) -> tuple[list[Record], list[Record]]:
+        """(records that count now, records that are found not to count)."""
+        before, self._open = self._open, []
+        if isinstance(found, Damaged):
+            return [], before
+        if not found.flags & FOLLOWS:
+            if found.flags & CHAINED:
+                self._open = [found]
+                return [], before
+            return [found], before
+        if not before or before[-1].end != found.offset:
+            return [], [*before, found]
+        if found.flags & CHAINED:
+            self._open = [*before, found]
+            return [], []
+        return [*before, found], []
+
+    @property
+    def pending(self) -> bool:
+        """Whether a chain has begun and not ended."""
+        return bool(self._open)
+
+    def end(self) -> list[Record]:
+        """What is left at the end of the segment and does not count."""
+        left, self._open = self._open, []
+        return left
 
 
 def read_footer(fd: int, size: int, nonce: bytes) -> tuple[int, bytes] | None:

@@ -19,12 +19,13 @@ import msgspec
 from msgspec import Struct
 
 from iems.blobs import blob_number, segment_name
-from iems.model import INPUT, Extent
+from iems.model import Extent
 from iems.spool import keys, records
 from iems.spool.clock import boot_ms
 from iems.spool.index import MAP_OCTETS, Change, Index
 from iems.spool.items import Item
 from iems.spool.keys import BlobRow
+from iems.spool.rebuild import message_item
 from iems.spool.records import Done, Kind
 from iems.spool.segments import sync_folder
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Workers that may die over one message before it is quarantined.
 MAX_DEATHS = 3
+#: The slot of leases held by a command line; their generation is its pid.
+ADMIN_SLOT = 0xFFFF
 
 _BOOT = "boot"  # which boot and which file the index belongs to
 _MARK = "clean"  # the index was synced and nothing has written since
@@ -109,6 +112,11 @@ def _trusted(index: Path) -> bool:
         and boot.boot_id == now
         and (boot.device, boot.inode) == (found.st_dev, found.st_ino)
     )
+
+
+def usable(path: Path) -> bool:
+    """Whether a stopped server's index may be read as it is. path: HOME/spool."""
+    return _trusted(path / "index")
 
 
 def _blob_files(path: Path) -> list[Path]:
@@ -244,6 +252,8 @@ async def recover(spool: Spool, alive: Callable[[int, int], bool], blamed: dict[
 
 def _holder_lives(index: Index, key: bytes, alive: Callable[[int, int], bool]) -> bool:
     run, generation, slot, *_ = keys.unpack_lease_key(key)
+    if slot == ADMIN_SLOT:
+        return os.path.exists(f"/proc/{generation}")
     return run == index.run and alive(slot, generation)
 
 
@@ -253,9 +263,12 @@ def _return_lease(change: Change, key: bytes, item: Item | None, blamed: dict[by
         return
     if not change.unlease(item):
         return
-    item.deaths = blamed.get(item.id, item.deaths)
-    if item.deaths >= MAX_DEATHS:
-        item.reason = f"{item.deaths} workers died over it"
+    # a negative count is what an administrator forgave at a release
+    deaths = blamed.get(item.id, 0) + min(item.deaths, 0)
+    if item.deaths >= 0:
+        item.deaths = deaths
+    if deaths >= MAX_DEATHS:
+        item.reason = f"{deaths} workers died over it"
         change.put(item, keys.QUARANTINED, live=False)
         done.quarantined += 1
     else:
@@ -318,41 +331,26 @@ def _sift(fd: int, start: int, end: int, nonce: bytes) -> tuple[list[_Tail], lis
     """
     good: list[_Tail] = []
     void: list[tuple[int, int]] = []
-    chain: list[_Tail] = []
-    chain_start = start
-
-    def drop(first: int, last: int) -> None:
-        if void and void[-1][1] == first:
-            void[-1] = (void[-1][0], last)
-        elif first < last:
-            void.append((first, last))
-
+    chains = records.Chains()
     for found in records.scan(fd, start, end, nonce):
-        if isinstance(found, records.Damaged) or found.kind != Kind.MESSAGE:
-            if chain:
-                drop(chain_start, found.offset)
-                chain = []
-            if isinstance(found, records.Damaged):
-                drop(found.offset, found.end)
-            elif found.kind == Kind.SETTLE:
-                good.append((found, None, records.decode_settle(records.read_payload(fd, found))))
-            elif found.kind in (Kind.CONTENT, Kind.MOVED):
-                drop(found.offset, found.end)
+        counts, broken = chains.feed(found)
+        void += [(record.offset, record.end) for record in broken]
+        if isinstance(found, records.Damaged):
+            void.append((found.offset, found.end))
+        messages = [r for r in counts if r.kind == Kind.MESSAGE]
+        if messages:
+            heads = [records.decode_message(records.read_payload(fd, r)) for r in messages]
+            if any(head.settles for head in heads):
+                good += [(r, head, head.settles) for r, head in zip(messages, heads, strict=True)]
+            else:
+                void += [(r.offset, r.end) for r in messages]
+        for record in counts:
+            if record.kind == Kind.SETTLE:
+                good.append((record, None, records.decode_settle(records.read_payload(fd, record))))
+            elif record.kind in (Kind.CONTENT, Kind.MOVED):
+                void.append((record.offset, record.end))
             # VOID, LEDGER and FOOTER say nothing about the queue, and stay true
-            continue
-        if not chain:
-            chain_start = found.offset
-        message = records.decode_message(records.read_payload(fd, found))
-        chain.append((found, message, message.settles))
-        if found.flags & records.CHAINED:
-            continue
-        if message.settles:
-            good += chain
-        else:
-            drop(chain_start, found.end)
-        chain = []
-    if chain:
-        drop(chain_start, end)
+    void += [(record.offset, record.end) for record in chains.end()]
     return good, void
 
 
@@ -399,20 +397,6 @@ def _enqueue(change: Change, blob: int, record: records.Record, message: records
     for extent in message.rope:
         if isinstance(extent, Extent):
             change.edit_blob(extent.blob, large=True, sealed=True, length=extent.length)
-
-
-def message_item(blob: int, record: records.Record, message: records.MessageHead) -> Item:
-    """The INPUT item of a MESSAGE record."""
-    return Item(
-        record.id,
-        INPUT,
-        "",
-        message.envelope,
-        records.message_rope(blob, record, message),
-        queued_ms=record.queue_ms,
-        home=blob,
-        fanout=len(message.envelope.recipients),
-    )
 
 
 def seal(path: Path, *, map_octets: int = MAP_OCTETS) -> None:

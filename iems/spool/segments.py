@@ -445,11 +445,17 @@ class Writer:
                         post.apply(change)
                     change.edit_blob(segment.blob, indexed=group[-1].end)
             except Exception as error:
-                self.alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}", damaged=is_damage(error))
+                reason = spool_error(error, "the spool's index fails")
+                self.alarm(
+                    "spool_index_fails",
+                    reason=f"{type(error).__name__}: {error}",
+                    damaged=is_damage(error),
+                    full=isinstance(reason, SpoolFull),
+                )
                 segment.failed = True
                 segment.good = min(group[0].offset, segment.committer.flushed)
                 segment.committer.fail(errno.EIO)
-                self._reason = spool_error(error, "the spool's index fails")
+                self._reason = reason
                 return posts[start:]
             for post in group:
                 if not post.flush and post.end > segment.committer.flushed:
@@ -476,7 +482,7 @@ class Writer:
                 segment.failed = True
                 segment.good = segment.committer.flushed
                 self._reason = spool_error(error or errno.EIO)
-            self.alarm("spool_segment_failed", segment=segment_name(segment.blob), good=segment.good, reason=str(self._reason))
+            self.alarm("spool_segment_failed", segment=segment_name(segment.blob), good=segment.good, reason=str(self._reason), full=isinstance(self._reason, SpoolFull))
             if segment is self.current:
                 self.current = None
                 self._retired.append(segment)

@@ -18,11 +18,12 @@ from typing import Any
 from iems.blobs import Blobs
 from iems.errors import SpoolError, SpoolFull
 from iems.model import INPUT, Channel, Extent, Outcome, Result, Rope
+from iems.spool.ballast import Ballast
 from iems.spool.content import LARGE_OCTETS, STAGING_OCTETS, Content, LargeFile, Staging
 from iems.spool.index import MAP_OCTETS, MAX_ENTRIES, Change, Index
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.keys import Destination, destination_hash
-from iems.spool.records import CHAINED, Done, Kind, MessageHead, VoidRange, encode
+from iems.spool.records import CHAINED, FOLLOWS, Done, Kind, MessageHead, VoidRange, encode
 from iems.spool.segments import SEGMENT_OCTETS, SEGMENT_S, Post, Writer, spool_error
 
 #: The role that works on a channel's queue.
@@ -260,6 +261,7 @@ class Spool:
             large_octets=params.large_octets,
             floor=lambda: self.index.last_blob,
         )
+        self.ballast = Ballast(params.path / "ballast", params.ballast_octets)
         self._writer: Writer | None = None
         self._id_ms = self._id = 0
         self._id_steps = os.urandom(4096)
@@ -299,6 +301,12 @@ class Spool:
         return self._writer
 
     def _alarm(self, name: str, **detail: Any) -> None:
+        if detail.get("full") and self.ballast.give_up():
+            detail["ballast"] = "given up"
+        if detail.get("damaged"):
+            from iems.spool import recovery
+
+            recovery.distrust(self.params.path)
         self.params.event(name, **detail)
 
     # --- accepting
@@ -320,7 +328,18 @@ class Spool:
 
     def submit(self, message: Message, done: Callable[[SpoolError | None], Any]) -> None:
         """Make a message durable and queue it; then `done(None)` on the loop, or `done(error)` and nothing of it counts."""
+        if self.ballast.short():
+            self._discard(message)
+            done(SpoolFull("the disk is full"))
+            return
         self._prepare(message, done, self._append_one)
+
+    @staticmethod
+    def _discard(message: Message) -> None:
+        content = message.content
+        for piece in [content] if isinstance(content, Content) else content:
+            if isinstance(piece, Content):
+                piece.discard()
 
     def _append_one(self, post: _MessagePost) -> None:
         settles = []
@@ -499,7 +518,7 @@ class Spool:
                 done += _split(fresh, last.settlements)
             for post in posts:
                 post.done = batch.finish
-                post.flags = CHAINED if post is not last else 0
+                post.flags = (CHAINED if post is not last else 0) | (FOLLOWS if post is not posts[0] else 0)
                 post.seal(done if post is last else [])
             last.chained = posts[:-1]
             last.units += len(last.settlements) + len(posts)
@@ -620,7 +639,18 @@ def _split(settlements: Iterable[Settlement], into: list[tuple[Settlement, list[
                 final.append((result.recipient.address, result.outcome))
         into.append((settlement, deferred))
         if final:
-            done.append(Done(item.id, item.channel, item.part, item.home, item.fanout, item.generation, final))
+            done.append(
+                Done(
+                    item.id,
+                    item.channel,
+                    item.part,
+                    item.home,
+                    item.fanout,
+                    item.generation,
+                    final,
+                    item.envelope.input_channel,
+                )
+            )
     return done
 
 
@@ -653,6 +683,8 @@ def _move(change: Change, item: Item, new: list[Item]) -> None:
         entry.generation = item.generation
         entry.fanout = fanout
         change.put(entry)
+    if again:
+        change.forget_settled(item.id)
 
 
 __all__ = ["ROLES", "Spool", "SpoolFull", "SpoolParams", "spool_error", "spool_path"]

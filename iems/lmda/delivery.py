@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from iems.errors import DirectoryUnavailable
 from iems.message import summarize
-from iems.model import Extent, Outcome, Recipient, Reply, Result, rope_length
+from iems.model import Extent, Outcome, Recipient, Reply, Result
 from iems.spool.items import Item
 from iems.store.wire import Delivered, Delivery
 
@@ -57,10 +57,6 @@ class Work(Struct):
     item: Item
     slots: list[Result | int] = field(default_factory=list)
 
-    def results(self) -> list[Result]:
-        """The results, once all are there."""
-        return [slot for slot in self.slots if isinstance(slot, Result)]
-
 
 def fallback_summary(size: int) -> tuple[bytes, bytes]:
     """ENVELOPE and BODYSTRUCTURE of octets nothing is known about."""
@@ -92,26 +88,34 @@ def summary(content: bytes) -> tuple[tuple[bytes, bytes], Exception | None]:
 
 
 class Planner:
-    """Makes deliveries of items. account: address -> account or None; raises DirectoryUnavailable."""
+    """Makes deliveries of items.
 
-    def __init__(self, account: Callable[[str], Any | None], policy: Policy) -> None:
+    account: address -> account or None; raises DirectoryUnavailable. age_s: how long an item's message has been here.
+    """
+
+    def __init__(
+        self, account: Callable[[str], Any | None], policy: Policy, age_s: Callable[[Item], float]
+    ) -> None:
         self._account = account
         self._policy = policy
+        self._age_s = age_s
 
     def plan(
-        self, item: Item, summary: tuple[bytes, bytes] | None, age_s: float, batch: list[Delivery]
+        self, item: Item, summary: tuple[bytes, bytes] | None, octets: int, batch: list[Delivery]
     ) -> Work:
-        """Append the item's deliveries to `batch`. summary: None if the content can't be read; every recipient waits then."""
+        """Append the item's deliveries to `batch`. summary: None if the content can't be read; every recipient waits then.
+
+        octets: length of the item's rope.
+        """
         work = Work(item)
         envelope = item.envelope
         seen: dict[int, int] = {}
-        octets = rope_length(item.rope)
         for recipient in envelope.recipients:
             slot: Result | int
             if summary is None:
-                slot = self.deferred(recipient, item, CONTENT_GONE, age_s)
+                slot = self.deferred(recipient, item, CONTENT_GONE)
             else:
-                found = self._find(recipient, item, age_s)
+                found = self._find(recipient, item)
                 if isinstance(found, Result):
                     slot = found
                 elif found.number in seen:
@@ -144,37 +148,38 @@ class Planner:
             work.slots.append(slot)
         return work
 
-    def _find(self, recipient: Recipient, item: Item, age_s: float) -> Any:
+    def _find(self, recipient: Recipient, item: Item) -> Any:
         """The account, or a result if there is none to deliver to."""
         try:
             found = self._account(recipient.address.decode("utf-8", "surrogateescape"))
         except DirectoryUnavailable:
-            return self.deferred(recipient, item, DIRECTORY_AWAY, age_s)
+            return self.deferred(recipient, item, DIRECTORY_AWAY)
         if found is None:
             return Result(recipient, Outcome.FAILED, NO_SUCH_MAILBOX)
         if not found.enabled or not found.may_receive:
             return Result(recipient, Outcome.FAILED, DISABLED)
         return found
 
-    def deferred(self, recipient: Recipient, item: Item, reply: Reply, age_s: float) -> Result:
+    def deferred(self, recipient: Recipient, item: Item, reply: Reply) -> Result:
         """Try again later, unless the message has waited its whole life."""
-        if age_s >= self._policy.lifetime_s:
+        if self._age_s(item) >= self._policy.lifetime_s:
             return Result(recipient, Outcome.FAILED, TOO_LONG if reply.subject != 2 else FULL)
         return Result(recipient, Outcome.DEFERRED, reply, delay_s(self._policy, item.attempts))
 
-    def answer(self, work: Work, answers: list[Delivered], age_s: float) -> None:
-        """Fill the results of `work` from the store's answers to its deliveries."""
-        recipients = work.item.envelope.recipients
-        for index, slot in enumerate(work.slots):
-            if isinstance(slot, int):
-                work.slots[index] = self._result(recipients[index], work.item, answers[slot], age_s)
+    def answer(self, work: Work, answers: list[Delivered]) -> list[Result]:
+        """The results of all recipients of `work`, from the store's answers to its deliveries."""
+        item = work.item
+        return [
+            self._result(recipient, item, answers[slot]) if isinstance(slot, int) else slot
+            for recipient, slot in zip(item.envelope.recipients, work.slots, strict=True)
+        ]
 
-    def _result(self, recipient: Recipient, item: Item, answer: Delivered, age_s: float) -> Result:
+    def _result(self, recipient: Recipient, item: Item, answer: Delivered) -> Result:
         status = answer.status
         if status == "ok" or status == "duplicate":
             return Result(recipient, Outcome.DELIVERED, DELIVERED)
         if status == "overquota":
             if self._policy.over_quota == "fail":
                 return Result(recipient, Outcome.FAILED, FULL)
-            return self.deferred(recipient, item, FULL_FOR_NOW, age_s)
-        return self.deferred(recipient, item, LOCAL_FAULT, age_s)
+            return self.deferred(recipient, item, FULL_FOR_NOW)
+        return self.deferred(recipient, item, LOCAL_FAULT)

@@ -73,7 +73,7 @@ class Worker:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="lmda")
         self._reader_blobs = Blobs(self._spool.blobs.folders, max_open=16)
         self._store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
-        self._planner = Planner(self._account, self._policy)
+        self._planner = Planner(self._account, self._policy, self._spool.age_s)
         ctx.on_wake(self._pump_soon)
         self._pump_soon()
 
@@ -157,30 +157,27 @@ class Worker:
         ctx = self._ctx
         batch: list[Delivery] = []
         works: list[Work] = []
-        ages: list[float] = []
         event = ctx.log.event
         for item in items:
             # A message that kills the process while it is read is blamed for it.
             ctx.working_on(item.id)
             event("leased", item.id, channel="LOCAL", attempts=item.attempts)
-            age_s = self._spool.age_s(item)
-            if rope_length(item.rope) > THREAD_OCTETS:
+            octets = rope_length(item.rope)
+            if octets > THREAD_OCTETS:
                 summary, error = await self._loop.run_in_executor(self._reader, _summary, item, self._reader_blobs)
             else:
                 summary, error = _summary(item, self._spool.blobs)
             if error is not None:
                 ctx.log.error("no summary" if summary else "the content can't be read", error, item.id)
-            works.append(self._planner.plan(item, summary, age_s, batch))
-            ages.append(age_s)
+            works.append(self._planner.plan(item, summary, octets, batch))
         ctx.working_on(None)
         try:
             answers = await self._ask(batch)
         except StoreUnavailable as error:
             self._pause("the store is not available", error)
             return False
-        for work, age_s in zip(works, ages, strict=True):
-            self._planner.answer(work, answers, age_s)
-        return await self._settle(works, batch, answers)
+        outcomes = [Settlement(work.item, self._planner.answer(work, answers)) for work in works]
+        return await self._settle(outcomes, batch, answers)
 
     async def _ask(self, batch: list[Delivery]) -> list[Delivered]:
         """Deliver in requests of bounded size; again while the store is busy. Raises StoreUnavailable."""
@@ -196,11 +193,10 @@ class Worker:
                     await asyncio.sleep(pause)
         return answers
 
-    async def _settle(self, works: list[Work], batch: list[Delivery], answers: list[Delivered]) -> bool:
+    async def _settle(self, outcomes: list[Settlement], batch: list[Delivery], answers: list[Delivered]) -> bool:
         settlements: list[Settlement] = []
         messages: list[Message] = []
-        for work in works:
-            settlement = Settlement(work.item, work.results())
+        for settlement in outcomes:
             notices = self._notices(settlement)
             if notices:
                 messages += notices
@@ -211,7 +207,7 @@ class Worker:
         except SpoolError as error:
             self._pause("outcomes can't be recorded", error)
             return False
-        self._tell(works, batch, answers, len(messages))
+        self._tell(outcomes, len(messages))
         # What failed and what was deferred has no dedup row: nothing to forget.
         self._settled += [
             (delivery.origin, delivery.account)
@@ -257,14 +253,14 @@ class Worker:
         message.settled = [settlement]
         return [message]
 
-    def _tell(self, works: list[Work], batch: list[Delivery], answers: list[Delivered], notices: int) -> None:
+    def _tell(self, outcomes: list[Settlement], notices: int) -> None:
         """Log and count what became of every recipient."""
         ctx = self._ctx
         event = ctx.log.event
         delivered = deferred = failed = 0
-        for work in works:
-            item = work.item
-            for result in work.results():
+        for settlement in outcomes:
+            item = settlement.item
+            for result in settlement.results:
                 recipient = result.recipient.address
                 outcome = result.outcome
                 if outcome == Outcome.DELIVERED:

@@ -42,21 +42,20 @@ def item(*addresses: bytes, attempts: int = 0) -> Item:
     return Item(b"i" * 16, Channel.LOCAL, "", envelope, [b"Received: x\r\n", Extent(5, 64, 1000)], attempts)
 
 
-def planner(**policy: Any) -> Planner:
-    return Planner(look_up, Policy(**policy))
+def planner(age_s: float = 0, **policy: Any) -> Planner:
+    return Planner(look_up, Policy(**policy), lambda item: age_s)
 
 
 def test_each_recipient_gets_his_own_lines_and_one_copy() -> None:
     batch: list[Delivery] = []
-    work = planner().plan(item(b"a@x", b"alias-of-a@x", b"b@x", b"no@x", b"off@x", b"closed@x", b"away@x"), SUMMARY, 0, batch)
+    work = planner().plan(item(b"a@x", b"alias-of-a@x", b"b@x", b"no@x", b"off@x", b"closed@x", b"away@x"), SUMMARY, 1013, batch)
     assert [(d.account, d.partition, d.quota_octets, d.origin) for d in batch] == [
         (1, 0, None, b"i" * 16), (2, 3, 1000, b"i" * 16),
     ]
     lines = b"Return-Path: <from@y>\r\nDelivered-To: b@x\r\n"
     assert batch[1].rope == [lines, b"Received: x\r\n", Extent(5, 64, 1000)]
     assert batch[1].size == len(lines) + 13 + 1000 and batch[1].internaldate_s == 1_700_000_000
-    planner().answer(work, [Delivered("ok", 1, 1), Delivered("duplicate", 1, 1)], 0)
-    results = work.results()
+    results = planner().answer(work, [Delivered("ok", 1, 1), Delivered("duplicate", 1, 1)])
     assert [r.outcome for r in results] == [Outcome.DELIVERED] * 3 + [Outcome.FAILED] * 3 + [Outcome.DEFERRED]
     assert [r.reply.status for r in results if r.reply][3:] == ["5.1.1", "5.2.1", "5.2.1", "4.3.0"]
     assert [r.recipient.address for r in results] == [r.address for r in work.item.envelope.recipients]
@@ -71,23 +70,21 @@ def test_each_recipient_gets_his_own_lines_and_one_copy() -> None:
     ],
 )
 def test_full_mailbox(policy: str, age_s: float, outcome: Outcome, status: str) -> None:
-    plan = planner(over_quota=policy)
+    plan = planner(age_s, over_quota=policy)
     batch: list[Delivery] = []
-    work = plan.plan(item(b"b@x"), SUMMARY, age_s, batch)
-    plan.answer(work, [Delivered("overquota")], age_s)
-    [result] = work.results()
+    work = plan.plan(item(b"b@x"), SUMMARY, 1013, batch)
+    [result] = plan.answer(work, [Delivered("overquota")])
     assert result.reply and (result.outcome, result.reply.status) == (outcome, status)
 
 
 def test_faults_of_ours_are_tried_again_until_the_message_is_too_old() -> None:
-    plan = planner()
     for age_s, outcome in ((10, Outcome.DEFERRED), (432_000, Outcome.FAILED)):
+        plan = planner(age_s)
         batch: list[Delivery] = []
-        unreadable = plan.plan(item(b"a@x"), None, age_s, batch)
-        assert not batch and unreadable.results()[0].outcome == outcome
-        work = plan.plan(item(b"a@x", attempts=3), SUMMARY, age_s, batch)
-        plan.answer(work, [Delivered("error", text="x")], age_s)
-        [result] = work.results()
+        unreadable = plan.answer(plan.plan(item(b"a@x"), None, 1013, batch), [])
+        assert not batch and unreadable[0].outcome == outcome
+        work = plan.plan(item(b"a@x", attempts=3), SUMMARY, 1013, batch)
+        [result] = plan.answer(work, [Delivered("error", text="x")])
         assert result.outcome == outcome
         if outcome == Outcome.DEFERRED:
             assert result.next_attempt_s == 480

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import ssl
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from msgspec import Struct
@@ -88,13 +89,38 @@ def stuffed(content: bytes, dot_free: bool) -> bytes:
     return stuffer.feed(content) + stuffer.finish()
 
 
+def is_text(chunks: Iterator[bytes]) -> bool:
+    """Whether content said to be binary could go by DATA all the same: CRLF line ends of at most 998 octets, no NUL.
+
+    chunks: the content in pieces of at least 1,000 octets (but for the last).
+    """
+    rest = b""
+    for chunk in chunks:
+        piece = rest + chunk
+        if b"\0" in piece:
+            return False
+        if piece.endswith(b"\r"):  # its LF may come with the next
+            piece, held = piece[:-1], b"\r"
+        else:
+            held = b""
+        lines = piece.split(b"\r\n")
+        if any(len(line) > 998 or b"\r" in line or b"\n" in line for line in lines):
+            return False
+        rest = lines[-1] + held
+    return b"\r" not in rest
+
+
 class Content(Struct):
-    """What a transaction sends. data: the whole of it, made fit for DATA, if it is short; else it is read from the rope."""
+    """What a transaction sends. data: the whole of it, made fit for DATA, if it is short; else it is read from the rope.
+
+    binary: it goes by BDAT, as it is.
+    """
 
     rope: Rope
     size: int
     dot_free: bool
     data: bytes | None = None
+    binary: bool = False
 
 
 class Owner(Protocol):
@@ -315,10 +341,11 @@ class Session:
                 engine.begin(following)
         content: Content = transaction.owner.content
         if content.data is not None:
+            before = engine.take_output()
             engine.content_sent()
-            self.stream.send(content.data + engine.take_output())
+            self.stream.send(b"".join((before, content.data, engine.take_output())))
             content.data = None
-        elif content.dot_free:
+        elif content.dot_free or content.binary:
             self._send_file(content)
         else:
             self._pumping = _Pumping(content)
@@ -326,7 +353,7 @@ class Session:
             self._pump()
 
     def _send_file(self, content: Content) -> None:
-        """Long content without a dot at a line's start, straight from the files it lies in."""
+        """Long content without a dot at a line's start, or by BDAT, straight from the files it lies in."""
         stream = self.stream
         try:
             pieces = self._blobs.slices(content.rope, 0, content.size)
@@ -335,12 +362,13 @@ class Session:
             self._unreadable(fault)
             return
         stream.cork()
+        stream.send(self.engine.take_output())
         for piece in pieces:
             if isinstance(piece, bytes):
                 stream.send(piece)
             else:
                 stream.send_file(*piece)
-        if end != b"\r\n":
+        if end != b"\r\n" and not content.binary:
             stream.send(b"\r\n")
         self.engine.content_sent()
         stream.send(self.engine.take_output())
@@ -456,6 +484,7 @@ _WAITS: Final[dict[Wait | None, str]] = {
     Wait.STARTTLS: "the reply to STARTTLS",
     Wait.MAIL: "the reply to MAIL",
     Wait.RCPT: "the reply to RCPT",
+    Wait.LAST_RCPT: "the reply to RCPT",
     Wait.DATA: "the reply to DATA",
     Wait.END: "the reply to the final dot",
     Wait.EMPTY: "the reply to the final dot",
@@ -470,7 +499,7 @@ def _seconds(timeouts: Timeouts, waiting: Wait) -> float:
             return timeouts.greeting_s
         case Wait.EHLO | Wait.HELO | Wait.STARTTLS:
             return timeouts.helo_s
-        case Wait.RCPT:
+        case Wait.RCPT | Wait.LAST_RCPT:
             return timeouts.rcpt_s
         case Wait.DATA:
             return timeouts.data_s

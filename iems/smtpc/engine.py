@@ -7,7 +7,8 @@
 
 With PIPELINING (RFC 2920) MAIL, all RCPT and DATA go out together, and those of the next message ride behind the final dot of
 the one before ("the actual transfer of message content is explicitly allowed to be the first command in a group"): one
-packet each way a message. Extensions used when offered: SIZE, 8BITMIME, SMTPUTF8, DSN, STARTTLS, LIMITS (RFC 9422).
+packet each way a message. Extensions used when offered: SIZE, 8BITMIME, SMTPUTF8, DSN, STARTTLS, LIMITS (RFC 9422), and
+BINARYMIME with CHUNKING for what can't go otherwise.
 
 8BITMIME: a message in 8 bits goes as it is to a host that does not offer the extension, as almost every host takes it; it is
 neither bounced nor converted (docs/rfc.md). What needs SMTPUTF8 and does not get it is refused with 5.6.7.
@@ -48,10 +49,11 @@ class Wait(IntEnum):
     EMPTY = 8  # a dot after a 354 that no recipient was accepted for
     RSET = 9
     QUIT = 10
+    LAST_RCPT = 11  # of a transaction by BDAT, where no DATA follows
 
 
 # Members by short names: a look-up of a global is cheaper than one in an enum, and these are on the path of every reply.
-_MAIL, _RCPT, _DATA, _END = Wait.MAIL, Wait.RCPT, Wait.DATA, Wait.END
+_MAIL, _RCPT, _DATA, _END, _LAST_RCPT = Wait.MAIL, Wait.RCPT, Wait.DATA, Wait.END, Wait.LAST_RCPT
 
 
 class What(IntEnum):
@@ -89,7 +91,8 @@ class Transaction:
     """One message for up to `MAX_RECIPIENTS` recipients over one connection.
 
     replies: one per recipient, None while open. reply: what ended the whole of it (the reply to MAIL, DATA or the
-    final dot), with `refused_at` saying which. owner: whatever the caller wants to find again.
+    final dot), with `refused_at` saying which. owner: whatever the caller wants to find again. binary: the content goes
+    as it is by BDAT (RFC 3030), to a host whose `extensions.binary` is set.
     """
 
     __slots__ = (
@@ -97,6 +100,7 @@ class Transaction:
         "_commands",
         "_mail_ok",
         "_sent",
+        "binary",
         "envelope",
         "owner",
         "recipients",
@@ -107,7 +111,10 @@ class Transaction:
         "stage",
     )
 
-    def __init__(self, envelope: Envelope, recipients: Sequence[Recipient], size: int, owner: Any = None) -> None:
+    def __init__(
+        self, envelope: Envelope, recipients: Sequence[Recipient], size: int, owner: Any = None, *, binary: bool = False
+    ) -> None:
+        self.binary = binary
         self.envelope = envelope
         self.recipients = recipients
         self.size = size
@@ -128,7 +135,7 @@ class Transaction:
 
 
 class Extensions(Struct, frozen=True):
-    """What the peer offered in its reply to EHLO. size: 0 if it states no limit."""
+    """What the peer offered in its reply to EHLO. size: 0 if it states no limit. binary: BINARYMIME with CHUNKING."""
 
     pipelining: bool = False
     size: int | None = None
@@ -136,6 +143,7 @@ class Extensions(Struct, frozen=True):
     smtputf8: bool = False
     dsn: bool = False
     starttls: bool = False
+    binary: bool = False
     rcpt_max: int = MAX_RECIPIENTS
     mail_max: int = 0
 
@@ -145,7 +153,6 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _UNSAFE = re.compile(rb"[\x00-\x1f\x7f]")
 _XTEXT = re.compile(rb"[!-~]{1,500}\Z")
 _NOTIFY = ((Notify.NEVER, b"NEVER"), (Notify.SUCCESS, b"SUCCESS"), (Notify.FAILURE, b"FAILURE"), (Notify.DELAY, b"DELAY"))
-_BODY = (b"", b" BODY=8BITMIME", b"")
 _RET = (b"", b" RET=FULL", b" RET=HDRS")
 
 TOO_BIG = Reply(552, 3, 4, "message is larger than the remote host takes")
@@ -177,10 +184,12 @@ def parse_reply(lines: Sequence[bytes]) -> Reply:
 def parse_extensions(lines: Sequence[bytes]) -> Extensions:
     """The extensions in the lines of a reply to EHLO."""
     found: dict[str, Any] = {}
+    words_seen = set()
     for line in lines[1:]:
         words = line[4:].decode("ascii", "replace").upper().split()
         if not words:
             continue
+        words_seen.add(words[0])
         match words[0]:
             case "PIPELINING":
                 found["pipelining"] = True
@@ -199,6 +208,7 @@ def parse_extensions(lines: Sequence[bytes]) -> Extensions:
                     name, _, number = word.partition("=")
                     if name in ("RCPTMAX", "MAILMAX") and number.isdigit() and 0 < int(number[:6]) <= 100_000:
                         found["rcpt_max" if name == "RCPTMAX" else "mail_max"] = int(number[:6])
+    found["binary"] = {"BINARYMIME", "CHUNKING"} <= words_seen
     limit = found.get("rcpt_max", MAX_RECIPIENTS)
     found["rcpt_max"] = min(limit, MAX_RECIPIENTS)
     return Extensions(**found)
@@ -264,10 +274,12 @@ class Engine:
         self._go_on()
 
     def content_sent(self) -> None:
-        """The content of the current transaction, ending with CRLF, is sent or queued: the dot comes next in the output."""
+        """The content of the current transaction is sent or queued. By DATA it ended with CRLF, and the dot comes next in the
+        output; by BDAT its command was in the output before CONTENT came, and nothing follows."""
         transaction = self._current
         assert transaction is not None and transaction.stage is _CONTENT
-        self._out.append(b".\r\n")
+        if not transaction.binary:
+            self._out.append(b".\r\n")
         transaction.stage = _DOT
         self._expected.append((_END, transaction, 0))
         self._current = None
@@ -362,7 +374,7 @@ class Engine:
             self._nonsense()
             return
         wait, transaction, place = self._expected[0]
-        if code == 421 and wait in (Wait.MAIL, Wait.RCPT, Wait.DATA):
+        if code == 421 and wait in (_MAIL, _RCPT, _DATA, _LAST_RCPT):
             # The host goes, not the recipient: nothing of this transaction is decided, it stays unfinished.
             assert transaction is not None
             transaction.replies = [None] * len(transaction.recipients)
@@ -388,12 +400,14 @@ class Engine:
                 transaction.refused_at = _MAIL
             if not self._pipelining:
                 self._next_command(transaction)
-        elif wait is _RCPT:
+        elif wait is _RCPT or wait is _LAST_RCPT:
             if code < 300:
                 transaction._accepted.append(place)
             else:
                 transaction.replies[place] = parse_reply(lines)
-            if not self._pipelining:
+            if wait is _LAST_RCPT:
+                self._chunk(transaction)
+            elif not self._pipelining:
                 self._next_command(transaction)
         else:  # EMPTY
             self._done(transaction)
@@ -460,6 +474,16 @@ class Engine:
         self._reset_first = transaction._mail_ok
         self._done(transaction)
 
+    def _chunk(self, transaction: Transaction) -> None:
+        """All recipients are named: the content as one chunk, if anybody is to get it."""
+        if transaction._mail_ok and transaction._accepted:
+            self._out.append(b"BDAT %d LAST\r\n" % transaction.size)
+            transaction.stage = _CONTENT
+            self._events.append(Event(What.CONTENT, transaction))
+        else:
+            self._reset_first = transaction._mail_ok
+            self._done(transaction)
+
     def _done(self, transaction: Transaction) -> None:
         """Give every recipient that is still open the reply that ended the transaction."""
         transaction.stage = _DONE
@@ -519,14 +543,16 @@ class Engine:
             refusal = BAD_SENDER
         elif not path.isascii() and not offers.smtputf8:
             refusal = NEEDS_UTF8
-        elif envelope.body == 2:
+        elif transaction.binary and not offers.binary:
             refusal = NEEDS_BINARY
         elif offers.size is not None:
             if 0 < offers.size < transaction.size:
                 refusal = TOO_BIG
             params = b" SIZE=%d" % transaction.size
-        if envelope.body and offers.eightbit:
-            params += _BODY[envelope.body]
+        if transaction.binary:
+            params += b" BODY=BINARYMIME"
+        elif envelope.body and offers.eightbit:
+            params += b" BODY=8BITMIME"
         if envelope.smtputf8 and offers.smtputf8:
             params += b" SMTPUTF8"
         if offers.dsn:
@@ -563,9 +589,13 @@ class Engine:
         mail = b"MAIL FROM:<%b>%b\r\n" % (path, params)
         expected.append((_MAIL, transaction, 0))
         if self._pipelining:
-            out.append(b"%b%bDATA\r\n" % (mail, commands[0] if len(commands) == 1 else b"".join(commands)))
+            last = b"" if transaction.binary else b"DATA\r\n"
+            out.append(b"%b%b%b" % (mail, commands[0] if len(commands) == 1 else b"".join(commands), last))
             expected.extend([(_RCPT, transaction, place) for place in sent])
-            expected.append((_DATA, transaction, 0))
+            if transaction.binary:
+                expected[-1] = (_LAST_RCPT, transaction, sent[-1])
+            else:
+                expected.append((_DATA, transaction, 0))
         else:
             out.append(mail)
             transaction._commands.extend(zip(sent, commands, strict=True))
@@ -585,11 +615,10 @@ class Engine:
         elif todo:
             place, line = todo.popleft()
             self._say(line, Wait.RCPT, transaction, place)
-        elif transaction._accepted:
-            self._say(b"DATA\r\n", Wait.DATA, transaction)
+        elif transaction.binary or not transaction._accepted:
+            self._chunk(transaction)
         else:
-            self._reset_first = True
-            self._done(transaction)
+            self._say(b"DATA\r\n", Wait.DATA, transaction)
 
 
 def _dsn_params(recipient: Recipient) -> bytes:

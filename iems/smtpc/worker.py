@@ -24,12 +24,14 @@ from iems.net.resolver import Resolver
 from iems.smtpc import engine
 from iems.smtpc.backoff import Policy, decide
 from iems.smtpc.connections import (
+    CHUNK_OCTETS,
     INLINE_OCTETS,
     Content,
     Session,
     Timeouts,
     client_tls,
     connect,
+    is_text,
     read_range,
     stuffed,
 )
@@ -513,8 +515,11 @@ class Worker:
             envelope = item.envelope
             self._ctx.working_on(item.id)
             try:
-                content = self._content(work)
-                if envelope.smtputf8 and not extensions.smtputf8 and not self._plain_header(work, content):
+                content = self._content(work, extensions.binary)
+                if content.binary and not extensions.binary:
+                    self._answer(work, work.remaining, engine.NEEDS_BINARY)
+                    work.remaining = []
+                elif envelope.smtputf8 and not extensions.smtputf8 and not self._plain_header(work, content):
                     self._answer(work, work.remaining, engine.NEEDS_UTF8)
                     work.remaining = []
             except (OSError, EOFError) as fault:
@@ -530,21 +535,31 @@ class Worker:
             recipients = work.remaining[: extensions.rcpt_max]
             work.remaining = work.remaining[extensions.rcpt_max :]
             work.open += 1
-            return Transaction(envelope, recipients, work.size, work)
+            return Transaction(envelope, recipients, work.size, work, binary=content.binary)
         return None
 
-    def _content(self, work: Work) -> Content:
+    def _content(self, work: Work, binary_offered: bool) -> Content:
         """What to send. Raises OSError, EOFError."""
         item = work.item
+        blobs = self._spool.blobs
         dot_free = item.envelope.dot_free
+        binary = False
+        if item.envelope.body == 2:
+            # Some clients call everything binary: what is text in truth can go to any host.
+            dot_free = False
+            binary = binary_offered or not is_text(
+                blobs.read_range(item.rope, start, CHUNK_OCTETS) for start in range(0, work.size, CHUNK_OCTETS)
+            )
         data = None
         if work.size <= INLINE_OCTETS:
-            data = stuffed(self._spool.blobs.read(item.rope), dot_free)
+            data = blobs.read(item.rope)
+            if not binary:
+                data = stuffed(data, dot_free)
         else:
             for piece in item.rope:
                 if isinstance(piece, Extent):
-                    self._spool.blobs.fd(piece.blob)  # is it there? Before anything is said to the remote host
-        return Content(item.rope, work.size, dot_free, data)
+                    blobs.fd(piece.blob)  # is it there? Before anything is said to the remote host
+        return Content(item.rope, work.size, dot_free, data, binary)
 
     def _plain_header(self, work: Work, content: Content) -> bool:
         """Whether the header is ASCII, so that the message needs no SMTPUTF8 but for an address (RFC 6531 3.1)."""

@@ -149,6 +149,13 @@ class SmtpServer:
                         code = await answer("END", content, f"250 2.0.0 queued as {len(self.messages)}")
                         if 200 <= code < 300:
                             self.messages.append((mail, rcpt, content))
+                case "BDAT":
+                    words = line.split()
+                    content = await reader.readexactly(int(words[1]))
+                    mail, rcpt, connection.mail, connection.rcpt = connection.mail, connection.rcpt, b"", []
+                    code = await answer("END", content, f"250 2.0.0 queued as {len(self.messages)}" if rcpt else "503 no")
+                    if 200 <= code < 300:
+                        self.messages.append((mail, rcpt, content))
                 case "QUIT":
                     await answer(verb, line, "221 bye")
                     return

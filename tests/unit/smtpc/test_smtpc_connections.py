@@ -328,6 +328,15 @@ def test_stuffing_does_not_depend_on_where_the_content_is_cut():
         assert [line[1:] if line.startswith(b".") else line for line in lines] == plain
 
 
+def test_text_is_told_from_binary_wherever_it_is_cut():
+    cases = {b"": True, b"a\r\nb": True, b"a\nb": False, b"a\rb": False, b"\0": False, b"x" * 998 + b"\r\n": True,
+             b"x" * 999: False, b"a\r": False, b"\r\r\n": False, b"\n": False, b"ab\r\n" * 500: True}
+    for content, expected in cases.items():
+        for step in (1, 2, 3, 7, 1000):
+            pieces = (content[at : at + step] for at in range(0, len(content), step))
+            assert connections.is_text(pieces) == expected, (content, step)
+
+
 def test_no_connection():
     async def main():
         with pytest.raises(OSError):

@@ -22,9 +22,9 @@ FULL = b"220 hi\r\n", b"250-mx\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-8BITMIM
 BARE = b"220 hi\r\n", b"250 mx\r\n"
 
 
-def transaction(*addresses, size=100, reverse_path=b"ann@example.test", **envelope):
+def transaction(*addresses, size=100, reverse_path=b"ann@example.test", binary=False, **envelope):
     recipients = [a if isinstance(a, Recipient) else Recipient(a) for a in addresses or (b"bob@example.net",)]
-    return Transaction(Envelope(Channel.SMTPD, reverse_path, recipients, 0, **envelope), recipients, size)
+    return Transaction(Envelope(Channel.SMTPD, reverse_path, recipients, 0, **envelope), recipients, size, binary=binary)
 
 
 class Play:
@@ -245,7 +245,7 @@ def test_what_the_host_can_not_take_is_not_sent():
     assert refused(FULL, size=1001) == ([module.TOO_BIG], b"")
     assert refused(BARE, reverse_path="я@example.test".encode(), smtputf8=True) == ([module.NEEDS_UTF8], b"")
     assert refused(BARE, "я@x.net".encode(), smtputf8=True) == ([module.NEEDS_UTF8], b"")
-    assert refused(FULL, body=2) == ([module.NEEDS_BINARY], b"")
+    assert refused(FULL, body=2, binary=True) == ([module.NEEDS_BINARY], b"")
     replies, out = refused(BARE, "я@x.net".encode(), b"b@x.net", smtputf8=True)
     assert replies == [module.NEEDS_UTF8, None] and out == b"MAIL FROM:<ann@example.test>\r\n"
     _, out = refused(FULL, "я@x.net".encode(), smtputf8=True)
@@ -266,6 +266,33 @@ def test_the_one_that_can_not_be_sent_does_not_hold_up_the_next():
     play.engine.content_sent()
     assert b"c@x.net" in play.engine.take_output()
     assert two.replies == [module.TOO_BIG] and two.stage == Stage.DONE
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_binary_content_goes_by_bdat(pipelining):
+    offer = b"250-mx\r\n250-CHUNKING\r\n250 BINARYMIME\r\n"
+    play = Play(b"220 x\r\n", offer.replace(b"\r\n", b"\r\n250-PIPELINING\r\n", 1) if pipelining else offer)
+    engine = play.engine
+    one, two, three = (transaction(b"a@x.net", b"b@x.net", size=n, body=2, binary=n < 3) for n in (1, 2, 3))
+    for item in (one, two, three):
+        engine.begin(item)
+    play.take()
+    # one of two recipients refused
+    said = engine.take_output()
+    said += play.say(b"250 ok\r\n") + play.say(b"550 no\r\n") + play.say(b"250 ok\r\n")
+    assert said == (
+        b"MAIL FROM:<ann@example.test> BODY=BINARYMIME\r\nRCPT TO:<a@x.net>\r\nRCPT TO:<b@x.net>\r\nBDAT 1 LAST\r\n")
+    assert play.take() == [What.CONTENT]
+    engine.content_sent()
+    said = engine.take_output() + play.say(b"250 queued\r\n")
+    assert play.take() == [What.DONE] and [r.code for r in one.replies] == [550, 250]
+    # both refused: no content, and the next message starts afresh
+    said += play.say(b"250 ok\r\n") + play.say(b"550 no\r\n") + play.say(b"550 no\r\n")
+    assert b"BDAT" not in said and play.take() == [What.DONE] and said.count(b"RSET\r\n") == 1
+    assert [r.code for r in two.replies] == [550, 550]
+    # text in truth: by DATA
+    said += play.say(b"250 reset\r\n") + play.say(b"250 ok\r\n") + play.say(b"250 ok\r\n") + play.say(b"250 ok\r\n")
+    assert said.endswith(b"DATA\r\n") and said.count(b"BODY=BINARYMIME") == 1
 
 
 def test_quit():

@@ -552,6 +552,24 @@ def test_smtputf8(tmp_path):
     assert {what for what, _ in run(tmp_path / "2", scenario, SmtpServer()).values()} == {"relayed"}
 
 
+def test_binary_content(tmp_path):
+    binary = b"Subject: b\r\n\r\n" + bytes(range(256)) * 400 + b"\n.\n"
+
+    async def scenario(bench, server):
+        await bench.queue(b"text@x.test", body=2, content=b"Subject: t\r\n\r\n.text\r\n")
+        await bench.queue(b"small@x.test", body=2, content=binary[:2000])
+        await bench.queue(b"big@x.test", body=2, content=binary)
+        await bench.settled(3)
+        return {e[2]: (e[0], e[3]["reply"][:9]) for e in bench.outcomes()}, {m[2] for m in server.messages}
+
+    outcomes, sent = run(tmp_path / "1", scenario, SmtpServer(extensions=("PIPELINING", "CHUNKING", "BINARYMIME")))
+    assert {what for what, _ in outcomes.values()} == {"relayed"}
+    assert sent == {b"Subject: t\r\n\r\n.text\r\n", binary[:2000], binary}
+    outcomes, sent = run(tmp_path / "2", scenario, SmtpServer())
+    assert outcomes[b"text@x.test"][0] == "relayed" and sent == {b"Subject: t\r\n\r\n..text\r\n"}
+    assert outcomes[b"small@x.test"] == outcomes[b"big@x.test"] == ("failed", "554 5.6.3")
+
+
 def test_content_that_is_gone_waits(tmp_path):
     async def scenario(bench, server):
         await bench.stop()

@@ -275,10 +275,10 @@ class Board:
         self.map[at : at + ROW] = bytes(ROW)
         self.map[_PARKED_AT + slot] = 0
 
-    def counter(self, slot: int, name: str) -> int:
-        """One counter of one slot."""
-        at = self.row_at(slot) + COUNTERS_AT + 8 * COUNTER_INDEX[name]
-        return int(struct.unpack_from("<q", self.map, at)[0])
+    def worked(self, slot: int) -> int:
+        """How much the worker in the slot has done: the sum of its counters, wake-ups left out."""
+        own = struct.unpack_from(f"<{len(COUNTERS)}q", self.map, self.row_at(slot) + COUNTERS_AT)
+        return int(sum(own)) - int(own[COUNTER_INDEX["wakeups_total"]])
 
     # --- roles
 

@@ -414,26 +414,37 @@ class Supervisor:
         gc.collect()
         gc.freeze()  # what exists now is never touched by a child's collector: its pages stay shared
         while True:
-            self.read_board()
-            actions = decide(time.monotonic_ns(), self.farm, self.policy)
-            until_ns = time.monotonic_ns() + SECOND
-            for action in actions:
-                if isinstance(action, Spawn):
-                    self.spawn(action)
-                elif isinstance(action, Retire):
-                    self.retire(action)
-                elif isinstance(action, Kill):
-                    self.kill(action)
-                elif isinstance(action, Wait):
-                    until_ns = action.until_ns
-            if self.farm.stop_ns and not any(pool.members for pool in self.farm.pools):
-                break
-            self.report_ready()
-            self.wait(until_ns)
+            try:
+                if self.turn():
+                    break
+            except Exception as exc:
+                # The workers serve on without us; a master that gives up would end them all.
+                traceback.print_exc()
+                self.log.error("master", exc)
+                self.wait(time.monotonic_ns() + SECOND)
         self.short_lived("seal")
         self.log.event("stopped", pid=os.getpid())
         self.log.close()
         return 0
+
+    def turn(self) -> bool:
+        """Looks, decides, acts, sleeps; True when the last worker has left after a stop."""
+        self.read_board()
+        until_ns = time.monotonic_ns() + SECOND
+        for action in decide(time.monotonic_ns(), self.farm, self.policy):
+            if isinstance(action, Spawn):
+                self.spawn(action)
+            elif isinstance(action, Retire):
+                self.retire(action)
+            elif isinstance(action, Kill):
+                self.kill(action)
+            elif isinstance(action, Wait):
+                until_ns = action.until_ns
+        if self.farm.stop_ns and not any(pool.members for pool in self.farm.pools):
+            return True
+        self.report_ready()
+        self.wait(until_ns)
+        return False
 
     def wait(self, until_ns: int) -> None:
         """Sleeps until something happens; then acts on signals and deaths."""
@@ -664,7 +675,7 @@ class Supervisor:
         """Takes a dead worker off the board; True if its death was not asked for."""
         row = self.board.row(member.slot)
         if row is not None:
-            member.jobs = row.jobs + self.board.counter(member.slot, "sessions_total")
+            member.jobs = row.jobs + self.board.worked(member.slot)
             member.state = row.state
         # A worker asked to leave before it had set its handlers dies of the asking.
         left = code in (0, -signal.SIGTERM, -signal.SIGUSR1)

@@ -192,8 +192,7 @@ class Worker:
         self.data_timeout_s = config.smtpd.data_timeout_s
         self.content_deadline_s = config.smtpd.content_deadline_s
         self.max_sessions = config.smtpd.max_sessions
-        # A descriptor above this number means that they run out (the kernel gives the lowest free one).
-        self.last_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
+        self.last_descriptor = _last_descriptor()
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
         self.authenticator = Authenticator(self.directory, threads=config.auth.threads)
@@ -337,6 +336,14 @@ class Worker:
             session.stream.abort()
         self.authenticator.close()
         self.spool.close()
+
+
+def _last_descriptor() -> int:
+    """The number of a descriptor from which on they run out: the kernel gives the lowest free one."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 30
+    return soft - min(SPARE_DESCRIPTORS, soft // 4)
 
 
 def _turn_away(sock: socket.socket, listener: str) -> None:

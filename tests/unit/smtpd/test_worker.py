@@ -442,3 +442,10 @@ def test_proxy_header(monkeypatch, certificate):
             assert worker.ctx.counts["sessions_now"] == len(worker.sessions) == 0
 
     asyncio.run(go())
+
+
+def test_descriptors_without_a_limit(monkeypatch):
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (module.resource.RLIM_INFINITY,) * 2)
+    assert module._last_descriptor() > 1_000_000
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (128, 128))
+    assert module._last_descriptor() == 96

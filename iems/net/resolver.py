@@ -36,6 +36,8 @@ NEGATIVE_S: Final = 3_600.0
 FAILURE_S: Final = 5.0
 #: Octets of a UDP answer we announce (DNS flag day 2020: no fragments).
 UDP_OCTETS: Final = 1232
+#: Queries under way at once; each has a socket.
+MAX_ASKING: Final = 512
 #: Aliases followed for one name.
 MAX_ALIASES: Final = 8
 #: Mail exchangers of one domain that are looked at.
@@ -140,6 +142,7 @@ class Resolver:
         self._rng = rng or random.SystemRandom()
         self._cache: OrderedDict[tuple[str, str], tuple[float, Answer | None]] = OrderedDict()
         self._asking: dict[tuple[str, str], asyncio.Task[Answer]] = {}
+        self._room = asyncio.Semaphore(MAX_ASKING)
         self.queries = 0
 
     # ---------------------------------------------------------------- questions
@@ -251,7 +254,7 @@ class Resolver:
             server = self._servers[attempt % len(self._servers)]
             self.queries += 1
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with self._room, asyncio.timeout(self._timeout_s):
                     reply = await _over_udp(server, wire, query)
                     if reply.flags & dns.flags.TC:
                         reply = await _over_tcp(server, wire, query)
@@ -300,7 +303,12 @@ def _read(reply: dns.message.Message, name: str, kind: str) -> tuple[Answer, str
     soa = next((rrset for rrset in reply.authority if rrset.rdtype == dns.rdatatype.SOA), None)
     # RFC 2308 5: the lesser of the SOA's own TTL and its minimum field; without SOA not to be kept.
     ttl_s = min(ttl_s, NEGATIVE_S, soa.ttl, soa[0].minimum) if soa is not None else 0.0
-    if exists and soa is None and not reply.answer and any(r.rdtype == dns.rdatatype.NS for r in reply.authority):
+    if (
+        exists
+        and soa is None
+        and not reply.answer
+        and any(r.rdtype == dns.rdatatype.NS for r in reply.authority)
+    ):
         raise DnsFailure(f"{name} {kind}: a referral, not an answer")
     if exists and soa is None and end != name:
         return Answer((), True, name, ttl_s, secure), end  # an alias whose target was not looked up
@@ -345,7 +353,9 @@ def _family(host: str) -> socket.AddressFamily:
 
 async def _over_udp(server: tuple[str, int], wire: bytes, query: dns.message.Message) -> dns.message.Message:
     loop = asyncio.get_running_loop()
-    with socket.socket(_family(server[0]), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
+    with socket.socket(
+        _family(server[0]), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    ) as sock:
         sock.connect(server)  # the kernel then drops what comes from elsewhere
         sock.send(wire)
         while True:

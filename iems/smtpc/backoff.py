@@ -32,7 +32,9 @@ def delay_s(policy: Policy, attempts: int) -> float:
     return min(policy.retry_s * 2.0 ** min(attempts - 1, 64), max(policy.retry_max_s, policy.retry_s))
 
 
-def decide(policy: Policy, attempts: int, age_s: float, *, notice_due: bool, not_before_s: float = 0.0) -> Decision:
+def decide(
+    policy: Policy, attempts: int, age_s: float, *, notice_due: bool, not_before_s: float = 0.0
+) -> Decision:
     """What follows from one more failed try.
 
     attempts: tries made, this one included. age_s: of the message. notice_due: some recipient's sender wants to hear of a delay

@@ -200,7 +200,12 @@ class Session:
         """Whether no further message should go over this connection."""
         limit = self.engine.extensions.mail_max
         count = self.engine.transactions
-        return count >= self._max_messages or bool(limit and count >= limit) or self.engine.sent_quit or self._gone
+        return (
+            count >= self._max_messages
+            or bool(limit and count >= limit)
+            or self.engine.sent_quit
+            or self._gone
+        )
 
     def go_on(self) -> None:
         """Ask the owner for work, as something may have come."""
@@ -234,7 +239,9 @@ class Session:
             self._pending_out = 0
             self._arm()
         waiting = self.engine.waiting
-        if now_s >= self._deadline_s and (waiting is not None or self._handshaking or self._pumping is not None or pending):
+        if now_s >= self._deadline_s and (
+            waiting is not None or self._handshaking or self._pumping is not None or pending
+        ):
             what = "TLS handshake" if self._handshaking else _WAITS.get(waiting, "content to be taken")
             if self._handshaking:
                 self.tls_failed = True
@@ -526,13 +533,12 @@ def client_tls() -> ssl.SSLContext:
     return context
 
 
-async def connect(loop: asyncio.AbstractEventLoop, host: Host, timeout_s: float) -> socket.socket:
-    """A connected, non-blocking socket. Raises OSError (TimeoutError among them)."""
+async def connect(loop: asyncio.AbstractEventLoop, host: Host) -> socket.socket:
+    """A connected, non-blocking socket. Raises OSError; the caller sets a limit."""
     family = socket.AF_INET6 if ":" in host.address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        async with asyncio.timeout(timeout_s):
-            await loop.sock_connect(sock, (host.address, host.port))
+        await loop.sock_connect(sock, (host.address, host.port))
     except BaseException:
         with contextlib.suppress(OSError):
             sock.close()

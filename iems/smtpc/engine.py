@@ -112,7 +112,13 @@ class Transaction:
     )
 
     def __init__(
-        self, envelope: Envelope, recipients: Sequence[Recipient], size: int, owner: Any = None, *, binary: bool = False
+        self,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        size: int,
+        owner: Any = None,
+        *,
+        binary: bool = False,
     ) -> None:
         self.binary = binary
         self.envelope = envelope
@@ -152,7 +158,12 @@ _STATUS = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: +|$)")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _UNSAFE = re.compile(rb"[\x00-\x1f\x7f]")
 _XTEXT = re.compile(rb"[!-~]{1,500}\Z")
-_NOTIFY = ((Notify.NEVER, b"NEVER"), (Notify.SUCCESS, b"SUCCESS"), (Notify.FAILURE, b"FAILURE"), (Notify.DELAY, b"DELAY"))
+_NOTIFY = (
+    (Notify.NEVER, b"NEVER"),
+    (Notify.SUCCESS, b"SUCCESS"),
+    (Notify.FAILURE, b"FAILURE"),
+    (Notify.DELAY, b"DELAY"),
+)
 _RET = (b"", b" RET=FULL", b" RET=HDRS")
 
 TOO_BIG = Reply(552, 3, 4, "message is larger than the remote host takes")
@@ -194,7 +205,9 @@ def parse_extensions(lines: Sequence[bytes]) -> Extensions:
             case "PIPELINING":
                 found["pipelining"] = True
             case "SIZE":
-                found["size"] = int(words[1]) if len(words) > 1 and words[1].isdigit() and len(words[1]) <= 20 else 0
+                found["size"] = (
+                    int(words[1]) if len(words) > 1 and words[1].isdigit() and len(words[1]) <= 20 else 0
+                )
             case "8BITMIME":
                 found["eightbit"] = True
             case "SMTPUTF8":
@@ -251,7 +264,9 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether a transaction may begin and none is under way."""
-        return self.ready and not self.closed and not self._expected and self._current is None and not self._todo
+        return (
+            self.ready and not self.closed and not self._expected and self._current is None and not self._todo
+        )
 
     @property
     def can_follow(self) -> bool:
@@ -331,7 +346,13 @@ class Engine:
             if not lines or self.closed:
                 return NEED_DATA
             line = lines.popleft()
-            if line.startswith(b"250 ") and self._pipelining and expected and not self._partial and len(line) < MAX_LINE:
+            if (
+                line.startswith(b"250 ")
+                and self._pipelining
+                and expected
+                and not self._partial
+                and len(line) < MAX_LINE
+            ):
                 # What nearly every reply of a pipelined transaction is, without a detour.
                 wait, transaction, place = expected[0]
                 if wait is _RCPT:
@@ -571,7 +592,9 @@ class Engine:
             elif not (offers.smtputf8 and envelope.smtputf8) and not address.isascii():
                 transaction.replies[place] = NEEDS_UTF8
             else:
-                options = _dsn_params(recipient) if offers.dsn and (recipient.notify or recipient.orcpt) else b""
+                options = (
+                    _dsn_params(recipient) if offers.dsn and (recipient.notify or recipient.orcpt) else b""
+                )
                 commands.append(b"RCPT TO:<%b>%b\r\n" % (address, options))
                 sent.append(place)
         transaction._sent = sent

@@ -139,7 +139,11 @@ def listening_addresses(bind: Iterable[str]) -> Callable[[str], bool]:
             return True
         import psutil
 
-        return any(address == known.address.partition("%")[0] for nic in psutil.net_if_addrs().values() for known in nic)
+        return any(
+            address == known.address.partition("%")[0]
+            for nic in psutil.net_if_addrs().values()
+            for known in nic
+        )
 
     return local
 
@@ -284,7 +288,10 @@ class Router:
         if implicit:
             return Route((), NO_ADDRESS)
         # The domain wants mail, but its exchangers have no address: a slip that gets mended, so mail waits.
-        return Route((), Reply(451, 4, 4, f"no address for any mail host ({', '.join(host[1] for host in shuffled[:3])})"))
+        return Route(
+            (),
+            Reply(451, 4, 4, f"no address for any mail host ({', '.join(host[1] for host in shuffled[:3])})"),
+        )
 
 
 def _alternate(hosts: list[Host]) -> list[Host]:

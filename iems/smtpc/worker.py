@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,6 +60,8 @@ BAD_HOST_S: Final = 60.0
 DEAD_S: Final = 300.0
 #: Items that fall due (or are pushed by hand) while their destination counts as dead may try it this often.
 PROBE_S: Final = 5.0
+#: How long a host may take to accept a connection while others wait for the place.
+PATIENCE_S: Final = 2.0
 #: Where a domain's mail goes is looked up again after this time at the latest (the resolver minds the TTL).
 ROUTE_S: Final = 60.0
 #: A host whose TLS handshake failed is spoken to in the clear for this long.
@@ -73,7 +75,14 @@ UNKNOWN_END = Reply(451, 4, 2, "connection lost after the content was sent; the 
 #: Replies the engine makes itself: no remote host said so.
 _OWN_REPLIES: Final = {
     id(reply)
-    for reply in (engine.TOO_BIG, engine.NEEDS_UTF8, engine.NEEDS_BINARY, engine.BAD_SENDER, engine.BAD_RECIPIENT, engine.NONSENSE)
+    for reply in (
+        engine.TOO_BIG,
+        engine.NEEDS_UTF8,
+        engine.NEEDS_BINARY,
+        engine.BAD_SENDER,
+        engine.BAD_RECIPIENT,
+        engine.NONSENSE,
+    )
 }
 
 
@@ -83,7 +92,18 @@ class Work:
     remote: recipient's address -> host that gave the reply. silent: recipients relayed to a host without DSN (RFC 3461 5.2.2).
     """
 
-    __slots__ = ("content", "destination", "item", "open", "remaining", "remote", "results", "silent", "size", "tries")
+    __slots__ = (
+        "content",
+        "destination",
+        "item",
+        "open",
+        "remaining",
+        "remote",
+        "results",
+        "silent",
+        "size",
+        "tries",
+    )
 
     def __init__(self, item: Item, destination: Destination) -> None:
         self.item = item
@@ -114,6 +134,7 @@ class Destination:
         "ready",
         "route",
         "route_until_s",
+        "routing",
         "sessions",
         "window",
     )
@@ -126,6 +147,7 @@ class Destination:
         self.sessions: set[Session] = set()
         self.idle: list[Session] = []
         self.opening = 0
+        self.routing = False
         self.window = FIRST_WINDOW
         self.failures = 0
         self.failed_s = 0.0
@@ -140,7 +162,9 @@ class Done:
 
     __slots__ = ("kinds", "settlement", "work")
 
-    def __init__(self, work: Work, settlement: Settlement, kinds: list[tuple[dsn.Kind, list[Result]]]) -> None:
+    def __init__(
+        self, work: Work, settlement: Settlement, kinds: list[tuple[dsn.Kind, list[Result]]]
+    ) -> None:
         self.work = work
         self.settlement = settlement
         self.kinds = kinds
@@ -152,7 +176,12 @@ def classify(reply: Reply, refused_at: Wait | None, temporary_554: bool) -> Outc
         return Outcome.RELAYED
     if reply.code < 500:
         return Outcome.DEFERRED
-    if reply.code == 554 and temporary_554 and refused_at in (Wait.DATA, Wait.END) and id(reply) not in _OWN_REPLIES:
+    if (
+        reply.code == 554
+        and temporary_554
+        and refused_at in (Wait.DATA, Wait.END)
+        and id(reply) not in _OWN_REPLIES
+    ):
         return Outcome.DEFERRED
     return Outcome.FAILED
 
@@ -201,6 +230,7 @@ class Worker:
         self._told: list[Done] = []
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._opening: set[asyncio.Task[None]] = set()
+        self._dialling: dict[asyncio.Timeout, float] = {}  # connections not made yet, and since when
         self._timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._scheduled = False
@@ -294,6 +324,7 @@ class Worker:
             destination.dead_reply is not None
             and now_s < destination.dead_until_s
             and not destination.opening
+            and not destination.routing
             and not (item.attempts and now_s - destination.failed_s >= PROBE_S)
         ):
             self._give_up(work, destination.dead_reply, destination.dead_until_s - now_s)
@@ -309,7 +340,9 @@ class Worker:
             if isinstance(piece, Extent):
                 with contextlib.suppress(OSError):
                     fd = self._spool.blobs.fd(piece.blob)
-                    os.posix_fadvise(fd, piece.offset, min(piece.length, INLINE_OCTETS), os.POSIX_FADV_WILLNEED)
+                    os.posix_fadvise(
+                        fd, piece.offset, min(piece.length, INLINE_OCTETS), os.POSIX_FADV_WILLNEED
+                    )
 
     # ---------------------------------------------------------------- sessions
 
@@ -322,19 +355,23 @@ class Worker:
             session.go_on()
         limit = self._config.max_per_host
         while destination.ready and not self._over:
+            route = destination.route
+            if route is None or self._loop.time() >= destination.route_until_s:
+                if not destination.routing:
+                    destination.routing = True
+                    self._start(self._find(destination))
+                return
             want = min(int(destination.window), 1 + len(destination.ready) // 4, limit)
             if len(destination.sessions) + destination.opening >= want:
                 return
-            if destination.route is not None and self._reuse(destination, destination.route):
+            if self._reuse(destination, route):
                 continue
             if len(self._sessions) + self._connecting >= self._config.max_connections and not self._evict():
                 self._waiting[destination.key] = destination
                 return
             destination.opening += 1
             self._connecting += 1
-            task = self._loop.create_task(self._open(destination))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._start(self._open(destination, route))
 
     def _reuse(self, destination: Destination, route: Route) -> bool:
         """Take over an idle session to one of the best hosts."""
@@ -368,7 +405,11 @@ class Worker:
 
     def _evict(self) -> bool:
         """End the session that has rested longest, to make room for one that is needed."""
-        oldest = min((s for resting in self._idle.values() for s in resting), key=lambda s: s.resting_since_s, default=None)
+        oldest = min(
+            (s for resting in self._idle.values() for s in resting),
+            key=lambda s: s.resting_since_s,
+            default=None,
+        )
         if oldest is None:
             return False
         self._part(oldest)
@@ -385,11 +426,32 @@ class Worker:
                 destination.idle.remove(session)
         self._unrest(session)
 
-    async def _open(self, destination: Destination) -> None:
-        """Connect to one of the destination's hosts, in order."""
-        certain = False
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _find(self, destination: Destination) -> None:
+        """Look up where a destination's mail goes. Takes no place among the connections: DNS may be slow."""
         try:
-            reply, certain = await self._connect(destination)
+            route = await self._router.find(destination.name, destination.direct)
+        except Exception as error:
+            self._ctx.log.error("no route could be found", error)
+            route = Route((), OUR_FAULT)
+        finally:
+            destination.routing = False
+        if route.reply is not None:
+            self._failed(destination, route.reply, not route.reply.transient)
+            return
+        destination.route = route
+        destination.route_until_s = self._loop.time() + ROUTE_S
+        self._drive(destination)
+
+    async def _open(self, destination: Destination, route: Route) -> None:
+        """Connect to one of the destination's hosts, in order."""
+        reply: Reply | None
+        try:
+            reply = await self._connect(destination, route)
         except Exception as error:
             self._ctx.log.error("a connection could not be opened", error)
             reply = OUR_FAULT
@@ -397,42 +459,31 @@ class Worker:
             destination.opening -= 1
             self._connecting -= 1
         if reply is not None:
-            self._failed(destination, reply, certain)
+            self._failed(destination, reply, False)
         self._drive(destination)
         self._let_wait_go()
 
-    async def _route(self, destination: Destination) -> Route:
+    async def _connect(self, destination: Destination, route: Route) -> Reply | None:
+        """None when a session works on the destination, or nothing is left to do; else why there is none."""
         now_s = self._loop.time()
-        if destination.route is None or now_s >= destination.route_until_s:
-            destination.route = await self._router.find(destination.name, destination.direct)
-            # A definite "no" is worth keeping as long; an unsure one the dead destination remembers.
-            destination.route_until_s = now_s + (0 if destination.route.reply is not None else ROUTE_S)
-        return destination.route
-
-    async def _connect(self, destination: Destination) -> tuple[Reply | None, bool]:
-        """(None, _) when a session works on the destination, else why there is none and whether that is final."""
-        route = await self._route(destination)
-        if route.reply is not None:
-            return route.reply, not route.reply.transient
-        now_s = self._loop.time()
-        hosts = [host for host in route.hosts if self._bad.get((host.address, host.port), 0.0) <= now_s] or list(route.hosts)
+        hosts = [
+            host for host in route.hosts if self._bad.get((host.address, host.port), 0.0) <= now_s
+        ] or list(route.hosts)
         last = OUR_FAULT
         for host in hosts:
-            if not destination.ready or self._over:
-                return None, False
-            if self._reuse(destination, Route((host,))):
-                return None, False
+            if not destination.ready or self._over or self._reuse(destination, Route((host,))):
+                return None
             session, reply = await self._greet(host)
             if session is not None:
                 self._bad.pop((host.address, host.port), None)
                 destination.failures = 0
                 destination.dead_reply = None
                 self._adopt(destination, session)
-                return None, False
+                return None
             assert reply is not None
             last = reply
             self._bad[host.address, host.port] = self._loop.time() + BAD_HOST_S
-        return last, False
+        return last
 
     async def _greet(self, host: Host) -> tuple[Session | None, Reply | None]:
         """A session that is ready, or why there is none. In the clear if the TLS handshake fails: it is opportunistic."""
@@ -440,7 +491,12 @@ class Worker:
         tls = None if self._no_tls.get(where, 0.0) > self._loop.time() else self._tls
         while True:
             try:
-                sock = await connect(self._loop, host, self._timeouts.connect_s)
+                async with asyncio.timeout(self._timeouts.connect_s) as limit:
+                    self._dialling[limit] = self._loop.time()
+                    try:
+                        sock = await connect(self._loop, host)
+                    finally:
+                        del self._dialling[limit]
             except TimeoutError:
                 return None, Reply(451, 4, 1, f"connect to {host}: timed out")
             except OSError as error:
@@ -497,7 +553,9 @@ class Worker:
 
     def _let_wait_go(self) -> None:
         """Connections may have become free."""
-        while self._waiting and (len(self._sessions) + self._connecting < self._config.max_connections or self._idle):
+        while self._waiting and (
+            len(self._sessions) + self._connecting < self._config.max_connections or self._idle
+        ):
             _, destination = self._waiting.popitem()
             self._drive(destination)
             if destination.key in self._waiting:
@@ -548,7 +606,8 @@ class Worker:
             # Some clients call everything binary: what is text in truth can go to any host.
             dot_free = False
             binary = binary_offered or not is_text(
-                blobs.read_range(item.rope, start, CHUNK_OCTETS) for start in range(0, work.size, CHUNK_OCTETS)
+                blobs.read_range(item.rope, start, CHUNK_OCTETS)
+                for start in range(0, work.size, CHUNK_OCTETS)
             )
         data = None
         if work.size <= INLINE_OCTETS:
@@ -639,7 +698,9 @@ class Worker:
                     if known is None:
                         work.results.append(Result(recipient, Outcome.DEFERRED, UNKNOWN_END))
                     else:
-                        work.results.append(Result(recipient, classify(known, None, self._config.temporary_554), known))
+                        work.results.append(
+                            Result(recipient, classify(known, None, self._config.temporary_554), known)
+                        )
                         work.remote[recipient.address] = host
                 self._ctx.log.event("duplicate-possible", work.item.id, host=host, reply=_said(reply))
                 self._go_on(work)
@@ -701,7 +762,14 @@ class Worker:
                 event("relayed", item.id, address, host=host, reply=said)
             elif result.outcome == Outcome.DEFERRED:
                 deferred += 1
-                event("deferred", item.id, address, host=host, reply=said, next_attempt_s=round(result.next_attempt_s, 3))
+                event(
+                    "deferred",
+                    item.id,
+                    address,
+                    host=host,
+                    reply=said,
+                    next_attempt_s=round(result.next_attempt_s, 3),
+                )
             else:
                 failed += 1
                 event("failed", item.id, address, host=host, reply=said)
@@ -722,7 +790,9 @@ class Worker:
             if delayed:
                 kinds.append(("delayed", delayed))
             if work.silent:
-                kinds.append(("relayed", [result for result in results if result.recipient.address in work.silent]))
+                kinds.append(
+                    ("relayed", [result for result in results if result.recipient.address in work.silent])
+                )
         work.content = None
         done = Done(work, Settlement(item, results), kinds)
         if kinds:
@@ -735,11 +805,17 @@ class Worker:
     def _decide(self, work: Work, not_before_s: float) -> Any:
         item = work.item
         notice_due = bool(item.envelope.reverse_path) and any(
-            result.outcome == Outcome.DEFERRED and not result.recipient.delay_noticed and dsn.wanted(result.recipient, "delayed")
+            result.outcome == Outcome.DEFERRED
+            and not result.recipient.delay_noticed
+            and dsn.wanted(result.recipient, "delayed")
             for result in work.results
         )
         return decide(
-            self._policy, item.attempts + 1, self._spool.age_s(item), notice_due=notice_due, not_before_s=not_before_s
+            self._policy,
+            item.attempts + 1,
+            self._spool.age_s(item),
+            notice_due=notice_due,
+            not_before_s=not_before_s,
         )
 
     def _settle_soon(self, lane: str) -> None:
@@ -854,17 +930,24 @@ class Worker:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         for session in list(self._sessions):
             session.tick(now_s)
+        if self._waiting:
+            # Others wait for a place: hosts that don't answer at all have had theirs long enough.
+            for limit, since_s in self._dialling.items():
+                if now_s - since_s >= PATIENCE_S and not limit.expired():
+                    limit.reschedule(now_s)
         idle_s = 0.0 if self._stopped else self._config.idle_s
-        for session in [s for resting in self._idle.values() for s in resting if now_s - s.resting_since_s >= idle_s]:
+        for session in [
+            s for resting in self._idle.values() for s in resting if now_s - s.resting_since_s >= idle_s
+        ]:
             self._part(session)
             session.quit()
         for table in (self._bad, self._no_tls):
             for where in [where for where, until_s in table.items() if until_s <= now_s]:
                 del table[where]
         for destination in list(self._destinations.values()):
-            if not (destination.ready or destination.sessions or destination.idle or destination.opening) and (
-                destination.dead_until_s <= now_s and destination.route_until_s <= now_s
-            ):
+            if not (
+                destination.ready or destination.sessions or destination.idle or destination.opening
+            ) and (destination.dead_until_s <= now_s and destination.route_until_s <= now_s):
                 del self._destinations[destination.key]
         self._ctx.gauge("sessions_now", len(self._sessions))
 

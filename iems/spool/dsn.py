@@ -196,7 +196,9 @@ def compose(
         status.insert(0, field("Original-Envelope-Id", clean(unxtext(parent.envid))))
     for result in told:
         status.append(b"\r\n")
-        status += _recipient_fields(result, kind, remote.get(result.recipient.address, ""), field, retry_until_ns)
+        status += _recipient_fields(
+            result, kind, remote.get(result.recipient.address, ""), field, retry_until_ns
+        )
 
     text = octets(people)
     report = b"".join(status)
@@ -345,7 +347,9 @@ def _people(
         lines.append(f"  <{_cut(clean(result.recipient.address))}>")
         if result.reply is not None and kind in ("failed", "delayed"):
             host = remote.get(result.recipient.address, "")
-            lines.append(f"    {clean(host)} said: {_cut(_said(result))}" if host else f"    {_cut(_said(result))}")
+            lines.append(
+                f"    {clean(host)} said: {_cut(_said(result))}" if host else f"    {_cut(_said(result))}"
+            )
     if len(told) > SHOWN:
         lines.append(f"  and {len(told) - SHOWN} more, named in the next part")
     lines += [

@@ -74,7 +74,7 @@ class Bench:
         loop = asyncio.get_running_loop()
         host = Host("localhost", "127.0.0.1", self.server.port)
         self.owner = Owner(transactions)
-        sock = await connect(loop, host, 5)
+        sock = await connect(loop, host)
         self.session = Session(
             loop, sock, host, self.owner, helo=b"me.test", timeouts=timeouts, blobs=self.blobs, tls=tls, **options)
         return await asyncio.wait_for(self.session.opened, 10)
@@ -340,6 +340,6 @@ def test_text_is_told_from_binary_wherever_it_is_cut():
 def test_no_connection():
     async def main():
         with pytest.raises(OSError):
-            await connect(asyncio.get_running_loop(), Host("x", "127.0.0.1", 1), 5)
+            await connect(asyncio.get_running_loop(), Host("x", "127.0.0.1", 1))
 
     asyncio.run(main())

@@ -36,11 +36,12 @@ def _number(text: bytes) -> int:
     return int(text)
 
 
-def positions(ranges: Ranges, count: int) -> Sequence[int]:
+def positions(ranges: Ranges, count: int, strict: bool = True) -> Sequence[int]:
     """The positions that message sequence numbers stand for, ascending and each once.
 
-    count: messages in the mailbox. Raises `Bad` for a number beyond it (RFC 9051 6.4.4); `*` and `1:*` in an
-    empty mailbox are nothing rather than an error, because clients ask before they look.
+    count: messages in the mailbox. Raises `Bad` for a number beyond it (RFC 9051 6.4.4), unless `strict` is off: SEARCH
+    just finds nothing there. `*` and `1:*` in an empty mailbox are nothing rather than an error, because clients ask
+    before they look.
     """
     spans = []
     for low, high in ranges:
@@ -51,7 +52,11 @@ def positions(ranges: Ranges, count: int) -> Sequence[int]:
         if low > high:
             low, high = high, low
         if not 1 <= low <= high <= count:
-            raise Bad("Message sequence number beyond the mailbox")
+            if strict:
+                raise Bad("Message sequence number beyond the mailbox")
+            high = min(high, count)
+            if not 1 <= low <= high:
+                continue
         spans.append((low - 1, high))
     return _union(spans)
 

@@ -109,6 +109,7 @@ class Source:
         self._row = row
         self._content: bytes | None = None
         self._header: bytes | None = None
+        self.searchable: Any = None  # kept by SEARCH for its further keys
 
     async def in_thread(self, function: Callable[..., Any], content: bytes, *more: Any) -> Any:
         """`function(content, *more)`, in a thread if that may take long."""

@@ -119,7 +119,7 @@ class Limits(Struct, frozen=True):
 
     line: int = 64 * 1024
     command: int = 256 * 1024
-    login_command: int = 8 * 1024
+    login_command: int = 64 * 1024
     content: int = 104_857_600
     bad: int = 20
     login_bad: int = 5

@@ -391,9 +391,12 @@ class Session:
 
     def want_modseq(self) -> None:
         """The client used CONDSTORE (RFC 7162 3.1): it is told of mod-sequences from now on."""
+        if b"CONDSTORE" in self.enabled:
+            return
         self.enabled |= {b"CONDSTORE"}
         if self.view is not None:
             self.view.condstore = True
+            self.send(b"* OK [HIGHESTMODSEQ %d] Highest\r\n" % self.view.modseq)
 
     def _changed(self, modseq: int) -> None:
         """The store pushed a change of the selected mailbox."""

@@ -36,7 +36,6 @@ class Entry(Struct):
     box: Any = None
     subscribed: bool = False
     has_children: bool = False
-    child_subscribed: bool = False
 
 
 _SELECTION = {b"SUBSCRIBED", b"REMOTE", b"RECURSIVEMATCH", b"SPECIAL-USE"}
@@ -127,8 +126,6 @@ def entries(session: Session, subscribed_too: bool) -> list[Entry]:
                 above = found[parent] = Entry(parent)
             if entry.box is not None:
                 above.has_children = True
-            if entry.subscribed:
-                above.child_subscribed = True
     return sorted(found.values(), key=lambda entry: (entry.name != "INBOX", entry.name))
 
 
@@ -157,19 +154,23 @@ def run(session: Session, command: Command) -> bytes:
     only_special = b"SPECIAL-USE" in request.selection
     recursive = b"RECURSIVEMATCH" in request.selection
     parts = []
-    for entry in entries(session, only_subscribed):
-        if not any(pattern.matches(entry.name) for pattern in patterns):
+    listed = entries(session, only_subscribed)
+    matching = {entry.name for entry in listed if any(pattern.matches(entry.name) for pattern in patterns)}
+    above: set[str] = set()
+    if recursive and only_subscribed:
+        # Only for names below that the patterns do not list themselves (RFC 5258 3.5).
+        for entry in listed:
+            if entry.subscribed and entry.name not in matching:
+                above.update(names.parents(entry.name))
+    for entry in listed:
+        if entry.name not in matching:
             continue
-        info = b""
+        info = b' ("CHILDINFO" ("SUBSCRIBED"))' if entry.name in above else b""
         wanted = not only_subscribed or entry.subscribed
         if only_special and not (entry.box is not None and entry.box.special_use):
             wanted = False
-        if not wanted:
-            if not (recursive and only_subscribed and entry.child_subscribed):
-                continue
-            info = b' ("CHILDINFO" ("SUBSCRIBED"))'
-        elif recursive and only_subscribed and entry.child_subscribed:
-            info = b' ("CHILDINFO" ("SUBSCRIBED"))'
+        if not wanted and not info:
+            continue
         attributes = b" ".join(_attributes(entry, request))
         parts.append(b"* LIST (%b) \"/\" %b%b\r\n" % (attributes, mailbox_text(entry.name), info))
         if request.status_items and entry.box is not None and not entry.box.noselect:

@@ -6,9 +6,7 @@ by one, its row first and its content last; this gives other sessions a turn eve
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Sequence
-from email.utils import parsedate_tz
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +15,13 @@ from msgspec import Struct
 from iems.imap import flags, search, sequence
 from iems.imap.grammar import Arguments, Bad, Refused
 from iems.imap.response import string
-from iems.imapd import matching
 from iems.imapd.commands.common import selected
 from iems.imapd.content import Source
 from iems.imapd.engine import Command, Spec, State, Updates
+from iems.message.address import parse_addresses
+from iems.message.date import sent_date
 from iems.message.header import values
+from iems.message.text import Searchable, fold
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
@@ -76,8 +76,8 @@ async def run(session: Session, command: Command) -> bytes:
         raise Refused("The mailbox is gone")
     positions = await find(session, view, request.key)
     numbers = [view.uids[at] for at in positions] if uid_form else [at + 1 for at in positions]
-    highest = max((view.modseqs[at] for at in positions), default=0)
     name = command.spec.name
+    highest = max((view.modseqs[at] for at in _told(positions, request.returned)), default=0) if with_modseq else 0
     if request.returned is None:
         text = b"* SEARCH"
         if numbers:
@@ -86,8 +86,15 @@ async def run(session: Session, command: Command) -> bytes:
                 text += b" (MODSEQ %d)" % highest
         session.send(text + b"\r\n")
     else:
-        session.send(_extended(command, request.returned, numbers, uid_form, highest if with_modseq else 0))
+        session.send(_extended(command, request.returned, numbers, uid_form, highest))
     return b"OK " + name + b" completed"
+
+
+def _told(positions: list[int], returned: frozenset[bytes] | None) -> list[int]:
+    """The positions whose highest mod-sequence is told (RFC 7162 3.1.10): of MIN and MAX alone, only those two."""
+    if returned is None or returned & {b"ALL", b"COUNT"} or not positions:
+        return positions
+    return [positions[0]] * (b"MIN" in returned) + [positions[-1]] * (b"MAX" in returned)
 
 
 def _extended(
@@ -195,7 +202,7 @@ class _Vectors:
                 if uid:
                     positions = sequence.uid_positions(ranges, self.view.uids)
                 else:
-                    positions = sequence.positions(ranges, self.count)
+                    positions = sequence.positions(ranges, self.count, strict=False)
                 if isinstance(positions, range):
                     mask[positions.start : positions.stop] = True
                 else:
@@ -225,9 +232,9 @@ def _prepared(key: Any, judged: _Vectors) -> Any:
         case search.Not(inner):
             return search.Not(_prepared(inner, judged))
         case search.Header(name, text):
-            return search.Header(name, matching.folded(text))
+            return search.Header(name, fold(text))
         case search.Text(text, header):
-            return search.Text(matching.folded(text), header)
+            return search.Text(fold(text), header)
     mask = judged.exact(key)
     return key if mask is None else _Known(mask)
 
@@ -272,11 +279,14 @@ async def _holds(key: Any, at: int, row: Any, source: Source, now_s: int) -> boo
             actual = _sent_day(await source.header()) if sent else row.internaldate_s // 86400
             return actual is not None and _compare(actual, op, day)
         case search.Header(name, text):
-            return matching.in_header(await source.header(), name, text)
+            return _in_header(await source.header(), name, text)
         case search.Text(text, header):
             if not text:
                 return True
-            return bool(await source.in_thread(matching.in_text, await source.whole(), text, header))
+            searchable = source.searchable
+            if searchable is None:
+                searchable = source.searchable = await source.in_thread(_opened, await source.whole())
+            return searchable.in_text(text) if header else searchable.in_body(text)
     raise TypeError(f"no search key: {key!r}")
 
 
@@ -286,16 +296,33 @@ def _compare(actual: int, op: str, wanted: int) -> bool:
     return actual == wanted if op == "=" else actual >= wanted
 
 
+_ADDRESSES = (b"FROM", b"TO", b"CC", b"BCC", b"SENDER", b"REPLY-TO")
+_EPOCH = 719163  # 1970-01-01 as date.toordinal
+
+
+def _in_header(header: bytes, name: bytes, text: str) -> bool:
+    """Whether a field of that name holds the text, as written or, of an address, as it is meant."""
+    if Searchable(header).in_field(name, text):
+        return True
+    if name not in _ADDRESSES:
+        return False
+    return any(
+        text in fold(address.addr_spec) for value in values(header, name) for address in parse_addresses(value)
+    )
+
+
+def _opened(content: bytes) -> Searchable:
+    """The texts of a message, decoded."""
+    searchable = Searchable(content)
+    _ = searchable.body
+    return searchable
+
+
 def _sent_day(header: bytes) -> int | None:
     """The day of the Date field, whatever its time and zone (RFC 3501 6.4.4), from 1970."""
     found = values(header, b"Date")
-    parsed = parsedate_tz(found[0].decode("ascii", "replace")) if found else None
-    if parsed is None:
-        return None
-    try:
-        return calendar.timegm((parsed[0], parsed[1], parsed[2], 0, 0, 0)) // 86400
-    except (ValueError, OverflowError):
-        return None
+    day = sent_date(found[0]) if found else None
+    return None if day is None else day.toordinal() - _EPOCH
 
 
 SPECS = [

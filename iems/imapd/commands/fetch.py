@@ -3,8 +3,8 @@
 Four ways, by what is asked for:
 
 - one whole message (most of what clients do): the parser is skipped, header and content leave in one send;
-- flags, uids, mod-sequences: from the view, without the store;
-- with dates, sizes, ENVELOPE, BODYSTRUCTURE: the reader's kernel builds the responses;
+- flags, uids, mod-sequences of a few: from the view, without the store;
+- of many, and dates, sizes, ENVELOPE, BODYSTRUCTURE: the reader's kernel builds the responses;
 - with content: row by row; large content goes from file to socket.
 
 All but the first stop while the peer is slow and give other sessions a turn.
@@ -13,10 +13,10 @@ All but the first stop while the peer is slow and give other sessions a turn.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from msgspec import Struct
 
 from iems.errors import StoreError
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from iems.imapd.session import Session
     from iems.imapd.view import View
 
-#: Messages answered from the view in one turn of the loop, and rows read in one transaction.
-MEMORY_SLICE = 2000
+#: Up to this many messages, flags are told from the view; the kernel reads the rows of more of them in less time.
+MEMORY_MAX = 500
+#: Rows read in one transaction.
 ROW_SLICE = 16
 #: Octets of responses the kernel builds in one turn.
 KERNEL_OCTETS = 128 * 1024
@@ -191,8 +192,8 @@ async def _general(
     elif request.sections:
         seen = await _set_seen(session, view, positions) if request.sets_seen else frozenset()
         complete = await _with_content(session, view, positions, request, seen)
-    elif _MEMORY_ITEMS.issuperset(simple):
-        complete = await _from_view(session, view, positions, simple)
+    elif _MEMORY_ITEMS.issuperset(simple) and len(positions) <= MEMORY_MAX:
+        complete = _from_view(session, view, positions, simple)
     elif b"BODY" in simple:
         complete = await _with_content(session, view, positions, request, frozenset())
     else:
@@ -229,7 +230,7 @@ async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> f
     return reached
 
 
-async def _from_view(session: Session, view: View, positions: Sequence[int], simple: tuple[bytes, ...]) -> bool:
+def _from_view(session: Session, view: View, positions: Sequence[int], simple: tuple[bytes, ...]) -> bool:
     uids, modseqs = view.uids, view.modseqs
     values: dict[bytes, Callable[[int], bytes]] = {
         b"UID": lambda at: b"UID %d" % uids[at],
@@ -237,50 +238,38 @@ async def _from_view(session: Session, view: View, positions: Sequence[int], sim
         b"MODSEQ": lambda at: b"MODSEQ (%d)" % modseqs[at],
     }
     chosen_values = [values[item] for item in simple]
-    for start in range(0, len(positions), MEMORY_SLICE):
-        if start:
-            await session.room()
-            _check(session, view)
-        part = positions[start : start + MEMORY_SLICE]
-        if simple == (b"FLAGS",):
-            lines = [b"* %d FETCH (FLAGS %b)\r\n" % (at + 1, view.rendered(at)) for at in part]
-        elif simple == (b"UID", b"FLAGS"):
-            lines = [b"* %d FETCH (UID %d FLAGS %b)\r\n" % (at + 1, uids[at], view.rendered(at)) for at in part]
-        else:
-            lines = [
-                b"* %d FETCH (%b)\r\n" % (at + 1, b" ".join([value(at) for value in chosen_values])) for at in part
-            ]
-        session.send(b"".join(lines))
+    if simple == (b"FLAGS",):
+        lines = [b"* %d FETCH (FLAGS %b)\r\n" % (at + 1, view.rendered(at)) for at in positions]
+    else:
+        lines = [
+            b"* %d FETCH (%b)\r\n" % (at + 1, b" ".join([value(at) for value in chosen_values])) for at in positions
+        ]
+    session.send(b"".join(lines))
     return True
 
 
 async def _from_kernel(session: Session, view: View, positions: Sequence[int], simple: tuple[bytes, ...]) -> bool:
-    """The reader's kernel builds the responses; it knows no \\Recent, so those messages go row by row."""
-    recent = bisect_left(view.uids, view.recent_uid) if b"FLAGS" in simple else len(view.uids)
-    split = bisect_left(positions, recent)
-    codes = [_KERNEL_ITEMS[item] for item in simple]
+    """The reader's kernel builds the responses."""
     reader = session.services.reader
-    first, last = positions[:split], positions[split:]
-    if len(first):
-        import numpy as np
-
-        ats = np.arange(first.start, first.stop, dtype=np.uint32) if isinstance(first, range) else np.array(first, np.uint32)
-        uids = np.frombuffer(view.uids, np.uint32)[ats]
-        seqs = ats + np.uint32(1)
-        start = 0
-        while start < len(uids):
-            if start:
-                await session.room()
-                _check(session, view)
-            try:
-                text, start = reader.fetch_summaries(
-                    session.number, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS
-                )
-            except KeyError:
-                raise Refused("The mailbox is gone") from None
-            session.send(text)
-    if len(last):
-        return await _with_content(session, view, last, Request(simple), frozenset())
+    codes = [_KERNEL_ITEMS[item] for item in simple]
+    if isinstance(positions, range):
+        ats = np.arange(positions.start, positions.stop, dtype=np.uint32)
+    else:
+        ats = np.array(positions, np.uint32)
+    uids = np.frombuffer(view.uids.tobytes(), np.uint32)[ats]
+    seqs = ats + np.uint32(1)
+    start = 0
+    while start < len(uids):
+        if start:
+            await session.room()
+            _check(session, view)
+        try:
+            text, start = reader.fetch_summaries(
+                session.number, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS, view.recent_uid
+            )
+        except KeyError:
+            raise Refused("The mailbox is gone") from None
+        session.send(text)
     return True
 
 

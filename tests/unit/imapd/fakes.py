@@ -107,7 +107,8 @@ class FakeStore:
         return [self.message(account, mailbox_id, uid) for uid in uids]
 
     def fetch_summaries(
-        self, account: int, mailbox_id: int, seqs: Any, uids: Any, items: Any, start: int, max_octets: int
+        self, account: int, mailbox_id: int, seqs: Any, uids: Any, items: Any, start: int, max_octets: int,
+        recent_from: int,
     ) -> tuple[bytes, int]:
         out = b""
         box = self.boxes[mailbox_id]
@@ -120,7 +121,9 @@ class FakeStore:
                         {
                             reader_module.FETCH_UID: lambda r=row: b"UID %d" % r.uid,
                             reader_module.FETCH_FLAGS: lambda r=row: b"FLAGS "
-                            + flag_names.render(r.flags, box.mailbox.keywords),
+                            + flag_names.render(
+                                r.flags | (flag_names.RECENT if r.uid >= recent_from else 0), box.mailbox.keywords
+                            ),
                             reader_module.FETCH_ENVELOPE: lambda r=row: b"ENVELOPE " + r.envelope,
                             reader_module.FETCH_BODYSTRUCTURE: lambda r=row: b"BODYSTRUCTURE " + r.bodystructure,
                             reader_module.FETCH_INTERNALDATE: lambda r=row: b"INTERNALDATE "

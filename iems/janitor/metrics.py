@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -16,17 +17,37 @@ from iems.master.board import COUNTERS, ROLES, Board
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
+    from iems.spool.index import Index
 
 REQUEST_OCTETS = 8192
 REQUEST_S = 5.0
 MAX_CONNECTIONS = 32
 
 
-def exposition(board: Board, channels: dict[str, dict[str, int]] | None = None) -> bytes:
-    """The board in Prometheus' text format, version 0.0.4.
+#: Gauges of the queue on the board: channel, state.
+_QUEUE = re.compile("queue_([a-z]+)_([a-z]+)_now")
 
-    channels: channel -> state -> messages, if the caller knows the queue.
-    """
+
+def publish_queue(ctx: WorkerContext, index: Index) -> None:
+    """Puts the queue's counts on the board, where `exposition` finds them. For the janitor, once a round."""
+    from iems.model import INPUT, Channel
+    from iems.spool import keys
+
+    states = {
+        keys.FRESH: "ready",
+        keys.RETRY: "deferred",
+        keys.HELD: "held",
+        keys.QUARANTINED: "quarantined",
+        keys.LEASED: "leased",
+    }
+    counts = index.counts()
+    for name, channel in (("input", INPUT), ("local", int(Channel.LOCAL)), ("smtpc", int(Channel.SMTPC))):
+        for class_, state in states.items():
+            ctx.gauge(f"queue_{name}_{state}_now", counts.get((channel, class_), 0))
+
+
+def exposition(board: Board) -> bytes:
+    """The board in Prometheus' text format, version 0.0.4."""
     out: list[str] = []
 
     def family(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -> None:
@@ -85,28 +106,20 @@ def exposition(board: Board, channels: dict[str, dict[str, int]] | None = None) 
     )
     sums = {role: board.counters(role) for role in roles}
     for name in COUNTERS:
+        if _QUEUE.fullmatch(name):
+            continue
         samples = [(f'{{role="{role}"}}', float(sums[role][name])) for role in roles if sums[role][name]]
         kind = "gauge" if name.endswith("_now") else "counter"
         family("iems_" + name, kind, name.replace("_", " ") + ".", samples)
-    if channels:
+    if "janitor" in sums:
         family(
             "iems_queue_messages",
             "gauge",
-            "Messages in the queue.",
+            "Messages in the queue, by channel and state.",
             [
-                (f'{{channel="{channel}",state="{state}"}}', number)
-                for channel, states in channels.items()
-                for state, number in states.items()
-                if state != "oldest_s"
-            ],
-        )
-        family(
-            "iems_queue_oldest_seconds",
-            "gauge",
-            "Age of the oldest message.",
-            [
-                (f'{{channel="{channel}"}}', states.get("oldest_s") or 0)
-                for channel, states in channels.items()
+                (f'{{channel="{found[1].upper()}",state="{found[2]}"}}', float(sums["janitor"][name]))
+                for name in COUNTERS
+                if (found := _QUEUE.fullmatch(name))
             ],
         )
     return ("\n".join(out) + "\n").encode()

@@ -14,7 +14,7 @@ import lmdb
 
 from iems.errors import SpoolError
 from iems.janitor.accounts import DeletedAccounts
-from iems.janitor.metrics import serve_metrics
+from iems.janitor.metrics import publish_queue, serve_metrics
 from iems.spool import Spool, keys, reclaim, recovery
 from iems.spool.rebuild import rebuild
 
@@ -79,6 +79,7 @@ class Worker:
             )
             for channel in {key[0] for key, n in self._waiting().items() if n}:
                 self.spool.announce(channel)
+        publish_queue(self.ctx, index)
         self.spool.ballast.restore()
         await self._accounts.round()
         if index.is_rebuilding():

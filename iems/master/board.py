@@ -80,6 +80,12 @@ COUNTERS = [
     "fetched_messages_total",
     "appended_messages_total",
     "wakeups_total",
+    # The queue as the janitor last counted it.
+    *(
+        f"queue_{channel}_{state}_now"
+        for channel in ("input", "local", "smtpc")
+        for state in ("ready", "leased", "deferred", "held", "quarantined")
+    ),
 ]
 COUNTER_INDEX = {name: number for number, name in enumerate(COUNTERS)}
 

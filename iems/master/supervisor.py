@@ -270,6 +270,19 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def trim_blame(home: Path, limit_octets: int = 65_536) -> None:
+    """Keeps the younger half of a long run/blame; what is older is about messages long gone."""
+    path = blame_path(home)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    if len(data) > limit_octets:
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_bytes(data[data.index(b"\n", len(data) // 2) + 1 :])
+        os.replace(fresh, path)
+
+
 class Supervisor:
     """One run of the master. `on_ready` is called once, when all ports listen and all workers have reported."""
 
@@ -310,6 +323,7 @@ class Supervisor:
         self.pid_file.write()
         (self.home / "log").mkdir(mode=0o700, exist_ok=True)
         self.log = Log(self.home / "log" / "mail.log", "master", form=self.config.log.format, echo=self.echo)
+        trim_blame(self.home)
         self.board = Board.create(run / "board")
         header = self.board.header()
         self.last_spawn = header.last_spawn

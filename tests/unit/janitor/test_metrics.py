@@ -25,7 +25,10 @@ def board(tmp_path: Path) -> Board:
 
 
 def test_every_line_is_well_formed(board: Board) -> None:
-    text = exposition(board, {"LOCAL": {"ready": 3, "deferred": 1, "oldest_s": 2.5}}).decode()
+    board.set_workers("janitor", 1)
+    board.begin(1, 101, "janitor", 0, 2, 1)
+    counters_view(board, 1)[COUNTERS.index("queue_local_deferred_now")] = 4
+    text = exposition(board).decode()
     sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? -?[0-9.e+]+')
     for line in text.splitlines():
         assert line.startswith(("# HELP ", "# TYPE ")) or sample.fullmatch(line), line
@@ -33,8 +36,9 @@ def test_every_line_is_well_formed(board: Board) -> None:
     assert "# TYPE iems_sessions_total counter" in text
     assert "# TYPE iems_sessions_now gauge" in text
     assert 'iems_workers_wanted{role="smtpd"} 2' in text and 'iems_workers_alive{role="smtpd"} 1' in text
-    assert 'iems_queue_messages{channel="LOCAL",state="deferred"} 1' in text
-    assert 'iems_queue_oldest_seconds{channel="LOCAL"} 2.5' in text
+    assert 'iems_queue_messages{channel="LOCAL",state="deferred"} 4' in text
+    assert 'iems_queue_messages{channel="INPUT",state="ready"} 0' in text
+    assert "queue_local" not in text
 
 
 def test_requests(board: Board) -> None:

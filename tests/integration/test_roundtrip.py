@@ -85,6 +85,11 @@ def pop3_bodies(port, user, count):
     return total, bodies
 
 
+def digests(contents):
+    """A short name for each content, with its size."""
+    return [f"{len(content)}:{hashlib.sha256(content).hexdigest()[:16]}" for content in contents]
+
+
 def round_trip(contents, pop3_count):
     with PrivateHome(1) as home:
         replies = send_all(home.port("smtp"), home.users()[0], contents)
@@ -99,10 +104,10 @@ def round_trip(contents, pop3_count):
         assert len(body) == size
         prefix = PREPENDED.match(body)
         assert prefix, body[:300]
-        came_back.append(hashlib.sha256(body[prefix.end() :]).digest())
+        came_back.append(body[prefix.end() :])
     # One connection's mail may be delivered by several batches at once, so order is not promised.
-    assert sorted(came_back) == sorted(hashlib.sha256(c).digest() for c in contents)
-    assert by_pop3 == [body for body, _ in by_imap[: len(by_pop3)]]
+    assert sorted(digests(came_back)) == sorted(digests(contents))
+    assert digests(by_pop3) == digests([body for body, _ in by_imap[: len(by_pop3)]])
 
 
 def test_ten_thousand_messages():
@@ -137,7 +142,6 @@ def test_bare_line_ends_are_refused_by_smtp_and_kept_by_append():
         assert [r[:1] for r in send_all(home.port("smtp"), home.users()[0], refused)] == [b"5"] * 3
         client = imaplib.IMAP4("127.0.0.1", home.port("imap"))
         client.login(home.users()[0].decode(), PASSWORD)
-        imaplib.Time2Internaldate(0)
         for content in raw:
             tag = client._new_tag()
             client.send(b"%b APPEND INBOX {%d}\r\n" % (tag, len(content)))
@@ -147,4 +151,6 @@ def test_bare_line_ends_are_refused_by_smtp_and_kept_by_append():
                 pass
             assert line.startswith(tag + b" OK"), line
         client.logout()
-        assert [body for body, _ in imap_bodies(home.port("imap"), home.users()[0].decode())] == raw
+        found = [body for body, _ in imap_bodies(home.port("imap"), home.users()[0].decode())]
+    # Digests: a difference of whole messages would take minutes to print.
+    assert digests(found) == digests(raw)

@@ -63,7 +63,10 @@ class Case:
                 return f"cut {cut}, seed {seed}: {error}"
             finally:
                 home.stop()
-            found = delivered(home.path, every_mailbox=True)
+            try:
+                found = delivered(home.path, every_mailbox=True)
+            except (EOFError, FileNotFoundError) as error:  # a row that names octets the disk does not have
+                return f"cut {cut}, seed {seed}: {error}"
         finally:
             shutil.rmtree(target)
         expected = Counter({name: 2 if name.endswith("+2") else 1 for name in acknowledged})

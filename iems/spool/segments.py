@@ -421,9 +421,9 @@ class Writer:
             return
         flushed = segment.committer.flushed
         unflushed = segment.unflushed
-        if unflushed:
-            while unflushed and unflushed[0].end <= flushed:
-                self._unflushed.pop(unflushed.popleft(), None)
+        while unflushed and unflushed[0].end <= flushed:
+            self._unflushed.pop(unflushed.popleft(), None)
+        if self._flush_waiters:
             self._tell_flushed()
         if segment.committer.sealed and segment in self._retired:
             self._sealed(segment)
@@ -457,8 +457,11 @@ class Writer:
                 segment.committer.fail(errno.EIO)
                 self._reason = reason
                 return posts[start:]
+            flushed = segment.committer.flushed
             for post in group:
-                if not post.flush and post.end > segment.committer.flushed:
+                if post.flush or post.end <= flushed:
+                    self._unflushed.pop(post, None)  # one that was written again
+                else:
                     segment.unflushed.append(post)
                     self._unflushed[post] = None
             for post in group:

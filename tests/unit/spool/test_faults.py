@@ -1,0 +1,331 @@
+"""A write, a flush, the index or the making of a file fails: what was promised stays, the rest is refused and never comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from iems.errors import SpoolError, SpoolFull
+from iems.model import INPUT, Outcome, Result
+from iems.spool import ContentWriter, Item, Message, Settlement, Spool, admin, recovery
+from iems.spool.rebuild import rebuild
+from tests.support.spool import Harness, envelope
+
+
+def done(item: Item, outcome: int = Outcome.DELIVERED) -> Settlement:
+    return Settlement(item, [Result(r, outcome) for r in item.envelope.recipients])
+
+
+def break_segment(spool: Spool, device: str) -> None:
+    """From now on the current segment's descriptor leads to a device that refuses writes (full) or flushes (null)."""
+    segment = spool.writer.current
+    assert segment is not None
+    fd = os.open(device, os.O_RDWR)
+    os.dup2(fd, segment.fd)
+    os.close(fd)
+
+
+async def submit(spool: Spool, content: bytes) -> SpoolError | None:
+    [error] = await spool.append([Message(spool.new_id(), envelope(), [content])])
+    return error
+
+
+async def contents(spool: Spool) -> list[bytes]:
+    seen = []
+    while items := spool.take(INPUT, 50)[0]:
+        seen += [spool.blobs.read(item.rope) for item in items]
+    return sorted(seen)
+
+
+def after_power_cut(harness: Harness, run: Any) -> list[bytes]:
+    """What a new index, built from the segments, has in the queue."""
+    shutil.rmtree(harness.path / "spool" / "index")
+    recovery.prepare(harness.path / "spool", map_octets=1 << 30)
+    seen: list[bytes] = []
+
+    async def body() -> None:
+        spool = harness.open()
+        await rebuild(spool)
+        seen.extend(await contents(spool))
+        spool.close()
+
+    run(body())
+    return seen
+
+
+@pytest.mark.parametrize(("device", "kind"), [("/dev/full", SpoolFull), ("/dev/null", SpoolError)])
+def test_failed_write_or_flush(harness: Harness, run: Any, device: str, kind: type[SpoolError]) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        assert await submit(spool, b"before") is None
+        old = spool.writer.current
+        assert old is not None
+        break_segment(spool, device)
+        errors = await asyncio.gather(*(submit(spool, b"refused %d" % n) for n in range(5)))
+        assert all(type(error) is kind for error in errors)
+        assert await submit(spool, b"after") is None
+        row = spool.index.blob_row(old.blob)
+        assert row is not None and row.sealed and row.length == old.good
+        assert ("spool_segment_failed") in [name for name, _ in harness.events]
+        spool.close()
+        assert admin.audit(harness.path / "spool")["missing"] == 0
+
+    run(body())
+    assert after_power_cut(harness, run) == [b"after", b"before"]
+
+
+def test_refused_mail_is_void_even_if_it_was_written(harness: Harness, run: Any) -> None:
+    """The flush failed, but the octets are in the file: they must not come back."""
+
+    async def body() -> None:
+        spool = harness.open()
+        assert await submit(spool, b"before") is None
+        segment = spool.writer.current
+        assert segment is not None
+        path = spool.params.path / "segments" / f"{segment.blob:016x}.seg"
+        break_segment(spool, "/dev/null")
+        error = await submit(spool, b"refused")
+        assert isinstance(error, SpoolError)
+        # what the failed flush left behind, found after all
+        from iems.spool.segments import Committer
+
+        head = path.read_bytes()
+        fd = os.open(path, os.O_RDWR)
+        ghost = Committer(fd, head[8:16], segment.good, spool.writer._notify)
+        whole = (harness.path / "spool" / "segments").iterdir()
+        assert len(list(whole)) == 2
+        from iems.spool import records
+
+        ghost.submit(
+            records.Kind.MESSAGE, 0, 0, b"g" * 16, 1, records.encode(records.MessageHead(envelope(), [])), [b"refused"], True, None
+        )
+        ghost.close()
+        os.close(fd)
+        spool.close()
+
+    run(body())
+    assert after_power_cut(harness, run) == [b"before"]
+
+
+def test_failed_index(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        assert await submit(spool, b"before") is None
+        real = spool.index.change
+        fails = 1
+
+        def failing() -> Any:
+            nonlocal fails
+            if fails:
+                fails -= 1
+                raise lmdb.MapFullError("no room")
+            return real()
+
+        monkeypatch.setattr(spool.index, "change", failing)
+        errors = await asyncio.gather(*(submit(spool, b"refused") for _ in range(3)))
+        assert all(isinstance(error, SpoolFull) for error in errors)
+        assert await submit(spool, b"after") is None
+        spool.close()
+
+    run(body())
+    assert after_power_cut(harness, run) == [b"after", b"before"]
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_outcomes_are_written_again(harness: Harness, run: Any, flush: bool) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        for content in (b"one", b"two", b"three"):
+            assert await submit(spool, content) is None
+        [one, two, _], _ = spool.take(INPUT, 3)
+        await spool.settle([done(one)])  # written, not flushed
+        break_segment(spool, "/dev/null" if flush else "/dev/full")
+        await spool.settle([done(two)], flush=flush)
+        await spool.flushed()
+        spool.close()
+
+    run(body())
+    assert after_power_cut(harness, run) == [b"three"]
+
+
+def test_delayed_flush_fails(harness: Harness, run: Any) -> None:
+    """Nobody waits for the flush of an outcome; when it fails, the outcome is written elsewhere all the same."""
+
+    async def body() -> None:
+        spool = harness.open(flush_ms=20)
+        assert await submit(spool, b"one") is None
+        [one], _ = spool.take(INPUT, 3)
+        await spool.settle([done(one)])
+        break_segment(spool, "/dev/null")
+        await spool.flushed()
+        assert spool.writer.current is not None
+        spool.close()
+
+    run(body())
+    assert after_power_cut(harness, run) == []
+
+
+def test_no_segment_can_be_made(harness: Harness, run: Any) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        folder = spool.writer.folder
+        spool.writer.folder = Path("/nowhere/at/all")
+        assert isinstance(await submit(spool, b"refused"), SpoolError)
+        spool.writer.folder = folder
+        assert await submit(spool, b"accepted") is None
+        [item], _ = spool.take(INPUT, 1)
+        # the segment fails, and for a while no other can be made: the outcome waits for better times
+        spool.writer.folder = Path("/nowhere/at/all")
+        break_segment(spool, "/dev/full")
+        task = asyncio.ensure_future(spool.settle([done(item)], flush=True))
+        await asyncio.sleep(0.15)
+        assert not task.done()
+        spool.writer.folder = folder
+        await task
+        spool.close()
+
+    run(body())
+    assert after_power_cut(harness, run) == []
+
+
+def test_failed_message_with_its_cause(harness: Harness, run: Any) -> None:
+    """A DSN that can't be written settles nothing."""
+
+    async def body() -> None:
+        spool = harness.open()
+        assert await submit(spool, b"cause") is None
+        [item], _ = spool.take(INPUT, 1)
+        break_segment(spool, "/dev/full")
+        notes = [Message(bytes([n]) * 16, envelope(sender=b""), [b"note"], [done(item, Outcome.FAILED)]) for n in (1, 2)]
+        with pytest.raises(SpoolFull):
+            await spool.settle([], notes)
+        spool.give_back([item])
+        [item], _ = spool.take(INPUT, 1)
+        assert spool.blobs.read(item.rope) == b"cause"
+        spool.close()
+
+    run(body())
+    assert after_power_cut(harness, run) == [b"cause"]
+
+
+def test_large_content_fails(harness: Harness, run: Any) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        folder = spool.staging.folder
+        spool.staging.folder = Path("/nowhere/at/all")
+        content = spool.new_content()
+        content.buffer.append(b"x" * (2 << 20))
+        content.check_spill()
+        [error] = await spool.append([Message(spool.new_id(), envelope(), content)])
+        assert isinstance(error, SpoolError)
+        spool.staging.folder = folder
+        content = spool.new_content()
+        content.buffer.append(b"x" * (2 << 20))
+        content.check_spill()
+        content.discard()
+        while spool.staging.used:
+            await asyncio.sleep(0.01)
+        spool.close()
+        assert os.listdir(folder) == []
+
+    run(body())
+
+
+def test_staging_budget(harness: Harness, run: Any) -> None:
+    async def body() -> None:
+        spool = harness.open(staging_octets=4 << 20)
+        held = []
+        # above half of the budget smaller contents go to files
+        for _ in range(12):
+            content = spool.new_content()
+            content.buffer.append(b"x" * 400_000)
+            content.check_spill()
+            held.append(content)
+            await asyncio.sleep(0.005)
+        assert any(content.file for content in held)
+        assert spool.staging.used <= 4 << 20
+        messages = [Message(spool.new_id(), envelope(), [b"H", content]) for content in held]
+        assert await spool.append(messages) == [None] * 12
+        assert await contents(spool) == [b"H" + b"x" * 400_000] * 12
+        assert spool.staging.used == 0
+        spool.executor.submit(__import__("time").sleep, 0.3)
+        for _ in range(3):
+            spool.executor.submit(__import__("time").sleep, 0.3)
+        with pytest.raises(SpoolFull):
+            for _ in range(8):
+                content = spool.new_content()
+                held.append(content)
+                content.buffer.append(b"y" * 1_000_000)
+                content.check_spill()
+        spool.close()
+
+    run(body())
+
+
+def test_ballast(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        spool = harness.open(ballast_octets=1 << 20)
+        spool.ballast.restore()
+        assert spool.ballast.path.stat().st_size == 1 << 20
+        assert await submit(spool, b"x") is None
+        [item], _ = spool.take(INPUT, 1)
+        break_segment(spool, "/dev/full")
+        assert isinstance(await submit(spool, b"x"), SpoolFull)
+        assert not spool.ballast.path.exists()
+        monkeypatch.setattr(spool.ballast, "_free", lambda: 1 << 20)
+        spool.ballast._looked = -1.0
+        assert isinstance(await submit(spool, b"x"), SpoolFull)  # the room is for settling
+        await spool.settle([done(item)], flush=True)
+        monkeypatch.setattr(spool.ballast, "_free", lambda: 1 << 30)
+        spool.ballast._looked = -1.0
+        assert await submit(spool, b"x") is None
+        spool.ballast.restore()
+        assert spool.ballast.path.exists()
+        spool.close()
+
+    run(body())
+
+
+def test_append_content(harness: Harness, run: Any) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        writer = ContentWriter(spool)
+        small = writer.new_content()
+        small.buffer.append(b"small")
+        large = writer.new_content()
+        large.buffer.append(b"L" * (3 << 20))
+        large.check_spill()
+        large.buffer.append(b"end")
+        extents = await asyncio.gather(writer.append(small), writer.append(large), writer.append(b"bytes"))
+        assert [spool.blobs.read([e]) for e in extents] == [b"small", b"L" * (3 << 20) + b"end", b"bytes"]
+        assert spool.staging.used == 0
+        spool.close()
+
+    run(body())
+    assert after_power_cut(harness, run) == []
+
+
+def test_damaged_row_is_set_aside(harness: Harness, run: Any) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        for content in (b"one", b"two", b"three"):
+            assert await submit(spool, content) is None
+        with spool.index.env.begin(write=True) as txn:
+            [_, (key, value), _] = list(txn.cursor(spool.index.db["queue"]))
+            value = bytearray(value)
+            value[30] ^= 1
+            txn.put(key, bytes(value), db=spool.index.db["queue"])
+        assert await contents(spool) == [b"one", b"three"]
+        assert len(spool.index.damages()) == 1
+        spool.close()
+        assert admin.audit(harness.path / "spool")["quarantined"] == 1
+        [found] = admin.fsck(harness.path / "spool")
+        assert found["where"] == "index" and found["id"]
+
+    run(body())

@@ -214,8 +214,8 @@ class Reader:
             np.frombuffer(modseqs, np.uint64),
         )
 
-    def sizes(self, account: int, mailbox_id: int) -> tuple[Mailbox, list[int], list[int], list[int]] | None:
-        """The mailbox, uids ascending, sizes and flags of all its messages, one snapshot; None if there is none (POP3's maildrop)."""
+    def table(self, account: int, mailbox_id: int) -> tuple[Mailbox, np.ndarray] | None:
+        """The mailbox and the flags rows of all its messages (FLAGS_DTYPE, uids ascending), one snapshot; None if there is none."""
         partition = self._find(account)
         if partition is None:
             return None
@@ -231,8 +231,15 @@ class Reader:
                     if not key.startswith(prefix):
                         break
                     rows.append(value)
-        table = np.frombuffer(b"".join(rows), FLAGS_DTYPE)
-        return _decode_mailbox(raw), table["uid"].tolist(), table["size"].tolist(), table["flags"].tolist()
+        return _decode_mailbox(raw), np.frombuffer(b"".join(rows), FLAGS_DTYPE)
+
+    def sizes(self, account: int, mailbox_id: int) -> tuple[Mailbox, list[int], list[int], list[int]] | None:
+        """The mailbox, uids ascending, sizes and flags of all its messages, one snapshot; None if there is none (POP3's maildrop)."""
+        found = self.table(account, mailbox_id)
+        if found is None:
+            return None
+        mailbox, table = found
+        return mailbox, table["uid"].tolist(), table["size"].tolist(), table["flags"].tolist()
 
     def changes(
         self, account: int, mailbox_id: int, since_modseq: int

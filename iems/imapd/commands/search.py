@@ -1,12 +1,12 @@
 """SEARCH (RFC 3501 6.4.4) and UID SEARCH, with ESEARCH (RFC 4731), MODSEQ (7162), YOUNGER and OLDER (5032).
 
-First every message is judged by what the view knows, in vectors: yes, no, or it depends. Only what is left is looked at one
-by one, its row first and its content last; this gives other sessions a turn every few milliseconds.
+First every message is judged by what the view and the flags rows know, in vectors: yes, no, or it depends. Only what is
+left is looked at one by one, its header first and its body last; this gives other sessions a turn every few milliseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,7 +122,7 @@ async def find(session: Session, view: View, key: Any) -> list[int]:
     count = view.told
     loop_now = session.services.now
     now_s = int(session.services.clock())
-    judged = _Vectors(view, count)
+    judged = _Vectors(view, count, now_s, lambda: session.services.reader.table(session.number, view.mailbox_id))
     must, may = judged.of(key)
     if view.gone:
         alive = np.ones(count, bool)
@@ -144,7 +144,7 @@ async def find(session: Session, view: View, key: Any) -> list[int]:
         for at, row in zip(part, rows, strict=True):
             if row is not None:
                 source = Source(session.services, (session.number, view.mailbox_id, row.uid), row)
-                if await _holds(key, at, row, source, now_s):
+                if await _holds(key, at, source):
                     found.append(at)
             if loop_now() - started > SLICE_S:
                 await session.room()
@@ -158,8 +158,11 @@ async def find(session: Session, view: View, key: Any) -> list[int]:
 class _Vectors:
     """Judges all messages at once: `of` gives (holds for sure, may hold)."""
 
-    def __init__(self, view: View, count: int) -> None:
+    def __init__(self, view: View, count: int, now_s: int, read: Callable[[], Any]) -> None:
         self.view = view
+        self._now_s = now_s
+        self._read = read
+        self._table: tuple[Mask, Any, Any] | None = None
         self.count = count
         self.uids = np.frombuffer(view.uids.tobytes(), np.uint32)[:count]
         self.bits = np.frombuffer(view.flags.tobytes(), np.uint64)[:count]
@@ -188,8 +191,27 @@ class _Vectors:
             return np.zeros(self.count, bool), np.ones(self.count, bool)
         return mask, mask
 
+    def _rows(self) -> tuple[Mask, Any, Any]:
+        """(which messages are still there, their sizes, their dates), read once; 0 for the others."""
+        if self._table is None:
+            there = np.zeros(self.count, bool)
+            sizes = np.zeros(self.count, np.int64)
+            dates = np.zeros(self.count, np.int64)
+            found = self._read()
+            if found is not None:
+                table = found[1]
+                at = np.searchsorted(self.uids, table["uid"])
+                known = at < self.count
+                known[known] = self.uids[at[known]] == table["uid"][known]
+                at = at[known]
+                there[at] = True
+                sizes[at] = table["size"][known]
+                dates[at] = table["internaldate"][known]
+            self._table = there, sizes, dates
+        return self._table
+
     def exact(self, key: Any) -> Mask | None:
-        """Where a key holds that the view can answer, else None."""
+        """Where a key holds that view and flags rows can answer, else None."""
         match key:
             case search.Flag(bits, wanted):
                 return ((self.bits & np.uint64(bits)) != 0) == wanted
@@ -211,6 +233,15 @@ class _Vectors:
                 return mask
             case search.Modseq(value):
                 return self.modseqs >= np.uint64(value)
+            case search.Size(octets, larger):
+                there, sizes, _ = self._rows()
+                return there & (sizes > octets if larger else sizes < octets)
+            case search.Age(seconds, younger):
+                there, _, dates = self._rows()
+                return there & ((dates >= self._now_s - seconds) == younger)
+            case search.Date(day, op, False):
+                there, _, dates = self._rows()
+                return there & _compare(dates // 86400, op, day)
         return None
 
 
@@ -224,7 +255,7 @@ def _prepared(key: Any, judged: _Vectors) -> Any:
     """The tree with its texts folded for comparison and what the view knows answered, once for all messages."""
     match key:
         case search.And(keys):
-            # Cheap questions first: a row, then a header, then a body.
+            # Cheap questions first: what is known, then a header, then a body.
             return search.And(sorted((_prepared(part, judged) for part in keys), key=_cost))
         case search.Or(left, right):
             parts = sorted((_prepared(left, judged), _prepared(right, judged)), key=_cost)
@@ -247,37 +278,29 @@ def _cost(key: Any) -> int:
             return max(_cost(left), _cost(right))
         case search.Not(inner):
             return _cost(inner)
-        case search.Header():
+        case search.Header() | search.Date():
             return 2
-        case search.Date(_, _, sent):
-            return 2 if sent else 1
         case search.Text():
             return 3
-        case search.Size() | search.Age():
-            return 1
     return 0
 
 
-async def _holds(key: Any, at: int, row: Any, source: Source, now_s: int) -> bool:
+async def _holds(key: Any, at: int, source: Source) -> bool:
     match key:
         case _Known(mask):
             return bool(mask[at])
         case search.And(keys):
             for part in keys:
-                if not await _holds(part, at, row, source, now_s):
+                if not await _holds(part, at, source):
                     return False
             return True
         case search.Or(left, right):
-            return await _holds(left, at, row, source, now_s) or await _holds(right, at, row, source, now_s)
+            return await _holds(left, at, source) or await _holds(right, at, source)
         case search.Not(inner):
-            return not await _holds(inner, at, row, source, now_s)
-        case search.Size(octets, larger):
-            return bool(row.size > octets if larger else row.size < octets)
-        case search.Age(seconds, younger):
-            return bool((row.internaldate_s >= now_s - seconds) == younger)
-        case search.Date(day, op, sent):
-            actual = _sent_day(await source.header()) if sent else row.internaldate_s // 86400
-            return actual is not None and _compare(actual, op, day)
+            return not await _holds(inner, at, source)
+        case search.Date(day, op, _):
+            actual = _sent_day(await source.header())
+            return actual is not None and bool(_compare(actual, op, day))
         case search.Header(name, text):
             return _in_header(await source.header(), name, text)
         case search.Text(text, header):
@@ -290,7 +313,7 @@ async def _holds(key: Any, at: int, row: Any, source: Source, now_s: int) -> boo
     raise TypeError(f"no search key: {key!r}")
 
 
-def _compare(actual: int, op: str, wanted: int) -> bool:
+def _compare(actual: Any, op: str, wanted: int) -> Any:
     if op == "<":
         return actual < wanted
     return actual == wanted if op == "=" else actual >= wanted

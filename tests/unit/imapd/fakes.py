@@ -15,7 +15,7 @@ from iems.imapd.services import Services
 from iems.imapd.session import Session
 from iems.message import summarize
 from iems.store import reader as reader_module
-from iems.store.rows import DEFAULT_MAILBOXES, Mailbox, Row, system_bit
+from iems.store.rows import DEFAULT_MAILBOXES, FLAGS_DTYPE, Mailbox, Row, system_bit
 
 
 class FakeBlobs:
@@ -91,6 +91,13 @@ class FakeStore:
             np.array([row.uid for row in rows], np.uint32),
             np.array([row.flags for row in rows], np.uint64),
             np.array([row.modseq for row in rows], np.uint64),
+        )
+
+    def table(self, account: int, mailbox_id: int) -> Any:
+        box = self.boxes[mailbox_id]
+        rows = [box.rows[uid] for uid in sorted(box.rows)]
+        return box.mailbox, np.array(
+            [(row.uid, row.size, row.flags, row.modseq, row.internaldate_s) for row in rows], FLAGS_DTYPE
         )
 
     def changes(self, account: int, mailbox_id: int, since: int) -> Any:

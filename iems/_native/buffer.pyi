@@ -1,4 +1,4 @@
-from collections.abc import Buffer as Octets
+from typing_extensions import Buffer as Octets
 
 class Buffer(Octets):
     def append(self, piece: Octets) -> None: ...

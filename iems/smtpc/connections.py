@@ -30,6 +30,7 @@ CHUNK_OCTETS: Final = 262_144
 #: After QUIT nothing is lost by hanging up soon.
 QUIT_S: Final = 5.0
 
+_DONE, _CONTENT = What.DONE, What.CONTENT
 _BARE = re.compile(rb"\r\n|\r|\n")
 
 
@@ -169,6 +170,7 @@ class Session:
         self._loop = loop
         self._owner = owner
         self._timeouts = timeouts
+        self._seconds = _deadlines(timeouts)
         self._blobs = blobs
         self._tls = tls
         self._max_messages = max_messages
@@ -198,14 +200,8 @@ class Session:
     @property
     def spent(self) -> bool:
         """Whether no further message should go over this connection."""
-        limit = self.engine.extensions.mail_max
-        count = self.engine.transactions
-        return (
-            count >= self._max_messages
-            or bool(limit and count >= limit)
-            or self.engine.sent_quit
-            or self._gone
-        )
+        engine = self.engine
+        return engine.transactions >= self._max_messages or engine.sent_quit or self._gone
 
     def go_on(self) -> None:
         """Ask the owner for work, as something may have come."""
@@ -281,14 +277,21 @@ class Session:
         if self._busy:
             return
         self._busy = True
+        engine = self.engine
         try:
-            engine = self.engine
             while not self._gone:
                 event = engine.next_event()
                 if event is not NEED_DATA:
-                    self._handle(event)
+                    what = event.what
+                    if what is _DONE:
+                        self.used = True
+                        self._owner.finished(self, event.transaction)  # type: ignore[arg-type]
+                    elif what is _CONTENT:
+                        self._send_content(event.transaction)  # type: ignore[arg-type]
+                    else:
+                        self._handle(event)
                     continue
-                if not engine.idle or self._resting or self._gone:
+                if self._resting or not engine.idle or self._gone:
                     break
                 transaction = None if self.spent else self._owner.next_transaction(self)
                 if transaction is None:
@@ -304,15 +307,12 @@ class Session:
             self._owner.rested(self)
 
     def _handle(self, event: Event) -> None:
+        """What happens once a connection, not once a message."""
         match event.what:
-            case What.CONTENT:
-                assert event.transaction is not None
-                self._send_content(event.transaction)
-            case What.DONE:
-                assert event.transaction is not None
-                self.used = True
-                self._owner.finished(self, event.transaction)
             case What.READY:
+                mail_max = self.engine.extensions.mail_max
+                if mail_max:
+                    self._max_messages = min(self._max_messages, mail_max)
                 if not self.opened.done():
                     self._resting = True  # the owner says go_on when it has taken the session in
                     self.opened.set_result(None)
@@ -337,7 +337,7 @@ class Session:
             return
         waiting = self.engine.waiting
         if waiting is not None:
-            self._deadline_s = self._loop.time() + _seconds(self._timeouts, waiting)
+            self._deadline_s = self._loop.time() + self._seconds[waiting]
 
     def _send_content(self, transaction: Transaction) -> None:
         engine = self.engine
@@ -347,10 +347,12 @@ class Session:
             if following is not None:
                 engine.begin(following)
         content: Content = transaction.owner.content
-        if content.data is not None:
-            before = engine.take_output()
+        data = content.data
+        if data is not None:
+            if content.binary:
+                data = engine.take_output() + data
             engine.content_sent()
-            self.stream.send(b"".join((before, content.data, engine.take_output())))
+            self.stream.send(data + engine.take_output())
             content.data = None
         elif content.dot_free or content.binary:
             self._send_file(content)
@@ -500,22 +502,16 @@ _WAITS: Final[dict[Wait | None, str]] = {
 }
 
 
-def _seconds(timeouts: Timeouts, waiting: Wait) -> float:
-    match waiting:
-        case Wait.GREETING:
-            return timeouts.greeting_s
-        case Wait.EHLO | Wait.HELO | Wait.STARTTLS:
-            return timeouts.helo_s
-        case Wait.RCPT | Wait.LAST_RCPT:
-            return timeouts.rcpt_s
-        case Wait.DATA:
-            return timeouts.data_s
-        case Wait.END | Wait.EMPTY:
-            return timeouts.end_s
-        case Wait.QUIT:
-            return QUIT_S
-        case _:
-            return timeouts.mail_s
+def _deadlines(timeouts: Timeouts) -> tuple[float, ...]:
+    """Seconds to wait for each reply, by `Wait`."""
+    seconds = dict.fromkeys(Wait, timeouts.mail_s)
+    seconds[Wait.GREETING] = timeouts.greeting_s
+    seconds[Wait.EHLO] = seconds[Wait.HELO] = seconds[Wait.STARTTLS] = timeouts.helo_s
+    seconds[Wait.RCPT] = seconds[Wait.LAST_RCPT] = timeouts.rcpt_s
+    seconds[Wait.DATA] = timeouts.data_s
+    seconds[Wait.END] = seconds[Wait.EMPTY] = timeouts.end_s
+    seconds[Wait.QUIT] = QUIT_S
+    return tuple(seconds[wait] for wait in sorted(seconds))
 
 
 def _server_name(host: Host) -> str | None:

@@ -157,6 +157,7 @@ class Extensions(Struct, frozen=True):
 _STATUS = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: +|$)")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _UNSAFE = re.compile(rb"[\x00-\x1f\x7f]")
+_PLAIN = re.compile(rb"[ -~]*\Z")  # nothing unsafe and nothing that needs SMTPUTF8: nearly every path
 _XTEXT = re.compile(rb"[!-~]{1,500}\Z")
 _NOTIFY = (
     (Notify.NEVER, b"NEVER"),
@@ -560,16 +561,17 @@ class Engine:
         path = envelope.reverse_path
         refusal = None
         params = b""
-        if _UNSAFE.search(path):
-            refusal = BAD_SENDER
-        elif not path.isascii() and not offers.smtputf8:
-            refusal = NEEDS_UTF8
-        elif transaction.binary and not offers.binary:
-            refusal = NEEDS_BINARY
+        if not _PLAIN.match(path):
+            if _UNSAFE.search(path):
+                refusal = BAD_SENDER
+            elif not offers.smtputf8:
+                refusal = NEEDS_UTF8
+        if transaction.binary and not offers.binary:
+            refusal = refusal or NEEDS_BINARY
         elif offers.size is not None:
             if 0 < offers.size < transaction.size:
-                refusal = TOO_BIG
-            params = b" SIZE=%d" % transaction.size
+                refusal = refusal or TOO_BIG
+            params = b" SIZE=" + str(transaction.size).encode()
         if transaction.binary:
             params += b" BODY=BINARYMIME"
         elif envelope.body and offers.eightbit:
@@ -587,15 +589,15 @@ class Engine:
         sent = []
         for place, recipient in enumerate(transaction.recipients):
             address = recipient.address
-            if _UNSAFE.search(address):
+            if not _PLAIN.match(address) and _UNSAFE.search(address):
                 transaction.replies[place] = BAD_RECIPIENT
-            elif not (offers.smtputf8 and envelope.smtputf8) and not address.isascii():
+            elif not address.isascii() and not (offers.smtputf8 and envelope.smtputf8):
                 transaction.replies[place] = NEEDS_UTF8
             else:
                 options = (
                     _dsn_params(recipient) if offers.dsn and (recipient.notify or recipient.orcpt) else b""
                 )
-                commands.append(b"RCPT TO:<%b>%b\r\n" % (address, options))
+                commands.append(b"RCPT TO:<" + address + b">" + options + b"\r\n")
                 sent.append(place)
         transaction._sent = sent
         if not sent:
@@ -609,15 +611,17 @@ class Engine:
             self._reset_first = False
             out.append(b"RSET\r\n")
             expected.append((Wait.RSET, None, 0))
-        mail = b"MAIL FROM:<%b>%b\r\n" % (path, params)
+        mail = b"MAIL FROM:<" + path + b">" + params + b"\r\n"
         expected.append((_MAIL, transaction, 0))
         if self._pipelining:
-            last = b"" if transaction.binary else b"DATA\r\n"
-            out.append(b"%b%b%b" % (mail, commands[0] if len(commands) == 1 else b"".join(commands), last))
-            expected.extend([(_RCPT, transaction, place) for place in sent])
+            out.append(mail)
+            out += commands
+            for place in sent:
+                expected.append((_RCPT, transaction, place))
             if transaction.binary:
                 expected[-1] = (_LAST_RCPT, transaction, sent[-1])
             else:
+                out.append(b"DATA\r\n")
                 expected.append((_DATA, transaction, 0))
         else:
             out.append(mail)

@@ -51,6 +51,9 @@ TAKE: Final = 64
 MAX_IN_HAND: Final = 4096
 #: Items of one destination held; the spool is told, so that a slow host's mail stays there.
 DESTINATION_IN_HAND: Final = 256
+#: With so many items in hand, arrivals and outcomes are gathered for a moment: fewer and larger transactions of the queue.
+BUSY: Final = 8
+GATHER_S: Final = 0.003
 #: Outcomes recorded at once.
 SETTLE: Final = 256
 #: Connections that may break under one message in one attempt.
@@ -86,6 +89,10 @@ _OWN_REPLIES: Final = {
 }
 
 
+_RELAYED: Final = Outcome.RELAYED
+_NO_NOTICES: Final[list[tuple[dsn.Kind, list[Result]]]] = []
+
+
 class Work:
     """One item in hand. remaining: recipients without a result in this attempt; tries: connections that broke under it.
 
@@ -112,7 +119,9 @@ class Work:
         self.results: list[Result] = []
         self.remote: dict[bytes, str] = {}
         self.silent: set[bytes] = set()
-        self.size = rope_length(item.rope)
+        rope = item.rope
+        first = rope[0] if len(rope) == 1 else b""
+        self.size = first.length if isinstance(first, Extent) else rope_length(rope)
         self.tries = 0
         self.open = 0
         self.content: Content | None = None
@@ -238,6 +247,9 @@ class Worker:
         self._over = False
         self._paused_until_s = 0.0
         self._failures = 0
+        self._max_per_host = config.max_per_host
+        self._relayed_now = 0  # not yet counted on the board
+        self._octets_now = 0
         self._empty: asyncio.Event = asyncio.Event()
 
     async def start(self) -> None:
@@ -247,7 +259,7 @@ class Worker:
         self._tls: ssl.SSLContext | None = client_tls() if self._config.tls == "may" else None
         self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
         self._ticker = self._loop.call_later(TICK_S, self._tick)
-        ctx.on_wake(self._pump_soon)
+        ctx.on_wake(self._woken)
         self._pump_soon()
 
     # ---------------------------------------------------------------- taking
@@ -257,8 +269,16 @@ class Worker:
             self._scheduled = True
             self._loop.call_soon(self._pump)
 
+    def _woken(self) -> None:
+        """Something was put into the queue."""
+        if self._in_hand < BUSY:
+            self._pump_soon()
+        elif not self._scheduled:
+            self._scheduled = True
+            self._loop.call_later(GATHER_S, self._pump)
+
     def _pump(self) -> None:
-        """Take what is due while there is room; else park until woken or something falls due."""
+        """Take what is due while there is room; then wait, parked, until woken or something falls due."""
         self._scheduled = False
         if self._timer is not None:
             self._timer.cancel()
@@ -270,33 +290,28 @@ class Worker:
             if now_s < self._paused_until_s:
                 self._timer = self._loop.call_at(self._paused_until_s, self._pump_soon)
                 break
-            if self._in_hand >= MAX_IN_HAND:
+            limit = min(TAKE, MAX_IN_HAND - self._in_hand)
+            if limit <= 0:
                 ctx.unpark()  # others may take; this one looks again after the next settlement
                 break
+            # Parked before the look: what is posted after it wakes us, and one look is enough.
+            ctx.park()
             try:
-                items, due_s = self._take(min(TAKE, MAX_IN_HAND - self._in_hand))
+                items, due_s = self._spool.take(Channel.SMTPC, limit)
             except Exception as error:
                 self._pause("the queue can't be read", error)
                 continue
-            if not items:
-                if due_s is not None:
-                    self._timer = self._loop.call_later(max(due_s, 0.001), self._pump_soon)
-                break
+            self._failures = 0
             for item in items:
                 destination = self._accept(item, now_s)
                 touched[destination.key] = destination
+            if len(items) == limit or (items and due_s is not None and due_s <= 0.0):
+                continue
+            if due_s is not None:
+                self._timer = self._loop.call_later(max(due_s, GATHER_S), self._pump_soon)
+            break
         for destination in touched.values():
             self._drive(destination)
-
-    def _take(self, limit: int) -> tuple[list[Item], float | None]:
-        ctx = self._ctx
-        items, due_s = self._spool.take(Channel.SMTPC, limit)
-        if not items:
-            ctx.park()
-            items, due_s = self._spool.take(Channel.SMTPC, limit)
-            if items:
-                ctx.unpark()
-        return items, due_s
 
     def _pause(self, what: str, error: BaseException) -> None:
         """Something outside a message is wrong: no haste."""
@@ -584,14 +599,18 @@ class Worker:
                 self._ctx.log.error("the content can't be read", fault, item.id)
                 self._give_up(work, UNREADABLE, 0.0)
                 continue
-            finally:
-                self._ctx.working_on(None)
-            if not work.remaining:
+            remaining = work.remaining
+            if not remaining:
                 self._complete(work)
                 continue
             work.content = content
-            recipients = work.remaining[: extensions.rcpt_max]
-            work.remaining = work.remaining[extensions.rcpt_max :]
+            if len(remaining) <= extensions.rcpt_max:
+                recipients, work.remaining = remaining, []
+            else:
+                recipients, work.remaining = (
+                    remaining[: extensions.rcpt_max],
+                    remaining[extensions.rcpt_max :],
+                )
             work.open += 1
             return Transaction(envelope, recipients, work.size, work, binary=content.binary)
         return None
@@ -630,10 +649,16 @@ class Worker:
         work: Work = transaction.owner
         work.open -= 1
         destination: Destination = session.destination
-        if destination.window < self._config.max_per_host:
+        if destination.window < self._max_per_host:
             destination.window += 1.0 / destination.window
         host = session.name
         offers_dsn = session.engine.extensions.dsn
+        if len(transaction.recipients) == 1 and not work.remaining and not work.results:
+            # Nearly all mail: one recipient, taken by the host.
+            recipient, reply = transaction.recipients[0], transaction.replies[0]
+            if reply is not None and reply.code < 300 and (offers_dsn or not recipient.notify):
+                self._relayed(work, recipient, reply, host)
+                return
         ended_by = transaction.reply
         for recipient, reply in zip(transaction.recipients, transaction.replies, strict=True):
             if reply is None:
@@ -650,6 +675,17 @@ class Worker:
             if outcome == Outcome.RELAYED and recipient.notify & Notify.SUCCESS and not offers_dsn:
                 work.silent.add(recipient.address)
         self._go_on(work)
+
+    def _relayed(self, work: Work, recipient: Recipient, reply: Reply, host: str) -> None:
+        """What `_complete` does, for an item with one recipient that was relayed and nobody to tell."""
+        item = work.item
+        self._ctx.log.event("relayed", item.id, recipient.address, host=host, reply=_said(reply))
+        work.content = None
+        self._plain.append(Done(work, Settlement(item, [Result(recipient, _RELAYED, reply)]), _NO_NOTICES))
+        self._relayed_now += 1
+        self._octets_now += work.size
+        if "plain" not in self._settling:
+            self._settle_soon("plain")
 
     def _go_on(self, work: Work) -> None:
         """After a part of an item's recipients: the rest, or the end of the attempt."""
@@ -835,6 +871,12 @@ class Worker:
     async def _settle_plain(self) -> None:
         """Record outcomes, many at once: while one group is on its way to the disk the next gathers."""
         while self._plain:
+            if self._in_hand >= BUSY and len(self._plain) < TAKE and not self._stopped:
+                await asyncio.sleep(GATHER_S)
+            if self._relayed_now:
+                self._ctx.count("messages_relayed_total", self._relayed_now)
+                self._ctx.count("octets_out_total", self._octets_now)
+                self._relayed_now = self._octets_now = 0
             batch = self._plain[:SETTLE]
             del self._plain[:SETTLE]
             await self._record([done.settlement for done in batch], [])
@@ -918,6 +960,7 @@ class Worker:
             else:
                 del held[name]
         if not self._in_hand:
+            self._ctx.working_on(None)
             self._empty.set()
         if not self._stopped:
             self._pump_soon()

@@ -230,6 +230,7 @@ class Worker:
         self._connecting = 0
         self._idle: dict[tuple[str, int], list[Session]] = {}
         self._waiting: dict[str, Destination] = {}  # for a connection to become free
+        self._newest_first = False
         self._bad: dict[tuple[str, int], float] = {}
         self._no_tls: dict[tuple[str, int], float] = {}
         self._in_hand = 0
@@ -571,7 +572,10 @@ class Worker:
         while self._waiting and (
             len(self._sessions) + self._connecting < self._config.max_connections or self._idle
         ):
-            _, destination = self._waiting.popitem()
+            # The newest and the oldest in turn: fresh mail need not queue behind a crowd of mute hosts, and nobody starves.
+            self._newest_first = not self._newest_first
+            key = next(reversed(self._waiting) if self._newest_first else iter(self._waiting))
+            destination = self._waiting.pop(key)
             self._drive(destination)
             if destination.key in self._waiting:
                 return

@@ -548,6 +548,24 @@ def test_hosts_that_do_not_answer_leave_room_for_those_that_do(tmp_path, monkeyp
     assert took < (1 if trouble == "dns" else 13)
 
 
+def test_a_destination_that_waits_for_a_connection_does_not_starve(tmp_path):
+    """With one connection and ever newer destinations, the first that had to wait gets its turn."""
+
+    async def scenario(bench, server, dns_server):
+        bench.worker._router._port = server.port
+        await bench.queue(b"first@[127.0.0.2]", b"old@[127.0.0.3]")
+        number = 3
+        while not any(b"old@" in line for _, recipients, _ in server.messages for line in recipients):
+            number += 1
+            assert number < 60, "starved"
+            await bench.queue(b"new@[127.0.1.%d]" % number, b"new@[127.0.2.%d]" % number)
+            await asyncio.sleep(0.02)
+        return number
+
+    server = SmtpServer(host="0.0.0.0", delay_s=0.01)
+    run(tmp_path, scenario, server, DnsServer({}), smtpc={"resolution": "dns", "max_connections": 1, "max_messages": 1})
+
+
 def test_the_host_limits_connections(tmp_path):
     def script(connection, verb, line):
         return "421 4.7.0 too many connections" if verb == "CONNECT" and connection.number % 2 else None

@@ -134,7 +134,7 @@ def _section(arguments: Arguments, peek: bool) -> Section:
         if 0 in part:
             raise Bad("Part numbers start at 1")
         arguments.pos = match.end()
-    if (match is None or arguments.accept(b".")) and not arguments.looking_at(b"]"):
+    if arguments.accept(b".") if match is not None else not arguments.looking_at(b"]"):
         word = _ITEM.match(arguments.data, arguments.pos)
         if word is None:
             raise Bad("Malformed section")

@@ -26,9 +26,7 @@ _NUMBER = re.compile(rb"\d{1,20}")
 _SEQUENCE_SET = re.compile(rb"[0-9*:,]+")
 _FLAG = re.compile(rb'\\?[^(){ \x00-\x1f\x7f-\xff%*"\\\]]+')
 _DATE = re.compile(rb'("?)(\d{1,2})-([A-Za-z]{3})-(\d{4})\1')
-_DATE_TIME = re.compile(
-    rb'"( \d|\d\d)-([A-Za-z]{3})-(\d{4}) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)"'
-)
+_DATE_TIME = re.compile(rb'"( \d|\d\d)-([A-Za-z]{3})-(\d{4}) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)"')
 
 MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 _MONTH = {name.upper(): number for number, name in enumerate(MONTHS, 1)}
@@ -222,6 +220,10 @@ class Arguments:
 def days(day: int, month: bytes, year: int) -> int:
     """Days since 1970-01-01 of a date with an English month name. Raises `Bad` if there is no such day."""
     number = _MONTH.get(month.upper())
-    if number is None or not 1 <= day <= calendar.monthrange(max(year, 1), number)[1] or not 1 <= year <= 9999:
+    if (
+        number is None
+        or not 1 <= day <= calendar.monthrange(max(year, 1), number)[1]
+        or not 1 <= year <= 9999
+    ):
         raise Bad("No such date")
     return calendar.timegm((year, number, day, 0, 0, 0)) // 86400

@@ -55,7 +55,9 @@ def decode(wire: bytes) -> str:
             parts.append(wire[pos:start].decode("utf-8"))
             packed = match.group(1)
             if packed:
-                octets = base64.b64decode(packed.replace(b",", b"/") + b"=" * (-len(packed) % 4), validate=True)
+                octets = base64.b64decode(
+                    packed.replace(b",", b"/") + b"=" * (-len(packed) % 4), validate=True
+                )
                 parts.append(octets.decode("utf-16-be"))
             else:
                 parts.append("&")

@@ -196,7 +196,10 @@ class Source:
             if not found:
                 return None
             header = b"".join(
-                [piece if isinstance(piece, bytes) else await self.range(piece[0], piece[1] - piece[0]) for piece in found]
+                [
+                    piece if isinstance(piece, bytes) else await self.range(piece[0], piece[1] - piece[0])
+                    for piece in found
+                ]
             )
             return [_fields(header, section)]
         result: list[bytes | tuple[int, int]] | None = structure.pieces(number, section.kind.decode())

@@ -252,7 +252,7 @@ class Engine:
                 event = self._command_line()
             elif mode == _LITERAL_DATA:
                 event = self._literal_data()
-            elif mode == _CONTENT or mode == _SKIP_CONTENT:
+            elif mode in (_CONTENT, _SKIP_CONTENT):
                 event = self._content_data()
             elif mode == _CONTENT_LINE:
                 event = self._content_line()
@@ -354,9 +354,9 @@ class Engine:
             return self._complete(end - 1, consumed)
         size = int(literal.group(1))
         waiting = not literal.group(2)
-        spec = self._spec
-        assert spec is not None
-        if spec.stream is not None:
+        begun = self._spec
+        assert begun is not None
+        if begun.stream is not None:
             offer = self._offer_content(literal.start(), size, waiting)
             if offer is not None:
                 return offer if isinstance(offer, Content) else self._complain(self._tag, offer[0], consumed)
@@ -598,9 +598,7 @@ class Engine:
                 return self._refuse_argument(self._tag, str(fault), int(literal.group(1)), consumed)
             return self._complain(self._tag, str(fault), consumed)
         self._start = self._pos = self._scan = consumed
-        self._offer = Content(
-            self._tag, spec, prefix, int(literal.group(1)), not literal.group(2), False
-        )
+        self._offer = Content(self._tag, spec, prefix, int(literal.group(1)), not literal.group(2), False)
         return self._offer
 
     # ------------------------------------------------------------------ lines that are no commands

@@ -77,7 +77,9 @@ class Keeper:
                     envelope, structure, dot_free = _examine(octets)
                 else:
                     async with self._large:
-                        envelope, structure, dot_free = await self._loop.run_in_executor(None, _examine, octets)
+                        envelope, structure, dot_free = await self._loop.run_in_executor(
+                            None, _examine, octets
+                        )
             except BaseException:
                 content.discard()
                 raise
@@ -86,13 +88,18 @@ class Keeper:
         else:
             extent = await self._writer.append(content)
             async with self._large:
-                envelope, structure, dot_free = await self._loop.run_in_executor(None, self._examine_file, extent)
+                envelope, structure, dot_free = await self._loop.run_in_executor(
+                    None, self._examine_file, extent
+                )
         return [extent], envelope, structure, dot_free
 
     def _examine_file(self, extent: Extent) -> tuple[bytes, bytes, bool]:
         """Summarize a content from its own file; called in a thread."""
         path = self._spool.staging.folder / f"{extent.blob:016x}.blob"
-        with path.open("rb") as file, mmap.mmap(file.fileno(), extent.length, access=mmap.ACCESS_READ) as octets:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), extent.length, access=mmap.ACCESS_READ) as octets,
+        ):
             return _examine(octets)
 
     async def close(self) -> None:

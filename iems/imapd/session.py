@@ -177,7 +177,8 @@ class Session:
 
     def data_received(self, data: memoryview) -> None:
         """Octets from the peer."""
-        self.active_s = self.services.now()
+        if self.number:  # before login the clock runs from the start, whatever the peer sends
+            self.active_s = self.services.now()
         engine = self.engine
         engine.feed(data)
         if self.running is None and not self._waiting:
@@ -265,7 +266,8 @@ class Session:
         except Exception as fault:
             result = self._fault(command, fault)
         self.running = None
-        self.active_s = self.services.now()
+        if self.number:
+            self.active_s = self.services.now()
         if self.closing:
             return
         if result is not None:

@@ -116,11 +116,7 @@ class View:
                 continue
             at = self.position(uid)
             if at >= 0 and modseq > self.modseqs[at]:
-                if bits != self.flags[at]:
-                    if self.unreported is None:
-                        self.unreported = set()
-                    self.unreported.add(uid)
-                elif self.condstore:
+                if bits != self.flags[at] or self.condstore:
                     if self.unreported is None:
                         self.unreported = set()
                     self.unreported.add(uid)
@@ -177,9 +173,7 @@ class View:
             permanent = b""
         else:
             permanent = names if self.keywords_full else names + rb" \*"
-        return (
-            b"* FLAGS (" + names + b")\r\n* OK [PERMANENTFLAGS (" + permanent + b")] Flags kept\r\n"
-        )
+        return b"* FLAGS (" + names + b")\r\n* OK [PERMANENTFLAGS (" + permanent + b")] Flags kept\r\n"
 
     def fetch_flags(self, at: int, uid: bool) -> bytes:
         """A FETCH response with the flags of a message; `uid`: with its UID, as answers to UID commands need it."""

@@ -33,7 +33,7 @@ class Code(list[Any]):
 
 def parse(data: bytes) -> list[Any]:
     """A response (without tag or `*`) as a list of values; strings are decoded as latin-1."""
-    values, pos = _parse_list(data.decode("latin-1"), 0, "")
+    values, _pos = _parse_list(data.decode("latin-1"), 0, "")
     return values
 
 
@@ -83,7 +83,12 @@ def _parse_list(text: str, pos: int, closing: str) -> tuple[list[Any], int]:
             if pos == start:  # an unbalanced parenthesis in text for people
                 pos += 1
             values.append(text[start:pos])
-            if len(values) == 1 and not closing and values[0].lower() in _STATUS and not text[pos:].startswith(" ["):
+            if (
+                len(values) == 1
+                and not closing
+                and values[0].lower() in _STATUS
+                and not text[pos:].startswith(" [")
+            ):
                 return values, len(text)
     return values, pos
 
@@ -469,7 +474,9 @@ def _check_untagged(
     for wanted, expected in step.expected:
         match = next((pair for pair in left if matcher.reply(expected, *pair)), None)
         if wanted and match is None:
-            raise Failed(f"{script.name}:{step.line}: {step.command}: no {expected} in {[r for r, _ in replies]}")
+            raise Failed(
+                f"{script.name}:{step.line}: {step.command}: no {expected} in {[r for r, _ in replies]}"
+            )
         if not wanted and match is not None:
             raise Failed(f"{script.name}:{step.line}: {step.command}: unexpected {match[0]}")
         if match is not None:

@@ -9,9 +9,9 @@ import subprocess
 import time
 
 import pytest
-from tests.integration import imaptest
 
 from iems.perf.home import PrivateHome
+from tests.integration import imaptest
 
 
 @pytest.fixture(scope="module")
@@ -223,14 +223,16 @@ SyncState *
     )
 
     def sync():
-        done = subprocess.run(["mbsync", "-c", tmp_path / "rc", "-a"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["mbsync", "-c", tmp_path / "rc", "-a"], capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr + done.stdout
 
     sync()
     found = [path for folder in ("new", "cur") for path in (maildir / "sync/sub" / folder).iterdir()]
-    assert sorted(re.sub(rb"X-TUID: .*\n", b"", path.read_bytes()).replace(b"\n", b"\r\n") for path in found) == sorted(
-        contents
-    )
+    assert sorted(
+        re.sub(rb"X-TUID: .*\n", b"", path.read_bytes()).replace(b"\n", b"\r\n") for path in found
+    ) == sorted(contents)
     # Back: one goes here, one comes from there.
     found[0].unlink()
     (maildir / "sync/sub/new/1.x").write_bytes(b"Subject: local\n\nnew\n")

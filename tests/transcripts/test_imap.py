@@ -11,14 +11,11 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "imapd"))
-
-import fakes
+from tests.unit.imapd import fakes
 
 FOLDER = Path(__file__).parent / "imap"
 _STEP = re.compile(r"(?P<what>C|S|M|P|END)(?P<number>\d?)(?P<mark>[:-]?) ?(?P<text>.*)")
@@ -59,6 +56,7 @@ async def play(path: Path, cuts: str) -> None:
                 data = data[count:]
         for number, other in clients.items():
             got[number] += (out if other is target else other.stream.take()).splitlines(keepends=True)
+
     lines = path.read_text().splitlines()
     at = 0
     while at < len(lines):
@@ -93,7 +91,10 @@ async def play(path: Path, cuts: str) -> None:
                 content.append(lines[at][2:])
                 at += 1
             world.store.put(
-                mailbox, "".join(part + "\r\n" for part in content).encode(), flags.strip("()").split(), 1_000_000_000
+                mailbox,
+                "".join(part + "\r\n" for part in content).encode(),
+                flags.strip("()").split(),
+                1_000_000_000,
             )
         elif what == "P":
             peer = text

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from iems.imapd.session import Session
 
 _USES = {
-    use.upper(): use
-    for use in ("\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")
+    use.upper(): use for use in ("\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")
 }
 
 

@@ -89,7 +89,8 @@ def parse_uid(arguments: Arguments) -> Fetch:
 # -------------------------------------------------------------------- one whole message
 
 _PLAIN = re.compile(
-    rb"([A-Za-z0-9]{1,40}) (UID )?FETCH (\d{1,9}) (\()?(BODY\.PEEK\[\]|BODY\[\]|RFC822)(?(4)\))\r\n", re.IGNORECASE
+    rb"([A-Za-z0-9]{1,40}) (UID )?FETCH (\d{1,9}) (\()?(BODY\.PEEK\[\]|BODY\[\]|RFC822)(?(4)\))\r\n",
+    re.IGNORECASE,
 )
 _PLAIN_REQUESTS = {
     b"BODY.PEEK[]": Request(sections=(Section(label=b"BODY[]"),)),
@@ -146,7 +147,9 @@ def run_plain(session: Session, command: Command) -> bytes | Coroutine[Any, Any,
     if size <= INLINE_MAX:
         content = services.contents.read_now(row.rope, size)
         if content is None:
-            return _general(session, command, view, range(at, at + 1), _plain_request(item, uid_form), uid_form)
+            return _general(
+                session, command, view, range(at, at + 1), _plain_request(item, uid_form), uid_form
+            )
         session.stream.send(b"".join((head, content, done)))
     else:
         stream = session.stream
@@ -217,7 +220,9 @@ async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> f
     if not unseen:
         return frozenset()
     try:
-        changed = await session.services.store.store_flags(session.number, view.mailbox_id, unseen, "+", ["\\Seen"])
+        changed = await session.services.store.store_flags(
+            session.number, view.mailbox_id, unseen, "+", ["\\Seen"]
+        )
     except StoreError as fault:
         # Reading goes on while nothing can be written; the messages stay unread.
         session.services.log("imap-unavailable", command="FETCH", cause=str(fault))
@@ -242,13 +247,16 @@ def _from_view(session: Session, view: View, positions: Sequence[int], simple: t
         lines = [b"* %d FETCH (FLAGS %b)\r\n" % (at + 1, view.rendered(at)) for at in positions]
     else:
         lines = [
-            b"* %d FETCH (%b)\r\n" % (at + 1, b" ".join([value(at) for value in chosen_values])) for at in positions
+            b"* %d FETCH (%b)\r\n" % (at + 1, b" ".join([value(at) for value in chosen_values]))
+            for at in positions
         ]
     session.send(b"".join(lines))
     return True
 
 
-async def _from_kernel(session: Session, view: View, positions: Sequence[int], simple: tuple[bytes, ...]) -> bool:
+async def _from_kernel(
+    session: Session, view: View, positions: Sequence[int], simple: tuple[bytes, ...]
+) -> bool:
     """The reader's kernel builds the responses."""
     reader = session.services.reader
     codes = [_KERNEL_ITEMS[item] for item in simple]
@@ -348,4 +356,8 @@ SPECS = [
     Spec(b"FETCH", State.SELECTED, parse, run, Updates.FLAGS),
     Spec(b"UID FETCH", State.SELECTED, parse_uid, run, Updates.FLAGS | Updates.EXPUNGES),
 ]
-SHORTCUT: Shortcut = (_PLAIN, Spec(b"FETCH", State.SELECTED, parse, run_plain, Updates.FLAGS), plain_arguments)
+SHORTCUT: Shortcut = (
+    _PLAIN,
+    Spec(b"FETCH", State.SELECTED, parse, run_plain, Updates.FLAGS),
+    plain_arguments,
+)

@@ -131,9 +131,7 @@ def entries(session: Session, subscribed_too: bool) -> list[Entry]:
 
 def _attributes(entry: Entry, request: Request) -> list[bytes]:
     found = []
-    if entry.box is None:
-        found.append(rb"\NonExistent" if request.extended else rb"\Noselect")
-    elif entry.box.noselect:
+    if entry.box is None or entry.box.noselect:
         found.append(rb"\NonExistent" if request.extended else rb"\Noselect")
     if entry.subscribed and (b"SUBSCRIBED" in request.returned or b"SUBSCRIBED" in request.selection):
         found.append(rb"\Subscribed")
@@ -172,7 +170,7 @@ def run(session: Session, command: Command) -> bytes:
         if not wanted and not info:
             continue
         attributes = b" ".join(_attributes(entry, request))
-        parts.append(b"* LIST (%b) \"/\" %b%b\r\n" % (attributes, mailbox_text(entry.name), info))
+        parts.append(b'* LIST (%b) "/" %b%b\r\n' % (attributes, mailbox_text(entry.name), info))
         if request.status_items and entry.box is not None and not entry.box.noselect:
             parts.append(status.response(session, entry.box, request.status_items))
     session.send(b"".join(parts))

@@ -59,7 +59,9 @@ async def authenticate(session: Session, login: bytes, password: bytes) -> bytes
         await services.store.ensure(account.number)
     session.logged_in(account)
     services.count("logins_total")
-    services.log("login", protocol="imap", user=account.address, peer=session.peer_ip, tls=session.stream.secure)
+    services.log(
+        "login", protocol="imap", user=account.address, peer=session.peer_ip, tls=session.stream.secure
+    )
     return b"OK [CAPABILITY " + capabilities(session) + b"] Logged in"
 
 

@@ -24,7 +24,12 @@ async def run(session: Session, command: Command) -> bytes:
             raise Refused("[EXPUNGEISSUED] The messages no longer exist")
         return b"OK No messages to move"
     uidvalidity, sources, targets = await session.services.store.copy(
-        session.number, view.mailbox_id, uids, target.name, move=True, quota_octets=session.account.quota_octets
+        session.number,
+        view.mailbox_id,
+        uids,
+        target.name,
+        move=True,
+        quota_octets=session.account.quota_octets,
     )
     if not sources:
         raise Refused("[EXPUNGEISSUED] The messages no longer exist")

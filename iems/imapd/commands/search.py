@@ -77,7 +77,9 @@ async def run(session: Session, command: Command) -> bytes:
     positions = await find(session, view, request.key)
     numbers = [view.uids[at] for at in positions] if uid_form else [at + 1 for at in positions]
     name = command.spec.name
-    highest = max((view.modseqs[at] for at in _told(positions, request.returned)), default=0) if with_modseq else 0
+    highest = (
+        max((view.modseqs[at] for at in _told(positions, request.returned)), default=0) if with_modseq else 0
+    )
     if request.returned is None:
         text = b"* SEARCH"
         if numbers:
@@ -122,7 +124,9 @@ async def find(session: Session, view: View, key: Any) -> list[int]:
     count = view.told
     loop_now = session.services.now
     now_s = int(session.services.clock())
-    judged = _Vectors(view, count, now_s, lambda: session.services.reader.table(session.number, view.mailbox_id))
+    judged = _Vectors(
+        view, count, now_s, lambda: session.services.reader.table(session.number, view.mailbox_id)
+    )
     must, may = judged.of(key)
     if view.gone:
         alive = np.ones(count, bool)
@@ -309,7 +313,7 @@ async def _holds(key: Any, at: int, source: Source) -> bool:
             searchable = source.searchable
             if searchable is None:
                 searchable = source.searchable = await source.in_thread(_opened, await source.whole())
-            return searchable.in_text(text) if header else searchable.in_body(text)
+            return bool(searchable.in_text(text) if header else searchable.in_body(text))
     raise TypeError(f"no search key: {key!r}")
 
 
@@ -330,7 +334,9 @@ def _in_header(header: bytes, name: bytes, text: str) -> bool:
     if name not in _ADDRESSES:
         return False
     return any(
-        text in fold(address.addr_spec) for value in values(header, name) for address in parse_addresses(value)
+        text in fold(address.addr_spec)
+        for value in values(header, name)
+        for address in parse_addresses(value)
     )
 
 

@@ -114,7 +114,14 @@ class FakeStore:
         return [self.message(account, mailbox_id, uid) for uid in uids]
 
     def fetch_summaries(
-        self, account: int, mailbox_id: int, seqs: Any, uids: Any, items: Any, start: int, max_octets: int,
+        self,
+        account: int,
+        mailbox_id: int,
+        seqs: Any,
+        uids: Any,
+        items: Any,
+        start: int,
+        max_octets: int,
         recent_from: int,
     ) -> tuple[bytes, int]:
         out = b""
@@ -127,14 +134,20 @@ class FakeStore:
                     parts.append(
                         {
                             reader_module.FETCH_UID: lambda r=row: b"UID %d" % r.uid,
-                            reader_module.FETCH_FLAGS: lambda r=row: b"FLAGS "
-                            + flag_names.render(
-                                r.flags | (flag_names.RECENT if r.uid >= recent_from else 0), box.mailbox.keywords
+                            reader_module.FETCH_FLAGS: lambda r=row: (
+                                b"FLAGS "
+                                + flag_names.render(
+                                    r.flags | (flag_names.RECENT if r.uid >= recent_from else 0),
+                                    box.mailbox.keywords,
+                                )
                             ),
                             reader_module.FETCH_ENVELOPE: lambda r=row: b"ENVELOPE " + r.envelope,
-                            reader_module.FETCH_BODYSTRUCTURE: lambda r=row: b"BODYSTRUCTURE " + r.bodystructure,
-                            reader_module.FETCH_INTERNALDATE: lambda r=row: b"INTERNALDATE "
-                            + response.internaldate(r.internaldate_s),
+                            reader_module.FETCH_BODYSTRUCTURE: lambda r=row: (
+                                b"BODYSTRUCTURE " + r.bodystructure
+                            ),
+                            reader_module.FETCH_INTERNALDATE: lambda r=row: (
+                                b"INTERNALDATE " + response.internaldate(r.internaldate_s)
+                            ),
                             reader_module.FETCH_RFC822_SIZE: lambda r=row: b"RFC822.SIZE %d" % r.size,
                             reader_module.FETCH_MODSEQ: lambda r=row: b"MODSEQ (%d)" % r.modseq,
                         }[item]()
@@ -186,7 +199,10 @@ class FakeStore:
                 raise StoreError("Mailbox exists", "ALREADYEXISTS")
             if not exists:
                 mailbox = Mailbox(
-                    id=self.next_id, name=part, uidvalidity=self.uidvalidity, special_use=special_use,
+                    id=self.next_id,
+                    name=part,
+                    uidvalidity=self.uidvalidity,
+                    special_use=special_use,
                     highestmodseq=self.modseq,
                 )
                 self.uidvalidity += 1
@@ -233,8 +249,17 @@ class FakeStore:
             box.mailbox.uidnext += 1
             self._step()
             box.rows[uid] = Row(
-                uid, self._bits(box, message.flags), self.modseq, message.internaldate_s, message.size, message.rope,
-                message.dot_free, message.envelope, message.bodystructure, b"", 0,
+                uid,
+                self._bits(box, message.flags),
+                self.modseq,
+                message.internaldate_s,
+                message.size,
+                message.rope,
+                message.dot_free,
+                message.envelope,
+                message.bodystructure,
+                b"",
+                0,
             )
             box.mailbox.size += message.size
             uids.append(uid)
@@ -255,7 +280,13 @@ class FakeStore:
         return bits
 
     async def store_flags(
-        self, account: int, mailbox_id: int, uids: Any, mode: str, names: list[str], unchangedsince: int | None = None
+        self,
+        account: int,
+        mailbox_id: int,
+        uids: Any,
+        mode: str,
+        names: list[str],
+        unchangedsince: int | None = None,
     ) -> list[tuple[int, int, int]]:
         await asyncio.sleep(0)
         box = self.boxes[mailbox_id]
@@ -278,7 +309,9 @@ class FakeStore:
         await asyncio.sleep(0)
         box = self.boxes[mailbox_id]
         gone = [
-            uid for uid in sorted(box.rows if uids is None else uids) if uid in box.rows and box.rows[uid].flags & 8
+            uid
+            for uid in sorted(box.rows if uids is None else uids)
+            if uid in box.rows and box.rows[uid].flags & 8
         ]
         for uid in gone:
             del box.rows[uid]
@@ -288,7 +321,13 @@ class FakeStore:
         return gone
 
     async def copy(
-        self, account: int, src: int, uids: Any, name: str, move: bool = False, quota_octets: int | None = None
+        self,
+        account: int,
+        src: int,
+        uids: Any,
+        name: str,
+        move: bool = False,
+        quota_octets: int | None = None,
     ) -> Any:
         await asyncio.sleep(0)
         source, target = self.boxes[src], self._named(name, "TRYCREATE")
@@ -302,8 +341,17 @@ class FakeStore:
             names = source.mailbox.flag_names(row.flags)
             self._step(target)
             target.rows[number] = Row(
-                number, self._bits(target, names), self.modseq, row.internaldate_s, row.size, row.rope,
-                row.dot_free, row.envelope, row.bodystructure, b"", 0,
+                number,
+                self._bits(target, names),
+                self.modseq,
+                row.internaldate_s,
+                row.size,
+                row.rope,
+                row.dot_free,
+                row.envelope,
+                row.bodystructure,
+                b"",
+                0,
             )
             done.append(uid)
             new.append(number)
@@ -342,8 +390,17 @@ class FakeStore:
         box.mailbox.uidnext += 1
         modseq = self._step()
         box.rows[uid] = Row(
-            uid, self._bits(box, flags or []), modseq, date_s, len(content), [Extent(blob, 0, len(content))], False,
-            envelope, structure, b"", 0,
+            uid,
+            self._bits(box, flags or []),
+            modseq,
+            date_s,
+            len(content),
+            [Extent(blob, 0, len(content))],
+            False,
+            envelope,
+            structure,
+            b"",
+            0,
         )
         box.mailbox.highestmodseq = modseq
         self._step(box)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 #: Items taken from the spool at once, and held in all (most of them waiting for their turn).
 TAKE: Final = 64
+TURNS: Final = 2  # takes before the loop comes round
 MAX_IN_HAND: Final = 4096
 #: Items of one destination held; the spool is told, so that a slow host's mail stays there.
 DESTINATION_IN_HAND: Final = 256
@@ -287,7 +288,12 @@ class Worker:
         ctx = self._ctx
         touched: dict[str, Destination] = {}
         now_s = self._loop.time()
+        turns = 0
         while not self._stopped and not ctx.draining:
+            turns += 1
+            if turns > TURNS:
+                self._pump_soon()  # the loop comes round: sessions, heartbeat, deadlines
+                break
             if now_s < self._paused_until_s:
                 self._timer = self._loop.call_at(self._paused_until_s, self._pump_soon)
                 break

@@ -346,17 +346,21 @@ class Engine:
                 return event  # type: ignore[no-any-return]
         return NEED_DATA
 
-    def reply(self, reply: Reply) -> None:
-        """Answer the event given last. Before START_CONTENT the transaction gets the sink that its content goes to."""
+    def reply(self, reply: Reply) -> bool:
+        """Answer the event given last; whether `next_event` has something to look at.
+
+        Before START_CONTENT the transaction gets the sink that its content goes to.
+        """
         event = self._event
         if event is None:
-            return  # the session ended meanwhile
+            return False  # the session ended meanwhile
         self._event = None
         self.waiting = False
-        settle = _SETTLE[type(event)]
-        settle(self, event, reply)
+        _SETTLE[type(event)](self, event, reply)
         if self.draining and self.state < _MAIL:
             self.close(replies.SHUTTING_DOWN)
+        # A chunk may be of no octets.
+        return self._pos < self._end or self.state == _CHUNK
 
     def refuse_content(self, reply: Reply) -> None:
         """Go on reading the content, keep none of it and answer `reply` at its end."""

@@ -99,12 +99,12 @@ class Session:
                 handlers.log.error("event failed", fault)
                 handlers.count("errors_total")
                 reply = replies.LOCAL_ERROR
-            if reply is not None:
-                engine.reply(reply)
+            if reply is not None and not engine.reply(reply):
+                break
         self._running = False
         engine.keep()
         transaction = engine.transaction
-        if transaction is not None and transaction.decoder is not None and transaction.sink is not None:
+        if transaction is not None and transaction.sink is not None and transaction.decoder.octets:
             handlers.spill(self)
         if engine.refused is not None:
             handlers.content_refused(self, engine.refused)

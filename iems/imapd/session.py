@@ -324,15 +324,19 @@ class Session:
         view = self.view
         if view is None:
             return
+        if not (view.stale or check):
+            return
         reader = self.services.reader
-        if not view.stale:
-            if not check:
-                return
-            mailbox = reader.mailbox_by_id(self.number, view.mailbox_id)
-            if mailbox is not None and mailbox.highestmodseq == view.modseq:
-                return
         view.stale = False
-        changed, vanished, mailbox = reader.changes(self.number, view.mailbox_id, view.modseq)
+        vanished: list[int] = []
+        mailbox = reader.mailbox_by_id(self.number, view.mailbox_id)
+        if mailbox is not None:
+            if mailbox.highestmodseq == view.modseq and mailbox.keywords == view.keywords:
+                return
+            if view.only_new(mailbox):
+                changed = reader.arrivals(self.number, view.mailbox_id, view.uidnext)
+            else:
+                changed, vanished, mailbox = reader.changes(self.number, view.mailbox_id, view.modseq)
         if mailbox is None:
             self.deselect()
             self.stream.send(b"* BYE The selected mailbox was deleted\r\n")

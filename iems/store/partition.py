@@ -477,6 +477,8 @@ class Partition:
             special_use=special_use,
             noselect=noselect,
             created_s=self._now,
+            changed_modseq=row.modseq,
+            changed_before=row.modseq,
         )
         row.next_mailbox += 1
         state.boxes[box.id] = box
@@ -498,11 +500,13 @@ class Partition:
             raise StoreError("no such mailbox", code)
         return box
 
-    def _next(self, state: _State, box: Mailbox) -> int:
-        """The modseq of one change to `box`."""
+    def _next(self, state: _State, box: Mailbox, arrival: bool = False) -> int:
+        """The modseq of one change to `box`. arrival: it only adds messages."""
         row = state.row
         row.modseq += 1
         box.highestmodseq = row.modseq
+        if not arrival:
+            box.changed_before, box.changed_modseq = box.changed_modseq, row.modseq
         state.dirty = True
         state.changed.add(box.id)
         self.touched[state.number, box.id] = row.modseq
@@ -535,7 +539,7 @@ class Partition:
             return Delivered("overquota")
         if box.uidnext > UID_MAX:
             return Delivered("error", text="the mailbox has no uid left")
-        modseq = self._next(state, box)
+        modseq = self._next(state, box, arrival=True)
         uid = self._insert(state, box, delivery, delivery.origin, modseq)
         txn.put(dedup, DEDUP_ROW.pack(box.id, uid, self._now))
         return Delivered("ok", uid, box.id)
@@ -595,7 +599,7 @@ class Partition:
             raise StoreError("the mailbox has no uid left", "LIMIT")
         uids = bytearray()
         if body.messages:
-            modseq = self._next(state, box)
+            modseq = self._next(state, box, arrival=True)
             for message in body.messages:
                 origin = (self._now * 1000).to_bytes(6, "big") + os.urandom(10)
                 uids += _U32.pack(self._insert(state, box, message, origin, modseq))
@@ -780,7 +784,7 @@ class Partition:
         txn = self._txn
         number = state.number
         saved = _U32.pack(self._now)
-        modseq = self._next(state, target)
+        modseq = self._next(state, target, arrival=True)
         translate = self._translation(source, target)
         sources, targets = bytearray(), bytearray()
         for raw in rows:

@@ -265,6 +265,23 @@ class Reader:
         )
         return changed, self.vanished(account, mailbox_id, since_modseq), box
 
+    def arrivals(self, account: int, mailbox_id: int, first_uid: int) -> list[tuple[int, int, int]]:
+        """(uid, flags, modseq) of the messages from `first_uid` on: all that is new if `Mailbox.changed_modseq` says so."""
+        partition = self._find(account)
+        if partition is None:
+            return []
+        prefix = keys.prefix(account, keys.FLAGS, mailbox_id)
+        found: list[tuple[int, int, int]] = []
+        with partition.read() as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(keys.flags(account, mailbox_id, first_uid)):
+                for key, value in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    uid, _, flags, modseq, _ = FLAGS_ROW.unpack(value)
+                    found.append((uid, flags, modseq))
+        return found
+
     def vanished(self, account: int, mailbox_id: int, since_modseq: int) -> list[int]:
         """Uids expunged after `since_modseq`, ascending; all absent ones if that is beyond the horizon."""
         partition = self._find(account)

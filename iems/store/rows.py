@@ -79,12 +79,18 @@ class Account(Struct, array_like=True):
     messages: int = 0
 
 
+#: Greater than every modseq.
+CHANGED_UNKNOWN = 1 << 62
+
+
 class Mailbox(Struct, array_like=True):
     """A mailbox (RFC 9051 2.3): identity, counters, names of its keywords (keyword i is flag bit 16 + i).
 
     highestmodseq: RFC 7162. vanished_floor: below this modseq the vanished rows are not complete.
     recent_uid: messages from this uid on were not yet shown as \\Recent. noselect: only the name of a parent.
-    subscribed, has_children: not stored here, filled in by the reader.
+    subscribed, has_children: not stored here, filled in by the reader. changed_modseq, changed_before: of the last change
+    that was more than new messages, and of the one before it, so that a reader knows when it need not look at old rows;
+    CHANGED_UNKNOWN in rows from before these fields.
     """
 
     version: int = 1
@@ -105,6 +111,8 @@ class Mailbox(Struct, array_like=True):
     created_s: int = 0
     subscribed: bool = False
     has_children: bool = False
+    changed_modseq: int = CHANGED_UNKNOWN
+    changed_before: int = CHANGED_UNKNOWN
 
     @property
     def attributes(self) -> list[str]:

@@ -62,6 +62,7 @@ class FakeStore:
         self.watchers: list[tuple[int, Any]] = []
         self.octets = 0
         self.unavailable = False
+        self.fast = 0  # refreshes that did not look at old rows
 
     # ---- Reader
 
@@ -106,6 +107,11 @@ class FakeStore:
             return [], [], None
         changed = [(row.uid, row.flags, row.modseq) for row in box.rows.values() if row.modseq > since]
         return changed, [uid for uid, modseq in box.vanished if modseq > since], box.mailbox
+
+    def arrivals(self, account: int, mailbox_id: int, first_uid: int) -> list[tuple[int, int, int]]:
+        self.fast += 1
+        rows = self.boxes[mailbox_id].rows
+        return [(uid, rows[uid].flags, rows[uid].modseq) for uid in sorted(rows) if uid >= first_uid]
 
     def message(self, account: int, mailbox_id: int, uid: int) -> Row | None:
         return self.boxes[mailbox_id].rows.get(uid)
@@ -161,7 +167,7 @@ class FakeStore:
 
     # ---- StoreClient
 
-    def _step(self, box: Box | None = None) -> int:
+    def _step(self, box: Box | None = None, arrival: bool = False) -> int:
         if self.unavailable:
             from iems.errors import StoreUnavailable
 
@@ -169,6 +175,8 @@ class FakeStore:
         self.modseq += 1
         if box is not None:
             box.mailbox.highestmodseq = self.modseq
+            if not arrival:
+                box.mailbox.changed_before, box.mailbox.changed_modseq = box.mailbox.changed_modseq, self.modseq
             box.mailbox.messages = len(box.rows)
             box.mailbox.unseen = sum(1 for row in box.rows.values() if not row.flags & 1)
         return self.modseq
@@ -204,6 +212,8 @@ class FakeStore:
                     uidvalidity=self.uidvalidity,
                     special_use=special_use,
                     highestmodseq=self.modseq,
+                    changed_modseq=self.modseq,
+                    changed_before=self.modseq,
                 )
                 self.uidvalidity += 1
                 self.boxes[self.next_id] = Box(mailbox)
@@ -263,7 +273,7 @@ class FakeStore:
             )
             box.mailbox.size += message.size
             uids.append(uid)
-            self._step(box)
+            self._step(box, arrival=True)
             box.rows[uid].modseq = self.modseq
         self._push(box)
         return box.mailbox.uidvalidity, uids
@@ -339,7 +349,7 @@ class FakeStore:
             number = target.mailbox.uidnext
             target.mailbox.uidnext += 1
             names = source.mailbox.flag_names(row.flags)
-            self._step(target)
+            self._step(target, arrival=True)
             target.rows[number] = Row(
                 number,
                 self._bits(target, names),
@@ -355,7 +365,7 @@ class FakeStore:
             )
             done.append(uid)
             new.append(number)
-        self._step(target)
+        self._step(target, arrival=True)
         self._push(target)
         if move:
             for uid in done:
@@ -403,7 +413,7 @@ class FakeStore:
             0,
         )
         box.mailbox.highestmodseq = modseq
-        self._step(box)
+        self._step(box, arrival=True)
         self._push(box)
         return uid
 

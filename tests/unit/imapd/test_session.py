@@ -236,3 +236,26 @@ def test_append_limit():
         assert b"d OK" in out
 
     asyncio.run(inner())
+
+
+def test_own_changes_and_new_messages_need_no_look_at_old_rows():
+    async def test(world):
+        for _ in range(3):
+            world.store.put("INBOX", MESSAGE)
+        one, two = await world.login("INBOX"), await world.login("INBOX")
+        await one.ask(b"a STORE 1 +FLAGS (\\Flagged)\r\n")
+        world.store.put("INBOX", MESSAGE)
+        assert b"* 4 EXISTS" in await one.ask(b"b NOOP\r\n")
+        assert b"FETCH (FLAGS (\\Flagged" in await two.ask(b"a NOOP\r\n")
+        assert world.store.fast == 2
+        # Another's change between: the old rows are looked at.
+        await two.ask(b"b STORE 2 +FLAGS (\\Seen)\r\n")
+        out = await one.ask(b"c STORE 3 +FLAGS (\\Draft)\r\n")
+        assert b"* 2 FETCH (FLAGS (\\Seen \\Recent))" in out
+        fast = world.store.fast
+        await two.ask(b"c STORE 1 +FLAGS (\\Deleted)\r\nd EXPUNGE\r\n")
+        assert b"* 1 EXPUNGE" in await one.ask(b"d NOOP\r\n")
+        await one.ask(b"e FETCH 1 BODY[]\r\n")
+        assert world.store.fast > fast
+
+    run(test)

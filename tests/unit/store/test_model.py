@@ -36,7 +36,7 @@ class Model:
         self.home, self.rng = home, rng
         self.boxes = {name: Box() for name in DEFAULTS}
         self.number = 0
-        self.since: dict[str, tuple[int, int, set[int]]] = {}
+        self.since: dict[str, tuple[int, int, set[int], int]] = {}
         home.ask(wire.Ensure(1))
 
     def id(self, name: str) -> int:
@@ -139,10 +139,13 @@ class Model:
             messages += box.messages
             # What a client saw last time, brought up to date by changes and vanished, is what is there now.
             if name in self.since and self.since[name][0] == box.id:
-                _, modseq, known = self.since[name]
+                _, modseq, known, uidnext = self.since[name]
                 changed, vanished, _ = reader.changes(1, box.id, modseq)
+                if box.changed_modseq <= modseq:
+                    # Nothing but new messages, says the mailbox: then these are all.
+                    assert sorted(changed) == reader.arrivals(1, box.id, uidnext) and not vanished
                 assert (known | {uid for uid, _, _ in changed}) - set(vanished) == set(uids)
-            self.since[name] = (box.id, box.highestmodseq, set(uids))
+            self.since[name] = (box.id, box.highestmodseq, set(uids), box.uidnext)
         assert reader.usage(1) == (octets, messages)
 
 

@@ -266,7 +266,7 @@ class Partition:
         except OSError as error:
             txn.abort()
             self._drop_caches()
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
             raise PartitionBroken(str(error)) from error
         self._commit(txn)

@@ -158,10 +158,24 @@ class Stream:
         except OSError as cause:
             self._lose(cause)
             return
-        if count:
-            self._deliver(_view[:count])
-        else:
+        if not count:
             self._end_of_input()
+            return
+        # libuv stops watching a descriptor that reports an error: after a reset this may be the last call ever.
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._deliver(_view[:count])
+        if error:
+            self._after_reset(error)
+
+    def _after_reset(self, error: int) -> None:
+        """Take what came before a reset, then end: no event will tell of it again."""
+        with contextlib.suppress(OSError):
+            while not (self._paused or self._lost or self._closing):
+                count = self._sock.recv_into(_buffer)
+                if not count:
+                    break
+                self._deliver(_view[:count])
+        self._lose(OSError(error, os.strerror(error)))
 
     def _tls_readable(self) -> None:
         # OpenSSL may hold decrypted octets that the poller does not see: read until it asks for more.

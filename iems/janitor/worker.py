@@ -16,7 +16,8 @@ from iems.errors import SpoolError
 from iems.janitor.accounts import DeletedAccounts
 from iems.janitor.metrics import publish_queue, serve_metrics
 from iems.spool import Spool, keys, reclaim, recovery
-from iems.spool.rebuild import rebuild
+from iems.spool.index import is_damage
+from iems.spool.rebuild import rebuild, repair
 
 #: Seconds between rounds nobody asked for, and between rounds of reclaim.
 ROUND_S = 5.0
@@ -50,9 +51,11 @@ class Worker:
             self._asked.clear()
             try:
                 await self.round()
-            except (SpoolError, OSError, lmdb.Error) as error:
+            except (SpoolError, OSError, lmdb.Error, ValueError) as error:
                 # Nothing is lost by waiting: what is not recovered now is recovered in the next round.
                 self.ctx.log.error("janitor round failed", error)
+                if is_damage(error):
+                    recovery.distrust(self.spool.params.path)
             try:
                 await asyncio.wait_for(self._asked.wait(), ROUND_S)
             except TimeoutError:
@@ -61,6 +64,9 @@ class Worker:
     async def round(self) -> None:
         """Everything once."""
         index = self.spool.index
+        index.refresh()
+        if recovery.distrusted(self.spool.params.path):
+            await self._replace()
         index.env.reader_check()
         index.set_meta(keys.META_QUEUE_MS, index.clock.now_ms().to_bytes(8, "big"))
         begun = time.monotonic()
@@ -90,6 +96,15 @@ class Worker:
             self._reclaim_at = time.monotonic() + RECLAIM_S
             await self._reclaim()
 
+    async def _replace(self) -> None:
+        """Somebody met a damaged page: a new index takes the place of this one, and is filled beside the rounds."""
+        if self._building is not None:
+            self._building.cancel()
+            await asyncio.wait((self._building,))
+            self._building = None
+        recovery.replace_index(self.spool)
+        self.ctx.log.event("spool_index_replaced", None)
+
     async def _build(self) -> None:
         begun = time.monotonic()
         try:
@@ -110,6 +125,9 @@ class Worker:
             )
 
     async def _reclaim(self) -> None:
+        mended, unfound = await repair(self.spool)
+        if mended or unfound:
+            self.ctx.log.event("repaired", None, messages=mended, unfound=unfound)
         moved = await reclaim.move_old(self.spool)
         found = await reclaim.reclaim(self.spool)
         orphans = reclaim.remove_orphans(self.spool)

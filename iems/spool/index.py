@@ -6,6 +6,8 @@ here may be lost: `recovery.py` builds it again from the segments.
 
 from __future__ import annotations
 
+import mmap
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,33 +48,75 @@ MAX_ENTRIES = 256
 class Index:
     """The environment, opened after fork. path: spool/index."""
 
-    def __init__(self, path: Path, *, map_octets: int = MAP_OCTETS, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        map_octets: int = MAP_OCTETS,
+        readonly: bool = False,
+        on_damage: Callable[[BaseException], None] | None = None,
+    ) -> None:
         self.path = path
-        self.env = lmdb.open(
-            str(path),
-            map_size=map_octets,
-            max_dbs=len(keys.DATABASES),
-            max_readers=4096,
-            sync=False,
-            metasync=False,
-            readahead=False,
-            meminit=False,
-            readonly=readonly,
-            create=not readonly,
-            mode=0o600,
-        )
-        self.db: dict[str, Any] = {name: self.env.open_db(name.encode(), create=not readonly) for name in keys.DATABASES}
+        self._map_octets = map_octets
+        self._readonly = readonly
+        self._on_damage = on_damage
+        self._epoch_map = _epoch_file(path.parent, writable=not readonly)
+        self._known_names: set[bytes] = set()
+        self._open()
+
+    def _open(self) -> None:
+        for attempt in range(100):
+            self.epoch = self._epoch_now()
+            try:
+                self.env = lmdb.open(
+                    str(self.path),
+                    map_size=self._map_octets,
+                    max_dbs=len(keys.DATABASES),
+                    max_readers=4096,
+                    sync=False,
+                    metasync=False,
+                    readahead=False,
+                    meminit=False,
+                    readonly=self._readonly,
+                    create=False,  # `recovery.prepare` makes it
+                    mode=0o600,
+                )
+                break
+            except lmdb.Error:
+                # A damaged index is being replaced this moment, or there is none.
+                if attempt == 99 or not self.path.parent.is_dir():
+                    raise
+                time.sleep(0.002)
+        self.db: dict[str, Any] = {name: self.env.open_db(name.encode(), create=False) for name in keys.DATABASES}
         with self.env.begin() as txn:
             meta = self.db["meta"]
             self.run = int.from_bytes(txn.get(keys.META_RUN, db=meta) or b"", "big")
             self.clock = QueueClock(int.from_bytes(txn.get(keys.META_CLOCK, db=meta) or b"", "big", signed=True))
             self.last_blob = int.from_bytes(txn.get(keys.META_BLOB, db=meta) or b"", "big")
         self.rebuilding = self.is_rebuilding()
-        self._known_names: set[bytes] = set()
+        self._known_names.clear()
+
+    def _epoch_now(self) -> bytes:
+        return self._epoch_map[:8] if self._epoch_map is not None else b""
+
+    def refresh(self) -> bool:
+        """Open the new index if the janitor has replaced a damaged one; whether it had. Never inside a transaction."""
+        if self._epoch_now() == self.epoch:
+            return False
+        self.env.close()
+        self._open()
+        return True
+
+    def next_epoch(self) -> None:
+        """Tell all processes that another index has taken this one's place."""
+        assert self._epoch_map is not None
+        self._epoch_map[:8] = (int.from_bytes(self._epoch_map[:8], "little") + 1).to_bytes(8, "little")
 
     def close(self) -> None:
         """Close the environment; nothing may use it any more."""
         self.env.close()
+        if self._epoch_map is not None:
+            self._epoch_map.close()
 
     def sync(self) -> None:
         """Put all of it on the disk (clean stop only)."""
@@ -81,13 +125,20 @@ class Index:
     @contextmanager
     def change(self) -> Iterator[Change]:
         """A write transaction; committed at the end of the block, dropped on an exception."""
-        change = Change(self)
+        if self._epoch_map is not None and self._epoch_map[:8] != self.epoch:
+            self.refresh()
         try:
-            yield change
-        except BaseException:
-            change.txn.abort()
+            change = Change(self)
+            try:
+                yield change
+            except BaseException:
+                change.txn.abort()
+                raise
+            change.commit()
+        except lmdb.Error as error:
+            if self._on_damage is not None and is_damage(error):
+                self._on_damage(error)
             raise
-        change.commit()
 
     def read(self) -> Any:
         """A read transaction (`with index.read() as txn`); never keep it across an await."""
@@ -295,6 +346,10 @@ class Change:
                     other = blobs.setdefault(piece.blob, [0, 0])
                     other[0] += sign
                     other[1] += sign * piece.length
+
+    def lives_less(self, blob: int) -> None:
+        """One item that was counted in a blob turned out to be none."""
+        self._blobs.setdefault(blob, [0, 0])[0] -= 1
 
     # --- queue
 
@@ -573,8 +628,26 @@ class Change:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an LMDB error means that the index itself can't be trusted any more."""
-    return isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError | msgspec.DecodeError)
+    """Whether an error means that the index itself can't be trusted any more."""
+    return isinstance(
+        error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError | lmdb.InvalidError | msgspec.DecodeError
+    ) or (isinstance(error, lmdb.Error) and "Input/output error" in str(error))
+
+
+def _epoch_file(folder: Path, writable: bool) -> mmap.mmap | None:
+    """The number of the index in force, shared by all processes; None where it can't be had (a reader of a stopped spool)."""
+    try:
+        fd = os.open(folder / "epoch", (os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY) | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        if os.fstat(fd).st_size < 8:
+            if not writable:
+                return None
+            os.ftruncate(fd, 8)
+        return mmap.mmap(fd, 8, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
 
 
 __all__ = ["MAX_ENTRIES", "QUARANTINED", "Change", "Index", "is_damage"]

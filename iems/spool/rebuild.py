@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,10 @@ from iems.spool.records import Damaged, Done, Kind, Ledger, Record
 if TYPE_CHECKING:
     from iems.spool.spool import Spool
 
+#: What is noted of a damaged row whose message is in no segment.
+NOT_FOUND = "its message is in no segment"
+#: How long writers get to let go of segments an earlier index knew.
+LET_GO_S = 30.0
 #: Records between two looks at the loop, and entries in a transaction.
 _SLICE = 32
 
@@ -174,6 +179,7 @@ async def rebuild(spool: Spool) -> Rebuilt | None:
     index.rebuilding = True
     result = Rebuilt()
     facts = Facts()
+    await _let_go(spool)
     olds = _old_segments(spool)
     # What doesn't count is known before anything is judged: voids and the ledger may stand in any segment.
     for old in olds:
@@ -202,6 +208,106 @@ async def rebuild(spool: Spool) -> Rebuilt | None:
     for channel in {key[0] for key, number in index.counts().items() if number}:
         spool.announce(channel)
     return result
+
+
+async def repair(spool: Spool) -> tuple[int, int]:
+    """Bring messages back whose row in the index was damaged, from their records; (messages mended, not found).
+
+    What other rows of the same message say stays true: their recipients are left out.
+    """
+    index = spool.index
+    broken = {damage.id: key for key, damage in index.damages().items() if key[0] == 0 and damage.what != NOT_FOUND}
+    if not broken or index.is_rebuilding():
+        return 0, 0
+    facts = Facts()
+    sources: dict[bytes, tuple[int, _Old, Record]] = {}  # id -> generation, segment, record
+    olds = []
+    for path in sorted((spool.params.path / "segments").glob("*.seg")):
+        blob = blob_number(path.name)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            opened = records.open_records(fd)
+            if blob is not None and opened is not None:
+                olds.append(_Old(blob, path, opened[0], opened[1], os.fstat(fd).st_size, opened[2]))
+        finally:
+            os.close(fd)
+    for old in olds:
+        await _each(old, lambda fd, record, old=old: _read_void(facts, old, fd, record))  # type: ignore[misc]
+
+    def look(old: _Old, fd: int, record: Record) -> None:
+        if facts.is_void(old.blob, record) or not records.intact(fd, record):
+            return
+        if record.kind in (Kind.MESSAGE, Kind.MOVED) and record.id in broken:
+            generation = record.generation if record.kind == Kind.MOVED else 0
+            if record.id not in sources or generation >= sources[record.id][0]:
+                sources[record.id] = (generation, old, record)
+        if record.kind in (Kind.SETTLE, Kind.MESSAGE, Kind.MOVED):
+            facts.read(old.blob, fd, record)
+
+    for old in olds:
+        await _each(old, lambda fd, record, old=old: look(old, fd, record))  # type: ignore[misc]
+    result = Rebuilt()
+    for id, key in broken.items():
+        with index.change() as change:
+            change.txn.delete(keys.pair_key(*key), db=change.db["damaged"])
+            found = sources.get(id)
+            if found is None:
+                change.note_damage(0, key[1], 0, id, NOT_FOUND)
+                continue
+            _, old, record = found
+            # not an outcome, but these recipients are taken care of
+            others = {
+                bytes((item.channel,)) + keys.settled_key(b"", item.channel, r.address): 0
+                for item in _other_items(change, id)
+                for r in item.envelope.recipients
+            }
+            fd = os.open(old.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if not _restore(spool, change, old, fd, record, facts, result, others, live=False):
+                    change.lives_less(old.blob)
+            finally:
+                os.close(fd)
+    missing = sum(1 for id in broken if id not in sources)
+    return len(broken) - missing, missing
+
+
+def _other_items(change: Change, id: bytes) -> Iterator[Item]:
+    for name in ("queue", "lease"):
+        for key, value in change.txn.cursor(change.db[name]):
+            if key[-18:-2] == id:
+                try:
+                    yield keys.decode_item(value)
+                except keys.DamagedRow:
+                    continue
+
+
+async def _let_go(spool: Spool) -> None:
+    """Wait until the writers of an earlier index have let go of their segments, or died."""
+    until = time.monotonic() + LET_GO_S
+    while time.monotonic() < until:
+        rows = spool.index.blob_rows()
+        for path in (spool.params.path / "segments").glob("*.seg"):
+            blob = blob_number(path.name)
+            if blob is not None and blob not in rows and not free(path):
+                break
+        else:
+            return
+        await asyncio.sleep(0.05)
+
+
+def free(path: Path) -> bool:
+    """Whether no process holds the lock of a file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _old_segments(spool: Spool) -> list[_Old]:
@@ -309,16 +415,27 @@ async def _fill(spool: Spool, old: _Old, facts: Facts, result: Rebuilt) -> None:
 
 
 def _restore(
-    spool: Spool, change: Change, old: _Old, fd: int, record: Record, facts: Facts, result: Rebuilt
-) -> None:
-    """Put one message back where it belongs, with the recipients that have no outcome."""
+    spool: Spool,
+    change: Change,
+    old: _Old,
+    fd: int,
+    record: Record,
+    facts: Facts,
+    result: Rebuilt,
+    others: dict[bytes, int] | None = None,
+    live: bool = True,
+) -> bool:
+    """Put one message back where it belongs, with the recipients that have no outcome; whether there were any.
+
+    others: recipients that count as settled, as in `Facts.settled`.
+    """
     generation = record.generation if record.kind == Kind.MOVED else 0
     if generation < facts.moved.get(record.id, 0):
-        return  # a younger copy stands elsewhere
+        return False  # a younger copy stands elsewhere
     if facts.complete(record.id, generation):
         result.complete += 1
-        return
-    settled = facts.settled(record.id)
+        return False
+    settled = facts.settled(record.id) | (others or {})
     payload = records.read_payload(fd, record)
     if record.kind == Kind.MESSAGE:
         message = records.decode_message(payload)
@@ -347,7 +464,7 @@ def _restore(
         if missing:
             item.reason = missing
             class_ = QUARANTINED
-        change.put(item, class_)
+        change.put(item, class_, live=live)
         put = True
         for extent in item.rope:
             if (
@@ -357,6 +474,7 @@ def _restore(
             ):
                 change.edit_blob(extent.blob, large=True, sealed=True)
     result.messages += put
+    return put
 
 
 def _missing(spool: Spool, rope: Rope) -> str:

@@ -9,7 +9,6 @@ than ten minutes after the last need for them, so whoever was just handed an ext
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from iems.spool import keys, records
 from iems.spool.index import Change
 from iems.spool.items import Item
 from iems.spool.keys import BlobRow
+from iems.spool.rebuild import free, placed
 from iems.spool.records import Done, Kind, Ledger, MovedHead, Record
 from iems.spool.segments import sync_folder
 from iems.spool.spool import AwaitedPost
@@ -248,7 +248,7 @@ def remove_orphans(spool: Spool, *, older_s: float = ORPHAN_S) -> int:
             if blob is None or blob in rows:
                 continue
             try:
-                if time.time() - path.stat().st_mtime < older_s or not _free(path):
+                if time.time() - path.stat().st_mtime < older_s or not free(path):
                     continue
                 if folder == "segments" and path.stat().st_size > records.FILE_OCTETS:
                     continue  # a stranger with records: fsck names it, nobody deletes it unseen
@@ -257,18 +257,6 @@ def remove_orphans(spool: Spool, *, older_s: float = ORPHAN_S) -> int:
             except FileNotFoundError:
                 continue
     return removed
-
-
-def _free(path: Path) -> bool:
-    """Whether no process holds the lock of a file."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
 
 
 # --- moving
@@ -294,8 +282,6 @@ class _MovedPost(AwaitedPost):
         self.items = [(item, copy, class_, due) for (item, class_, due), copy in zip(items, copies, strict=True)]
 
     def apply(self, change: Change) -> None:
-        from iems.spool.rebuild import placed
-
         change.name(self.blob, self.items[0][0].home)  # the copy says that the original counts no more
         for old, copy, class_, due_ms in self.items:
             if change.unlease(old):

@@ -79,12 +79,21 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def distrust(path: Path) -> None:
-    """Note that the index is damaged; the next `prepare` builds it again. path: HOME/spool."""
+def distrust(path: Path) -> bool:
+    """Note that the index is damaged: the janitor, or the next `prepare`, builds it again. Whether that is news. path: HOME/spool."""
+    mark = path / "index" / _DISTRUST
+    if mark.exists():
+        return False
     try:
-        write_durably(path / "index" / _DISTRUST, b"")
+        write_durably(mark, b"")
     except OSError:
         pass
+    return True
+
+
+def distrusted(path: Path) -> bool:
+    """Whether somebody met damage in the index."""
+    return (path / "index" / _DISTRUST).exists()
 
 
 def _boot_of(index: Path) -> Boot | None:
@@ -146,25 +155,51 @@ def prepare(path: Path, *, map_octets: int = MAP_OCTETS) -> Prepared:
             pass
     files = _blob_files(path)
     fresh = not files and not index.exists()
-    if index.exists():
+    _new_index(path, map_octets, 1, _queue_ms_of_files(files) - boot_ms(), files)
+    return Prepared(fresh, trusted=False, rebuild=bool(files))
+
+
+def replace_index(spool: Spool) -> None:
+    """Put an empty index in the place of a damaged one while everybody works; `rebuild` fills it. For the janitor.
+
+    The other processes notice within a second, open the new one and let go of their segments. What they did to the old one
+    meanwhile is lost with it, but not what they wrote.
+    """
+    path = spool.params.path
+    old = spool.index
+    _new_index(path, spool.params.map_octets, old.run, old.clock.offset_ms, _blob_files(path))
+    old.next_epoch()
+    old.refresh()
+    spool.writer.release()
+
+
+def _new_index(path: Path, map_octets: int, run: int, clock_offset_ms: int, files: list[Path]) -> None:
+    """An empty index, to be filled from `files`; the old one is moved aside."""
+    folder = path / "index"
+    # Made under another name: a worker that opens the index meanwhile must not find half of it.
+    fresh = path / "index.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    env = lmdb.open(str(fresh), map_size=map_octets, max_dbs=len(keys.DATABASES), sync=False, mode=0o600)
+    try:
+        meta = [env.open_db(name.encode()) for name in keys.DATABASES][0]
+        with env.begin(write=True) as txn:
+            txn.put(keys.META_VERSION, keys.VERSION.to_bytes(4, "big"), db=meta)
+            txn.put(keys.META_RUN, run.to_bytes(4, "big"), db=meta)
+            txn.put(keys.META_CLOCK, clock_offset_ms.to_bytes(8, "big", signed=True), db=meta)
+            if files:
+                txn.put(keys.META_REBUILD, b"1", db=meta)
+                highest = max(blob_number(f.name) or 0 for f in files)
+                txn.put(keys.META_BLOB, highest.to_bytes(8, "big"), db=meta)
+    finally:
+        env.close()
+    _write_boot(fresh)
+    if folder.exists():
         for old in path.glob("index.lost-*"):
             shutil.rmtree(old, ignore_errors=True)
-        os.rename(index, path / f"index.lost-{time.time_ns()}")
-    index.mkdir(mode=0o700)
+        os.rename(folder, path / f"index.lost-{time.time_ns()}")
+    os.rename(fresh, folder)
     sync_folder(path)
-    fresh_index = Index(index, map_octets=map_octets)
-    with fresh_index.env.begin(write=True) as txn:
-        meta = fresh_index.db["meta"]
-        txn.put(keys.META_VERSION, keys.VERSION.to_bytes(4, "big"), db=meta)
-        txn.put(keys.META_RUN, (1).to_bytes(4, "big"), db=meta)
-        offset = _queue_ms_of_files(files) - boot_ms()
-        txn.put(keys.META_CLOCK, offset.to_bytes(8, "big", signed=True), db=meta)
-        if files:
-            txn.put(keys.META_REBUILD, b"1", db=meta)
-            txn.put(keys.META_BLOB, max(blob_number(f.name) or 0 for f in files).to_bytes(8, "big"), db=meta)
-    fresh_index.close()
-    _write_boot(index)
-    return Prepared(fresh, trusted=False, rebuild=bool(files))
 
 
 def _reopen(path: Path, map_octets: int) -> Prepared:

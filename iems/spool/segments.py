@@ -166,7 +166,8 @@ class _Voiding(Post):
 
     def apply(self, change: Change) -> None:
         change.name(self.blob, self.segment.blob)
-        change.edit_blob(self.segment.blob, sealed=True, length=self.segment.good)
+        if self.segment.epoch == change.index.epoch:
+            change.edit_blob(self.segment.blob, sealed=True, length=self.segment.good)
 
     def finish(self, error: SpoolError | None) -> None:
         segment = self.segment
@@ -182,13 +183,14 @@ class _Voiding(Post):
 class Segment:
     """One open segment of this process."""
 
-    __slots__ = ("blob", "committer", "failed", "fd", "good", "nonce", "unflushed", "voiding")
+    __slots__ = ("blob", "committer", "epoch", "failed", "fd", "good", "nonce", "unflushed", "voiding")
 
     def __init__(self, blob: int, fd: int, nonce: bytes, notify: int, flush_ms: int) -> None:
         self.blob = blob
         self.fd = fd
         self.nonce = nonce
         self.failed = False
+        self.epoch = b""
         self.good = FILE_OCTETS
         self.committer = Committer(fd, nonce, FILE_OCTETS, notify, flush_ms)
         self.unflushed: deque[Post] = deque()
@@ -350,6 +352,7 @@ class Writer:
             self._discard(segment)
             self._refuse(spool_error(error, "the spool's index fails"))
             return
+        segment.epoch = self.index.epoch
         self.current = segment
         self.loop.call_later(self.segment_s, self._expire, segment)
         waiting, self._waiting = self._waiting, []
@@ -440,6 +443,13 @@ class Writer:
                 upto += 1
             group = posts[start:upto]
             try:
+                self.index.refresh()
+                if segment.epoch != self.index.epoch:
+                    # A new index is being built from the segments, this one among them: what is written counts.
+                    self.release(segment)
+                    for post in posts[start:]:
+                        post.finish(None)
+                    return []
                 with self.index.change() as change:
                     for post in group:
                         post.apply(change)
@@ -468,6 +478,13 @@ class Writer:
                 post.finish(None)
             start = upto
         return []
+
+    def release(self, segment: Segment | None = None) -> None:
+        """Let go of segments an earlier index knew, so that the janitor can read them into the new one."""
+        if segment is None:
+            segment = self.current
+        if segment is not None and segment is self.current and segment.epoch != self.index.epoch:
+            self.retire()
 
     def _fail(self, segment: Segment, bad: list[Post], error: int) -> None:
         """Give a segment up. Outcomes are written again elsewhere; the others are told once their records are void."""
@@ -508,8 +525,10 @@ class Writer:
     def _sealed(self, segment: Segment) -> None:
         self._retired.remove(segment)
         try:
-            with self.index.change() as change:
-                change.edit_blob(segment.blob, sealed=True, length=segment.committer.written)
+            self.index.refresh()
+            if segment.epoch == self.index.epoch:
+                with self.index.change() as change:
+                    change.edit_blob(segment.blob, sealed=True, length=segment.committer.written)
         except Exception as error:  # recovery seals it: nothing follows the indexed length
             self.alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}", damaged=is_damage(error))
         segment.done_with()

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 from iems.blobs import Blobs
 from iems.errors import SpoolError, SpoolFull
 from iems.model import INPUT, Channel, Extent, Outcome, Result, Rope
@@ -36,6 +38,10 @@ ROLES = {
     Channel.CCMAIL: "gateway",
     Channel.NOTES: "gateway",
 }
+
+
+#: Seconds between looks at whether the index was replaced.
+_TICK_S = 1.0
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -250,7 +256,7 @@ class Spool:
     def __init__(self, params: SpoolParams) -> None:
         self.params = params
         self.loop = params.loop
-        self.index = Index(params.path / "index", map_octets=params.map_octets)
+        self.index = Index(params.path / "index", map_octets=params.map_octets, on_damage=self._damaged)
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="spool")
         self.blobs = Blobs([params.path / "segments", params.path / "large"])
         self.staging = Staging(
@@ -266,6 +272,24 @@ class Spool:
         self._id_ms = self._id = 0
         self._id_steps = os.urandom(4096)
         self._closed = False
+        self._tick = self.loop.call_later(_TICK_S, self._look)
+
+    def _look(self) -> None:
+        """Once a second: has a damaged index been replaced? A process that has nothing to write must let go, too."""
+        self._tick = self.loop.call_later(_TICK_S, self._look)
+        try:
+            if self.index.refresh() and self._writer is not None:
+                self._writer.release()
+        except lmdb.Error as error:
+            self._alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}")
+
+    def _damaged(self, error: BaseException) -> None:
+        """The index can't be trusted any more: say so, and have the janitor build another."""
+        from iems.spool import recovery
+
+        if recovery.distrust(self.params.path):
+            self._alarm("spool_index_damaged", reason=f"{type(error).__name__}: {error}")
+        self.params.wake("janitor")
 
     @classmethod
     def open(cls, ctx_or_params: Any) -> Spool:
@@ -303,10 +327,6 @@ class Spool:
     def _alarm(self, name: str, **detail: Any) -> None:
         if detail.get("full") and self.ballast.give_up():
             detail["ballast"] = "given up"
-        if detail.get("damaged"):
-            from iems.spool import recovery
-
-            recovery.distrust(self.params.path)
         self.params.event(name, **detail)
 
     # --- accepting
@@ -618,6 +638,7 @@ class Spool:
         if self._closed:
             return
         self._closed = True
+        self._tick.cancel()
         if self._writer is not None:
             self._writer.close()
         self.executor.shutdown(wait=True)

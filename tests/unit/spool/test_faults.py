@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import lmdb
 import pytest
 
 from iems.errors import SpoolError, SpoolFull
-from iems.model import INPUT, Outcome, Result
-from iems.spool import ContentWriter, Item, Message, Settlement, Spool, admin, recovery
-from iems.spool.rebuild import rebuild
-from tests.support.spool import Harness, envelope
+from iems.model import INPUT, Channel, Outcome, Result
+from iems.spool import ContentWriter, Item, Message, Settlement, Spool, admin, keys, recovery
+from iems.spool.rebuild import rebuild, repair
+from tests.support.spool import Harness, envelope, routed
 
 
 def done(item: Item, outcome: int = Outcome.DELIVERED) -> Settlement:
@@ -327,5 +328,114 @@ def test_damaged_row_is_set_aside(harness: Harness, run: Any) -> None:
         assert admin.audit(harness.path / "spool")["quarantined"] == 1
         [found] = admin.fsck(harness.path / "spool")
         assert found["where"] == "index" and found["id"]
+
+    run(body())
+
+
+def test_damaged_row_is_mended(harness: Harness, run: Any) -> None:
+    """From its record; recipients that are settled, or stand in other rows, are left out."""
+
+    async def body() -> None:
+        spool = harness.open()
+        message = Message(spool.new_id(), envelope("a@x.test", "b@y.test", "c@z.test"), [b"octets"])
+        assert await spool.append([message]) == [None]
+
+        def split(item: Item) -> list[Item]:
+            return [
+                Item(item.id, Channel.SMTPC, r.address.decode()[2:], envelope(r.address.decode()), item.rope)
+                for r in item.envelope.recipients
+            ]
+
+        [item], _ = spool.take(INPUT, 1)
+        spool.move([(item, split(item))])
+        taken, _ = spool.take(Channel.SMTPC, 9)
+        by_host = {item.destination: item for item in taken}
+        await spool.settle([done(by_host["x.test"])])
+        spool.give_back([by_host["y.test"], by_host["z.test"]])
+        for mended in (1, 2):
+            with spool.index.env.begin(write=True) as txn:
+                for key, value in list(txn.cursor(spool.index.db["queue"])):
+                    if b"b@y.test" in value:
+                        txn.put(key, value[:-1] + bytes((value[-1] ^ 1,)), db=spool.index.db["queue"])
+            assert [i.destination for i in spool.take(Channel.SMTPC, 9)[0]] == (["z.test"] if mended == 1 else [])
+            assert await repair(spool) == (1, 0)
+            assert await repair(spool) == (0, 0) and not spool.index.damages()
+            [item], _ = spool.take(INPUT, 9)
+            assert spool.blobs.read(item.rope) == b"octets"
+            spool.move([(item, split(item))])
+        [item], _ = spool.take(Channel.SMTPC, 9)
+        assert item.destination == "y.test"
+        with spool.index.env.begin() as txn:
+            leases = [keys.decode_item(value) for _, value in txn.cursor(spool.index.db["lease"])]
+        assert sorted(i.destination for i in leases) == ["y.test", "z.test"]
+        for key, found in list(spool.index.leased()):
+            assert found is not None and key
+            await spool.settle([done(found)])
+        assert [row.live for row in spool.index.blob_rows().values()] == [0]
+        spool.close()
+        assert admin.audit(harness.path / "spool")["missing"] == 0
+
+    run(body())
+
+
+def test_index_is_replaced_while_everybody_works(harness: Harness, run: Any) -> None:
+    """A writer in another process notices, lets go of its segment, and nothing it promised is lost."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+
+        async def other() -> None:
+            spool = harness.open(slot=1)
+            number = 0
+            while True:
+                if await submit(spool, b"other %d" % number) is None:
+                    os.write(tell, b"other %d\n" % number)
+                number += 1
+                await asyncio.sleep(0.002)
+
+        asyncio.run(other())
+        os._exit(1)
+    os.close(tell)
+    assert os.read(ready, 1 << 16)
+
+    async def body() -> list[bytes]:
+        spool = harness.open(slot=2)
+        mine = [b"mine %d" % n for n in range(5)]
+        for content in mine:
+            assert await submit(spool, content) is None
+        [kept, settled], _ = spool.take(INPUT, 2)
+        await spool.settle([done(settled)])
+        gone = spool.blobs.read(settled.rope)
+        recovery.replace_index(spool)
+        assert spool.index.is_rebuilding()
+        # what was leased before is settled after: the lease is lost, the outcome is not
+        late = spool.blobs.read(kept.rope)
+        await spool.settle([done(kept)])
+        found = await rebuild(spool)
+        assert found is not None and found.segments >= 2
+        assert await submit(spool, b"mine 5") is None
+        await asyncio.sleep(0.05)
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        await recovery.recover(spool, lambda slot, generation: slot == 2, {})
+        seen: list[bytes] = []
+        while items := spool.take(INPUT, 50)[0]:
+            for item in items:
+                again = [item] if item.envelope.recipients else []
+                spool.move([(item, [routed(i) for i in again])])
+        while items := spool.take(Channel.LOCAL, 50)[0]:
+            seen += [spool.blobs.read(item.rope) for item in items]
+        promised = [line for line in os.read(ready, 1 << 20).splitlines()]
+        spool.close()
+        assert gone not in seen
+        expected = Counter([*mine, b"mine 5"])
+        expected.subtract([gone])
+        if late in expected and seen.count(late) == 0:
+            expected.subtract([late])
+        assert Counter(s for s in seen if s.startswith(b"mine")) == +expected
+        others = Counter(s for s in seen if s.startswith(b"other"))
+        assert set(promised) <= {*others, gone, late}
+        assert all(number == 1 for number in others.values())
+        return seen
 
     run(body())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -67,6 +68,19 @@ _ITEM = re.compile(rb"[A-Za-z0-9.]+")
 
 def parse(arguments: Arguments) -> Request:
     """The items of a FETCH and its modifiers, up to the end of the command. Raises `Bad`."""
+    text = arguments.data[arguments.pos :]
+    # A client asks for the same items again and again.
+    request = _known(text) if len(text) <= 256 else _parse(Arguments(text))
+    arguments.pos = len(arguments.data)
+    return request
+
+
+@lru_cache(maxsize=512)
+def _known(text: bytes) -> Request:
+    return _parse(Arguments(text))
+
+
+def _parse(arguments: Arguments) -> Request:
     simple: dict[bytes, None] = {}
     sections: list[Section] = []
     if arguments.accept(b"("):

@@ -14,6 +14,10 @@ MAX_NESTING = 64
 
 #: Largest `number` of RFC 3501: an unsigned 32-bit integer.
 MAX_NUMBER = 0xFFFFFFFF
+#: Stands for `*` in a parsed sequence set; greater than every number.
+STAR = MAX_NUMBER + 1
+
+Ranges = list[tuple[int, int]]
 
 _ATOM = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff%*"\\\]]+')
 _ASTRING = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff%*"\\]+')
@@ -163,11 +167,9 @@ class Arguments:
             return match.group()
         return self.string()
 
-    def sequence_set(self) -> list[tuple[int, int]]:
-        """A sequence-set; see `sequence.parse`."""
-        from iems.imap import sequence
-
-        return sequence.parse(self._take(_SEQUENCE_SET, "Sequence set"))
+    def sequence_set(self) -> Ranges:
+        """A sequence-set; see `parse_set`."""
+        return parse_set(self._take(_SEQUENCE_SET, "Sequence set"))
 
     def flag(self) -> bytes:
         """One flag or keyword, as written."""
@@ -227,3 +229,22 @@ def days(day: int, month: bytes, year: int) -> int:
     ):
         raise Bad("No such date")
     return calendar.timegm((year, number, day, 0, 0, 0)) // 86400
+
+
+def parse_set(text: bytes) -> Ranges:
+    """A sequence set as (low, high) pairs in the order written; `STAR` stands for `*`. Raises `Bad`."""
+    ranges = []
+    for part in text.split(b","):
+        low, colon, high = part.partition(b":")
+        first = _set_number(low)
+        last = _set_number(high) if colon else first
+        ranges.append((first, last) if first <= last else (last, first))
+    return ranges
+
+
+def _set_number(text: bytes) -> int:
+    if text == b"*":
+        return STAR
+    if not text.isdigit() or len(text) > 10 or not 1 <= int(text) <= MAX_NUMBER:
+        raise Bad("Malformed sequence set")
+    return int(text)

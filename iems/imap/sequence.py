@@ -9,31 +9,11 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
-from iems.imap.grammar import MAX_NUMBER, Bad
+from iems.imap.grammar import STAR as STAR
+from iems.imap.grammar import Bad, parse_set
+from iems.imap.grammar import Ranges as Ranges
 
-#: Stands for `*` in a parsed set; greater than every number.
-STAR = MAX_NUMBER + 1
-
-Ranges = list[tuple[int, int]]
-
-
-def parse(text: bytes) -> Ranges:
-    """A sequence set as (low, high) pairs in the order written; `STAR` stands for `*`. Raises `Bad`."""
-    ranges = []
-    for part in text.split(b","):
-        low, colon, high = part.partition(b":")
-        first = _number(low)
-        last = _number(high) if colon else first
-        ranges.append((first, last) if first <= last else (last, first))
-    return ranges
-
-
-def _number(text: bytes) -> int:
-    if text == b"*":
-        return STAR
-    if not text.isdigit() or len(text) > 10 or not 1 <= int(text) <= MAX_NUMBER:
-        raise Bad("Malformed sequence set")
-    return int(text)
+parse = parse_set
 
 
 def positions(ranges: Ranges, count: int, strict: bool = True) -> Sequence[int]:

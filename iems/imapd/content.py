@@ -111,11 +111,13 @@ class Source:
         self._header: bytes | None = None
         self.searchable: Any = None  # kept by SEARCH for its further keys
 
-    async def in_thread(self, function: Callable[..., Any], content: bytes, *more: Any) -> Any:
-        """`function(content, *more)`, in a thread if that may take long."""
-        if len(content) <= THREAD_OCTETS:
-            return function(content, *more)
-        return await self._services.loop.run_in_executor(None, function, content, *more)
+    async def examine(self, function: Callable[[bytes], Any]) -> Any:
+        """`function(content)`; a large content goes through a thread, few at once, and is not kept."""
+        if self._row.size <= THREAD_OCTETS:
+            return function(await self.whole())
+        async with self._services.large:
+            content = await self.range(0, self._row.size)
+            return await self._services.loop.run_in_executor(None, function, content)
 
     async def whole(self) -> bytes:
         """All octets."""
@@ -188,7 +190,7 @@ class Source:
             return [_fields(header, section)]
         structure = self._services.structures.get(self._key)
         if structure is None:
-            structure = await self.in_thread(Structure.parse, await self.whole())
+            structure = await self.examine(_structure)
             self._services.structures.keep(self._key, structure)
         number = ".".join(map(str, section.part))
         if section.kind in (b"HEADER.FIELDS", b"HEADER.FIELDS.NOT"):
@@ -222,6 +224,12 @@ def _read_pieces(pieces: list[Piece]) -> bytes:
             offset += len(data)
             length -= len(data)
     return b"".join(found)
+
+
+def _structure(content: bytes) -> Structure:
+    structure = Structure.parse(content)
+    structure.content = b""
+    return structure
 
 
 def _fields(header: bytes, section: Section) -> bytes:

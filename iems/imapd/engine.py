@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from enum import IntFlag
+from enum import IntEnum
 from typing import Any, Final
 
 from msgspec import Struct
@@ -26,8 +26,8 @@ from msgspec import Struct
 from iems.imap.grammar import Arguments, Bad, Refused
 
 
-class State(IntFlag):
-    """Connection states (RFC 3501 3); flags so that a command names all it is allowed in."""
+class State(IntEnum):
+    """Connection states (RFC 3501 3), as bits so that a command names all it is allowed in."""
 
     NOT_AUTHENTICATED = 1
     AUTHENTICATED = 2
@@ -39,7 +39,7 @@ ANY = State.NOT_AUTHENTICATED | State.AUTHENTICATED | State.SELECTED
 LOGGED_IN = State.AUTHENTICATED | State.SELECTED
 
 
-class Updates(IntFlag):
+class Updates(IntEnum):
     """Which untagged updates of the mailbox may come before a command's tagged reply (RFC 3501 5.2, 7.4.1)."""
 
     NONE = 0
@@ -60,10 +60,10 @@ class Spec(Struct, frozen=True):
     """
 
     name: bytes
-    states: State
+    states: int
     parse: Callable[[Arguments], Any]
     run: Callable[[Any, Any], Any]
-    updates: Updates = ALL_UPDATES
+    updates: int = ALL_UPDATES
     stream: Callable[[Arguments, bool], Any] | None = None
 
 
@@ -160,6 +160,7 @@ class Engine:
         "_tag",
         "limits",
         "shortcut",
+        "shortened",
         "state",
     )
 
@@ -169,6 +170,7 @@ class Engine:
         self._table = table
         self.limits = limits or Limits()
         self.shortcut = shortcut
+        self.shortened = False  # whether the last event came by the shortcut
         self.state = State.NOT_AUTHENTICATED
         self._buffer: bytearray | None = None
         self._start = 0  # of the command
@@ -324,6 +326,7 @@ class Engine:
             match = pattern.match(buffer, self._pos)
             if match is not None:
                 command = Command(bytes(match.group(1)), spec, arguments(match))
+                self.shortened = True
                 self._bad = 0
                 if match.end() == len(buffer):
                     del match
@@ -332,6 +335,7 @@ class Engine:
                 else:
                     self._next_command(match.end())
                 return command
+        self.shortened = False
         end = self._line_end()
         if end == -1:
             return NEED_DATA

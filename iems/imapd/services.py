@@ -59,4 +59,6 @@ class Services:
         self.gone = gone
         self.know = know
         self.structures = Structures()
+        #: Held while a large content is looked at in a thread, so that not all of them are in memory at once.
+        self.large = asyncio.Semaphore(2)
         self.contents = Contents(lambda: self.reader.blobs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
@@ -198,7 +198,8 @@ class Session:
                 if engine.has_output:
                     self.stream.send(engine.take_output())
                 break
-            if not self.corked and engine.pipelined:
+            if not self.corked and (engine.pipelined or not engine.shortened):
+                # One packet for untagged responses and reply; the shortcut makes one by itself.
                 self.corked = True
                 self.stream.cork()
             if engine.has_output:
@@ -254,12 +255,27 @@ class Session:
             self.start(command, result)
 
     def start(self, command: Command, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
-        """Run the rest of a command as a task; its result is the tagged reply."""
-        self.running = self.services.loop.create_task(self._drive(command, coroutine))
-
-    async def _drive(self, command: Command, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
+        """Run the rest of a command, as a task if it has to wait; its result is the tagged reply."""
         try:
-            result = await coroutine
+            pending = coroutine.send(None)
+        except StopIteration as end:
+            self._done(command, end.value)
+        except Exception as fault:
+            self._done(command, self._fault(command, fault))
+        else:
+            self.running = self.services.loop.create_task(self._drive(command, _Resumed(coroutine, pending)))
+
+    def _done(self, command: Command, result: bytes | None) -> None:
+        """A command came to its end."""
+        if result is not None and not self.closing:
+            self.finish(command, result)
+        if self.leaving is not None and not self.closing:
+            self.stream.send(self.leaving)
+            self.close()
+
+    async def _drive(self, command: Command, rest: _Resumed) -> None:
+        try:
+            result = await rest
         except asyncio.CancelledError:
             self.running = None
             return
@@ -268,16 +284,14 @@ class Session:
         self.running = None
         if self.number:
             self.active_s = self.services.now()
-        if self.closing:
-            return
-        if result is not None:
-            self.finish(command, result)
-        if self.leaving is not None:
-            self.stream.send(self.leaving)
-            self.close()
-            return
-        self.pump()
-        self._take_input()
+        try:
+            self._done(command, result)
+            self.pump()
+            self._take_input()
+        except Exception as fault:
+            # Between a command and its reply nothing may fail: without it the client would wait for ever.
+            self.services.error("session failed", fault)
+            self.stream.abort()
 
     def _take_input(self) -> None:
         """Read on after `INPUT_HIGH`, once what was there is done."""
@@ -433,3 +447,29 @@ class Session:
         from iems.imapd.commands import append
 
         append.offered(self, offer)
+
+
+class _Resumed:
+    """The rest of a coroutine that was run up to its first wait: commands that need not wait cost no task."""
+
+    __slots__ = ("_coroutine", "_pending")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], pending: Any) -> None:
+        self._coroutine = coroutine
+        self._pending = pending
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        pending = self._pending
+        try:
+            while True:
+                try:
+                    value = yield pending
+                except GeneratorExit:
+                    self._coroutine.close()
+                    raise
+                except BaseException as fault:
+                    pending = self._coroutine.throw(fault)
+                else:
+                    pending = self._coroutine.send(value)
+        except StopIteration as end:
+            return end.value

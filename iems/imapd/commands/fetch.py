@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 #: Up to this many messages, flags are told from the view; the kernel reads the rows of more of them in less time.
 MEMORY_MAX = 500
+#: Messages that get \\Seen by one request to the store.
+SEEN_BATCH = 5000
 #: Rows read in one transaction.
 ROW_SLICE = 16
 #: Octets of responses the kernel builds in one turn.
@@ -89,83 +91,87 @@ def parse_uid(arguments: Arguments) -> Fetch:
 # -------------------------------------------------------------------- one whole message
 
 _PLAIN = re.compile(
-    rb"([A-Za-z0-9]{1,40}) (UID )?FETCH (\d{1,9}) (\()?(BODY\.PEEK\[\]|BODY\[\]|RFC822)(?(4)\))\r\n",
+    rb"([A-Za-z0-9]{1,40}) (UID )?FETCH (\d{1,9}) "
+    rb"(\((?:(?:UID|FLAGS|RFC822\.SIZE|INTERNALDATE) ){0,4})?(BODY\.PEEK\[\]|BODY\[\]|RFC822)(?(4)\))\r\n",
     re.IGNORECASE,
 )
-_PLAIN_REQUESTS = {
-    b"BODY.PEEK[]": Request(sections=(Section(label=b"BODY[]"),)),
-    b"BODY[]": Request(sections=(Section(peek=False, label=b"BODY[]"),)),
-    b"RFC822": Request(sections=(Section(peek=False, label=b"RFC822"),)),
-}
-_PLAIN_LABELS = {
-    b"BODY.PEEK[]": (b"BODY[]", True),
-    b"BODY[]": (b"BODY[]", False),
-    b"RFC822": (b"RFC822", False),
+_PLAIN_SECTIONS = {
+    b"BODY.PEEK[]": Section(label=b"BODY[]"),
+    b"BODY[]": Section(peek=False, label=b"BODY[]"),
+    b"RFC822": Section(peek=False, label=b"RFC822"),
 }
 
 
-def plain_arguments(match: re.Match[bytes]) -> tuple[bool, int, bytes]:
-    """(UID form, number, item)."""
-    return match.group(2) is not None, int(match.group(3)), match.group(5).upper()
+def plain_arguments(match: re.Match[bytes]) -> tuple[bool, int, bytes, bytes]:
+    """(UID form, number, items before the content, item of the content)."""
+    before = match.group(4)
+    return (
+        match.group(2) is not None,
+        int(match.group(3)),
+        before[1:].upper() if before else b"",
+        match.group(5).upper(),
+    )
 
 
 def run_plain(session: Session, command: Command) -> bytes | Coroutine[Any, Any, bytes | None] | None:
     """Answer a FETCH of one whole message, at once if it is in the page cache and \\Seen need not change."""
-    uid_form, number, item = command.arguments
+    uid_form, number, before, item = command.arguments
     view = session.view
     if view is None:
         raise Refused("No mailbox is selected")
-    label, peek = _PLAIN_LABELS[item]
     if uid_form:
         at = view.position(number)
-        uid = number
         if not 0 <= at < view.told:
             return b"OK UID FETCH completed"
+        if b"UID" not in before:
+            before = b"UID " + before
     else:
         at = number - 1
         if not 0 <= at < view.told:
             raise Bad("Message sequence number beyond the mailbox")
-        uid = view.uids[at]
     services = session.services
-    if not (peek or view.read_only or view.flags[at] & SEEN):
-        return _general(session, command, view, range(at, at + 1), _plain_request(item, uid_form), uid_form)
-    row = services.reader.message(view.account, view.mailbox_id, uid)
-    if row is None:
-        raise Refused("[EXPUNGEISSUED] The message no longer exists")
-    size = row.size
-    if uid_form:
-        head = b"* %d FETCH (UID %d %b {%d}\r\n" % (at + 1, uid, label, size)
-        done = b")\r\n%b OK UID FETCH completed\r\n" % command.tag
-    else:
-        head = b"* %d FETCH (%b {%d}\r\n" % (at + 1, label, size)
-        done = b")\r\n%b OK FETCH completed\r\n" % command.tag
+    section = _PLAIN_SECTIONS[item]
     if view.stale:
         session.refresh(False)
-        done = b")\r\n" + view.updates(uid_form and not session.engine.pipelined) + done[3:]
         if session.closing:
             return None
-    if size <= INLINE_MAX:
-        content = services.contents.read_now(row.rope, size)
-        if content is None:
-            return _general(
-                session, command, view, range(at, at + 1), _plain_request(item, uid_form), uid_form
-            )
-        session.stream.send(b"".join((head, content, done)))
-    else:
-        stream = session.stream
-        stream.cork()
-        stream.send(head)
-        send_pieces(stream, services.contents.pieces(row.rope, 0, size))
-        stream.send(done)
-        if not session.corked:
-            stream.uncork()
+    row = content = None
+    if section.peek or view.read_only or view.flags[at] & SEEN:
+        row = services.reader.message(view.account, view.mailbox_id, view.uids[at])
+        if row is None:
+            raise Refused("[EXPUNGEISSUED] The message no longer exists")
+        if row.size <= INLINE_MAX:
+            content = services.contents.read_now(row.rope, row.size)
+    if row is None or (content is None and row.size <= INLINE_MAX):
+        request = Request(tuple(dict.fromkeys(before.split())), (section,))
+        return _general(session, command, view, range(at, at + 1), request, uid_form)
+    head = b"* %d FETCH (%b%b {%d}\r\n" % (at + 1, _before(view, at, row, before), section.label, row.size)
+    updates = view.updates(uid_form and not session.engine.pipelined)
+    done = b")\r\n%b%b OK %bFETCH completed\r\n" % (updates, command.tag, b"UID " if uid_form else b"")
     services.count("fetched_messages_total")
+    stream = session.stream
+    if content is not None:
+        stream.send(b"".join((head, content, done)))
+    else:
+        send_pieces(stream, [head, *services.contents.pieces(row.rope, 0, row.size), done], session.corked)
     return None
 
 
-def _plain_request(item: bytes, uid_form: bool) -> Request:
-    request = _PLAIN_REQUESTS[item]
-    return Request((b"UID",), request.sections) if uid_form else request
+def _before(view: View, at: int, row: Any, items: bytes) -> bytes:
+    """The items of a response before its content."""
+    if not items:
+        return b""
+    parts = []
+    for item in dict.fromkeys(items.split()):
+        if item == b"UID":
+            parts.append(b"UID %d " % row.uid)
+        elif item == b"FLAGS":
+            parts.append(b"FLAGS %b " % view.rendered(at))
+        elif item == b"RFC822.SIZE":
+            parts.append(b"RFC822.SIZE %d " % row.size)
+        else:
+            parts.append(b"INTERNALDATE %b " % response.internaldate(row.internaldate_s))
+    return b"".join(parts)
 
 
 # -------------------------------------------------------------------- the general way
@@ -178,6 +184,11 @@ def run(session: Session, command: Command) -> Coroutine[Any, Any, bytes | None]
     if view.stale:
         session.refresh(False)  # so that the flags told are not yesterday's
     positions = chosen(view, fetch.ranges, uid_form)
+    if view.unreported and b"FLAGS" in fetch.request.simple and fetch.request.changed_since is None:
+        if view.new_keywords:
+            session.send(view.flags_response())
+            view.new_keywords = False
+        view.unreported -= {view.uids[at] for at in positions}
     return _general(session, command, view, positions, fetch.request, uid_form)
 
 
@@ -219,14 +230,15 @@ async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> f
     unseen = [view.uids[at] for at in positions if not view.flags[at] & SEEN]
     if not unseen:
         return frozenset()
+    changed: list[tuple[int, int, int]] = []
     try:
-        changed = await session.services.store.store_flags(
-            session.number, view.mailbox_id, unseen, "+", ["\\Seen"]
-        )
+        for start in range(0, len(unseen), SEEN_BATCH):
+            changed += await session.services.store.store_flags(
+                session.number, view.mailbox_id, unseen[start : start + SEEN_BATCH], "+", ["\\Seen"]
+            )
     except StoreError as fault:
         # Reading goes on while nothing can be written; the messages stay unread.
         session.services.log("imap-unavailable", command="FETCH", cause=str(fault))
-        return frozenset()
     _check(session, view)
     view.changed_here(changed)
     reached = frozenset(item[0] for item in changed)
@@ -336,7 +348,7 @@ async def _message(
         elif item == b"MODSEQ":
             parts.append(b"MODSEQ (%d)" % view.modseqs[at])
         elif item == b"BODY":
-            parts.append(b"BODY " + await source.in_thread(body_of, await source.whole()))
+            parts.append(b"BODY " + bytes(await source.examine(body_of)))
     pieces: list[Piece] = [b"* %d FETCH (" % (at + 1) + b" ".join(parts)]
     separator = b" " if parts else b""
     for section in sections:

@@ -312,7 +312,7 @@ async def _holds(key: Any, at: int, source: Source) -> bool:
                 return True
             searchable = source.searchable
             if searchable is None:
-                searchable = source.searchable = await source.in_thread(_opened, await source.whole())
+                searchable = source.searchable = await source.examine(_opened)
             return bool(searchable.in_text(text) if header else searchable.in_body(text))
     raise TypeError(f"no search key: {key!r}")
 

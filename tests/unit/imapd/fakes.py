@@ -198,6 +198,7 @@ class FakeStore:
             self.names.append(name)
 
     async def create(self, account: int, name: str, special_use: str = "") -> Mailbox:
+        await asyncio.sleep(0)
         self._step()
         levels = name.split("/")
         for count in range(1, len(levels) + 1):

@@ -42,7 +42,7 @@ def test_commands(step):
         (b"B", b"UID FETCH"),
         (b"c", b"FETCH"),
     ]
-    assert found[2].arguments == (False, 7, b"BODY.PEEK[]")
+    assert found[2].arguments == (False, 7, b"", b"BODY.PEEK[]")
     assert out == b""
 
 

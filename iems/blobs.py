@@ -105,7 +105,9 @@ class Blobs:
         """`length` octets from `start` on, fewer at the end of the content."""
         found = []
         for piece, at, count in _ranges(rope, start, length):
-            found.append(piece[at : at + count] if isinstance(piece, bytes) else self._extent(piece, at, count))
+            found.append(
+                piece[at : at + count] if isinstance(piece, bytes) else self._extent(piece, at, count)
+            )
         return found[0] if len(found) == 1 else b"".join(found)
 
     def slices(self, rope: Rope, start: int, length: int) -> list[bytes | tuple[int, int, int]]:

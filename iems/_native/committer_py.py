@@ -23,7 +23,15 @@ MAX_GROUP = 8 << 20
 
 
 def _head(
-    kind: int, flags: int, generation: int, nonce: bytes, offset: int, id: bytes, queue_ms: int, payload: int, content: int
+    kind: int,
+    flags: int,
+    generation: int,
+    nonce: bytes,
+    offset: int,
+    id: bytes,
+    queue_ms: int,
+    payload: int,
+    content: int,
 ) -> bytes:
     head = _HEAD.pack(b"IRec", kind, flags, generation, nonce, offset, id, queue_ms, payload, content, 0)
     return head + crc32c(head).to_bytes(4, "little")

@@ -79,7 +79,9 @@ def counts(path: Path) -> dict[str, dict[str, Any]]:
     try:
         numbers = index.counts()
         found = {}
-        for channel in sorted({INPUT, int(Channel.LOCAL), int(Channel.SMTPC)} | {c for (c, _), n in numbers.items() if n}):
+        for channel in sorted(
+            {INPUT, int(Channel.LOCAL), int(Channel.SMTPC)} | {c for (c, _), n in numbers.items() if n}
+        ):
             of = {class_: numbers.get((channel, class_), 0) for class_ in (keys.FRESH, keys.RETRY, keys.HELD)}
             row: dict[str, Any] = {
                 "ready": of[keys.FRESH],
@@ -121,7 +123,10 @@ class Selection(Struct):
         """Whether the item is meant."""
         if not self.takes_key(item.id, item.channel):
             return False
-        if self.sender is not None and item.envelope.reverse_path.lower() != self.sender.strip("<>").lower().encode():
+        if (
+            self.sender is not None
+            and item.envelope.reverse_path.lower() != self.sender.strip("<>").lower().encode()
+        ):
             return False
         addresses = [r.address.lower() for r in item.envelope.recipients]
         if self.recipient is not None and self.recipient.lower().encode() not in addresses:
@@ -296,7 +301,9 @@ def retry(path: Path, selection: Selection) -> int:
 
 def _retry(change: Change, found: Found, item: Item) -> None:
     if item.destination and keys.has_agenda(item.channel):
-        change.destination(item.channel, keys.destination_hash(item.destination), item.destination).backoff_ms = 0
+        change.destination(
+            item.channel, keys.destination_hash(item.destination), item.destination
+        ).backoff_ms = 0
     change.put(item, RETRY if item.attempts else FRESH, live=False)
 
 
@@ -336,7 +343,8 @@ def delete(path: Path, selection: Selection) -> int:
         number = 0
         for items in _leased_by_us(spool, selection):
             await spool.settle(
-                [Settlement(i, [Result(r, Outcome.DISCARDED) for r in i.envelope.recipients]) for i in items], flush=True
+                [Settlement(i, [Result(r, Outcome.DISCARDED) for r in i.envelope.recipients]) for i in items],
+                flush=True,
             )
             number += len(items)
         return number
@@ -398,7 +406,9 @@ def _leased_by_us(spool: Spool, selection: Selection) -> Iterator[list[Item]]:
         with spool.index.change() as change:
             for found in chosen[start : start + 64]:
                 item = found.item
-                if item is not None and change.lease(found.key, item, spool.params.generation, spool.params.slot):
+                if item is not None and change.lease(
+                    found.key, item, spool.params.generation, spool.params.slot
+                ):
                     batch.append(item)
         if batch:
             yield batch
@@ -475,7 +485,13 @@ def _with_spool(path: Path, work: Callable[[Spool], Coroutine[Any, Any, T]]) -> 
 def _run(spool: Path, work: Callable[[Spool], Coroutine[Any, Any, T]], *, alone: bool) -> T:
     async def body() -> T:
         opened = Spool.open(
-            SpoolParams(spool, role="admin", slot=recovery.ADMIN_SLOT, generation=os.getpid(), loop=asyncio.get_running_loop())
+            SpoolParams(
+                spool,
+                role="admin",
+                slot=recovery.ADMIN_SLOT,
+                generation=os.getpid(),
+                loop=asyncio.get_running_loop(),
+            )
         )
         try:
             if alone:

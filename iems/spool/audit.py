@@ -60,7 +60,9 @@ class _Audit:
         self.read_to: dict[int, int] = {}  # blob -> end of what was read
         value = index.meta(keys.META_LEDGER)
         ledger = records.decode_ledger(value) if value else records.Ledger(0, {}, [])
-        self.totals = dict.fromkeys(("accepted", "delivered", "relayed", "dsn", "discarded", "made"), 0) | ledger.totals
+        self.totals = (
+            dict.fromkeys(("accepted", "delivered", "relayed", "dsn", "discarded", "made"), 0) | ledger.totals
+        )
         self.gone = set(ledger.gone)
 
     def run(self) -> dict[str, int]:
@@ -173,7 +175,13 @@ def fsck(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _finding(where: str, offset: int, end: int, id: bytes, what: str) -> dict[str, Any]:
-    return {"where": where, "offset": offset, "end": end, "id": id_text(id) if id != NO_ID else None, "what": what}
+    return {
+        "where": where,
+        "offset": offset,
+        "end": end,
+        "id": id_text(id) if id != NO_ID else None,
+        "what": what,
+    }
 
 
 def _check_segment(file: Path, row: BlobRow | None) -> Iterator[dict[str, Any]]:
@@ -188,7 +196,9 @@ def _check_segment(file: Path, row: BlobRow | None) -> Iterator[dict[str, Any]]:
             return
         head, end, sealed = opened
         if row is not None and not sealed:
-            end = min(end, row.length or row.indexed)  # behind it a writer is at work, or a crash cut it short
+            end = min(
+                end, row.length or row.indexed
+            )  # behind it a writer is at work, or a crash cut it short
         elif row is None and end > records.FILE_OCTETS:
             yield _finding(file.name, 0, end, NO_ID, "the index does not know this segment")
         for found in records.scan(fd, records.FILE_OCTETS, end, head.nonce):
@@ -210,7 +220,13 @@ def _check_index(spool: Path, index: Index) -> Iterator[dict[str, Any]]:
                     if isinstance(piece, Extent):
                         size = os.fstat(blobs.fd(piece.blob)).st_size
                         if size < piece.offset + piece.length:
-                            yield _finding(f"{piece.blob:016x}", size, piece.offset + piece.length, item.id, "content is cut short")
+                            yield _finding(
+                                f"{piece.blob:016x}",
+                                size,
+                                piece.offset + piece.length,
+                                item.id,
+                                "content is cut short",
+                            )
             except FileNotFoundError as error:
                 yield _finding("index", 0, 0, item.id, str(error))
         for key, item in index.leased():
@@ -218,7 +234,8 @@ def _check_index(spool: Path, index: Index) -> Iterator[dict[str, Any]]:
                 yield _finding("index", 0, 0, bytes(key[-18:-2]), "a row of the leases is damaged")
         for (blob, offset), damage in index.damages().items():
             where = segment_name(blob) if blob else "index"
-            yield _finding(where, offset if blob else 0, damage.end, damage.id, f"noted before: {damage.what}")
+            yield _finding(
+                where, offset if blob else 0, damage.end, damage.id, f"noted before: {damage.what}"
+            )
     finally:
         blobs.close()
-

@@ -60,7 +60,18 @@ class Staging:
 class LargeFile:
     """One content in a file of its own, written by a thread in the order of `write`."""
 
-    __slots__ = ("_busy", "_callback", "_fd", "_finish", "_queue", "blob", "dropped", "error", "length", "staging")
+    __slots__ = (
+        "_busy",
+        "_callback",
+        "_fd",
+        "_finish",
+        "_queue",
+        "blob",
+        "dropped",
+        "error",
+        "length",
+        "staging",
+    )
 
     def __init__(self, staging: Staging) -> None:
         self.staging = staging

@@ -87,11 +87,15 @@ class Index:
                 if attempt == 99 or not self.path.parent.is_dir():
                     raise
                 time.sleep(0.002)
-        self.db: dict[str, Any] = {name: self.env.open_db(name.encode(), create=False) for name in keys.DATABASES}
+        self.db: dict[str, Any] = {
+            name: self.env.open_db(name.encode(), create=False) for name in keys.DATABASES
+        }
         with self.env.begin() as txn:
             meta = self.db["meta"]
             self.run = int.from_bytes(txn.get(keys.META_RUN, db=meta) or b"", "big")
-            self.clock = QueueClock(int.from_bytes(txn.get(keys.META_CLOCK, db=meta) or b"", "big", signed=True))
+            self.clock = QueueClock(
+                int.from_bytes(txn.get(keys.META_CLOCK, db=meta) or b"", "big", signed=True)
+            )
             self.last_blob = int.from_bytes(txn.get(keys.META_BLOB, db=meta) or b"", "big")
         self.rebuilding = self.is_rebuilding()
         self._known_names.clear()
@@ -360,7 +364,9 @@ class Change:
         item.lease = b""
         hashed = destination_hash(item.destination) if channel else 0
         self.txn.put(
-            keys.queue_key(channel, class_, hashed, due_ms, item.id, item.part), encode_item(item), db=self._queue
+            keys.queue_key(channel, class_, hashed, due_ms, item.id, item.part),
+            encode_item(item),
+            db=self._queue,
         )
         self.count(channel, class_, 1)
         if live:
@@ -424,14 +430,18 @@ class Change:
         due = self._take_from(channel, 0, limit, holder, taken)
         return taken, due
 
-    def _take_from(self, channel: int, hashed: int, limit: int, holder: bytes, taken: list[Item]) -> int | None:
+    def _take_from(
+        self, channel: int, hashed: int, limit: int, holder: bytes, taken: list[Item]
+    ) -> int | None:
         """Lease from one destination's queue; gives when its next item is due, or None."""
         retries: list[Item] = []
         late = self._take_class(channel, RETRY, hashed, max(1, limit // 4), holder, retries)
         fresh: list[Item] = []
         early = self._take_class(channel, FRESH, hashed, limit - len(retries), holder, fresh)
         if len(fresh) + len(retries) < limit and late is not None and late <= self.now_ms:
-            late = self._take_class(channel, RETRY, hashed, limit - len(fresh) - len(retries), holder, retries)
+            late = self._take_class(
+                channel, RETRY, hashed, limit - len(fresh) - len(retries), holder, retries
+            )
         taken += fresh
         taken += retries
         return min((due for due in (early, late) if due is not None), default=None)
@@ -576,7 +586,9 @@ class Change:
         """Apply the outcome of a leased item: what is deferred stays queued; False if the lease was lost."""
         if not self.unlease(item):
             if self.index.rebuilding:
-                self.note_settled(item.id, [(r.recipient, r.outcome) for r in results if r not in deferred], item.channel)
+                self.note_settled(
+                    item.id, [(r.recipient, r.outcome) for r in results if r not in deferred], item.channel
+                )
             return False
         if not deferred:
             self.live(item, -1)
@@ -630,14 +642,21 @@ class Change:
 def is_damage(error: BaseException) -> bool:
     """Whether an error means that the index itself can't be trusted any more."""
     return isinstance(
-        error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError | lmdb.InvalidError | msgspec.DecodeError
+        error,
+        lmdb.CorruptedError
+        | lmdb.PageNotFoundError
+        | lmdb.PanicError
+        | lmdb.InvalidError
+        | msgspec.DecodeError,
     ) or (isinstance(error, lmdb.Error) and "Input/output error" in str(error))
 
 
 def _epoch_file(folder: Path, writable: bool) -> mmap.mmap | None:
     """The number of the index in force, shared by all processes; None where it can't be had (a reader of a stopped spool)."""
     try:
-        fd = os.open(folder / "epoch", (os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY) | os.O_CLOEXEC, 0o600)
+        fd = os.open(
+            folder / "epoch", (os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY) | os.O_CLOEXEC, 0o600
+        )
     except OSError:
         return None
     try:

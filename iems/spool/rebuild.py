@@ -89,7 +89,12 @@ class Facts:
         known.entries += entries
         # The fanout after routing is the true one; routing repeated after a rebuild may have changed it.
         if (done.generation, routed, queue_ms) >= (known.generation, known.routed, known.queue_ms):
-            known.generation, known.fanout, known.queue_ms, known.routed = done.generation, done.fanout, queue_ms, routed
+            known.generation, known.fanout, known.queue_ms, known.routed = (
+                done.generation,
+                done.fanout,
+                queue_ms,
+                routed,
+            )
 
     def complete(self, id: bytes, generation: int) -> bool:
         """Whether every recipient of this copy of the message has an outcome."""
@@ -97,7 +102,8 @@ class Facts:
         return (
             known is not None
             and known.generation == generation
-            and len({e[2:] for e in _entries(known) if int.from_bytes(e[:2], "big") == generation}) >= known.fanout
+            and len({e[2:] for e in _entries(known) if int.from_bytes(e[:2], "big") == generation})
+            >= known.fanout
         )
 
     def settled(self, id: bytes) -> dict[bytes, int]:
@@ -143,7 +149,9 @@ def _entries(known: _Outcomes) -> list[bytes]:
     return [known.entries[at : at + _ENTRY] for at in range(0, len(known.entries), _ENTRY)]
 
 
-def counted(fd: int, start: int, end: int, nonce: bytes) -> Iterator[tuple[Record | None, list[Record], Damaged | None]]:
+def counted(
+    fd: int, start: int, end: int, nonce: bytes
+) -> Iterator[tuple[Record | None, list[Record], Damaged | None]]:
     """(record that counts, records that don't, damage) in order, checked whole; one of the three is given at a time."""
     chains = records.Chains()
     for found in records.scan(fd, start, end, nonce):
@@ -216,7 +224,9 @@ async def repair(spool: Spool) -> tuple[int, int]:
     What other rows of the same message say stays true: their recipients are left out.
     """
     index = spool.index
-    broken = {damage.id: key for key, damage in index.damages().items() if key[0] == 0 and damage.what != NOT_FOUND}
+    broken = {
+        damage.id: key for key, damage in index.damages().items() if key[0] == 0 and damage.what != NOT_FOUND
+    }
     if not broken or index.is_rebuilding():
         return 0, 0
     facts = Facts()
@@ -356,7 +366,9 @@ async def _judge(old: _Old, facts: Facts, damaged: list[tuple[int, Damaged]], re
     bad = facts.bad.setdefault(old.blob, set())
     fd = os.open(old.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for number, (record, broken, damage) in enumerate(counted(fd, records.FILE_OCTETS, old.end, old.head.nonce)):
+        for number, (record, broken, damage) in enumerate(
+            counted(fd, records.FILE_OCTETS, old.end, old.head.nonce)
+        ):
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             bad.update(r.offset for r in broken)
@@ -393,7 +405,9 @@ async def _fill(spool: Spool, old: _Old, facts: Facts, result: Rebuilt) -> None:
         with index.change() as change:
             for record in batch:
                 _restore(spool, change, old, fd, record, facts, result)
-            change.edit_blob(old.blob, indexed=upto, role=old.head.role, created_ms=old.head.queue_ms, slot=old.head.slot)
+            change.edit_blob(
+                old.blob, indexed=upto, role=old.head.role, created_ms=old.head.queue_ms, slot=old.head.slot
+            )
             if last:
                 for named in facts.named.get(old.blob, ()):
                     change.name(old.blob, named)

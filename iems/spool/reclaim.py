@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
@@ -165,7 +164,9 @@ def _going(rows: dict[int, BlobRow], named: dict[int, set[int]], before_ms: int)
         if row.sealed and row.live <= 0 and row.idle_ms and max(row.idle_ms, row.sealed_ms) <= before_ms
     }
     while True:
-        kept = {blob for blob in going if any(name in rows and name not in going for name in named.get(blob, ()))}
+        kept = {
+            blob for blob in going if any(name in rows and name not in going for name in named.get(blob, ()))
+        }
         if not kept:
             return going
         going -= kept
@@ -277,9 +278,16 @@ class _MovedPost(AwaitedPost):
             )
         head = MovedHead(copies, [class_ for _, class_, _ in items])
         super().__init__(
-            Kind.MOVED, first.id, records.encode(head), pieces, generation=first.generation + 1, units=len(items)
+            Kind.MOVED,
+            first.id,
+            records.encode(head),
+            pieces,
+            generation=first.generation + 1,
+            units=len(items),
         )
-        self.items = [(item, copy, class_, due) for (item, class_, due), copy in zip(items, copies, strict=True)]
+        self.items = [
+            (item, copy, class_, due) for (item, class_, due), copy in zip(items, copies, strict=True)
+        ]
 
     def apply(self, change: Change) -> None:
         change.name(self.blob, self.items[0][0].home)  # the copy says that the original counts no more

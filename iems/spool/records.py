@@ -183,7 +183,9 @@ def read_file_head(fd: int) -> FileHead | None:
     magic, nonce, blob, created_ns, queue_ms, role, slot, version, pid, _crc = FILE_HEAD.unpack(data)
     if magic != FILE_MAGIC or version != 1:
         return None
-    return FileHead(nonce, blob, created_ns, queue_ms, role.rstrip(b"\0").decode("ascii", "replace"), slot, pid)
+    return FileHead(
+        nonce, blob, created_ns, queue_ms, role.rstrip(b"\0").decode("ascii", "replace"), slot, pid
+    )
 
 
 def unpack_head(data: bytes | memoryview, nonce: bytes, offset: int) -> Record | None:
@@ -253,7 +255,11 @@ def resync(fd: int, start: int, end: int, nonce: bytes) -> int:
         found = data.find(nonce)
         while found >= 0:
             head = found - 8
-            if head >= 0 and not head % 8 and unpack_head(data[head : head + HEAD_OCTETS], nonce, at + head) is not None:
+            if (
+                head >= 0
+                and not head % 8
+                and unpack_head(data[head : head + HEAD_OCTETS], nonce, at + head) is not None
+            ):
                 return at + head
             found = data.find(nonce, found + 1)
         if len(data) < step + HEAD_OCTETS:
@@ -329,7 +335,12 @@ def read_footer(fd: int, size: int, nonce: bytes) -> tuple[int, bytes] | None:
     if magic != END_MAGIC or found != nonce:
         return None
     record = unpack_head(os.pread(fd, HEAD_OCTETS, offset), nonce, offset)
-    if record is None or record.kind != Kind.FOOTER or record.end > size - END_OCTETS or not intact(fd, record):
+    if (
+        record is None
+        or record.kind != Kind.FOOTER
+        or record.end > size - END_OCTETS
+        or not intact(fd, record)
+    ):
         return None
     return offset, read_payload(fd, record)
 

@@ -182,7 +182,7 @@ def _new_index(path: Path, map_octets: int, run: int, clock_offset_ms: int, file
     fresh.mkdir(mode=0o700)
     env = lmdb.open(str(fresh), map_size=map_octets, max_dbs=len(keys.DATABASES), sync=False, mode=0o600)
     try:
-        meta = [env.open_db(name.encode()) for name in keys.DATABASES][0]
+        meta = {name: env.open_db(name.encode()) for name in keys.DATABASES}["meta"]
         with env.begin(write=True) as txn:
             txn.put(keys.META_VERSION, keys.VERSION.to_bytes(4, "big"), db=meta)
             txn.put(keys.META_RUN, run.to_bytes(4, "big"), db=meta)
@@ -292,7 +292,9 @@ def _holder_lives(index: Index, key: bytes, alive: Callable[[int, int], bool]) -
     return run == index.run and alive(slot, generation)
 
 
-def _return_lease(change: Change, key: bytes, item: Item | None, blamed: dict[bytes, int], done: Recovered) -> None:
+def _return_lease(
+    change: Change, key: bytes, item: Item | None, blamed: dict[bytes, int], done: Recovered
+) -> None:
     if item is None:
         change.drop_damaged_lease(key)
         return

@@ -94,7 +94,9 @@ def create_large(folder: Path, floor: int = 0) -> tuple[int, int]:
     return create_file(folder, large_name, floor)
 
 
-def create_segment(folder: Path, role: str, slot: int, queue_ms: int, floor: int = 0) -> tuple[int, int, bytes]:
+def create_segment(
+    folder: Path, role: str, slot: int, queue_ms: int, floor: int = 0
+) -> tuple[int, int, bytes]:
     """(blob, descriptor, nonce) of a new segment, header and name on the disk. Blocks for two flushes. Raises OSError."""
     blob, fd = create_file(folder, segment_name, floor)
     try:
@@ -118,7 +120,22 @@ class Post:
     units: entries it adds to a transaction.
     """
 
-    __slots__ = ("attempts", "blob", "content", "end", "flags", "flush", "generation", "id", "kind", "lasting", "offset", "payload", "pieces", "units")
+    __slots__ = (
+        "attempts",
+        "blob",
+        "content",
+        "end",
+        "flags",
+        "flush",
+        "generation",
+        "id",
+        "kind",
+        "lasting",
+        "offset",
+        "payload",
+        "pieces",
+        "units",
+    )
 
     def __init__(
         self,
@@ -267,7 +284,10 @@ class Writer:
         if segment is not None and not self._waiting:
             committer = segment.committer
             if committer.offset < self.segment_octets and committer.records < SEGMENT_RECORDS:
-                if committer.offset > self.segment_octets - _AHEAD_OCTETS and self.segment_octets > 2 * _AHEAD_OCTETS:
+                if (
+                    committer.offset > self.segment_octets - _AHEAD_OCTETS
+                    and self.segment_octets > 2 * _AHEAD_OCTETS
+                ):
                     self._open()
                 self._submit(segment, posts)
                 return
@@ -284,7 +304,15 @@ class Writer:
         now_ms = self.index.clock.now_ms()
         for post in posts:
             offset = submit(
-                post.kind, post.flags, post.generation, post.id, now_ms, post.payload, post.pieces, post.flush, post
+                post.kind,
+                post.flags,
+                post.generation,
+                post.id,
+                now_ms,
+                post.payload,
+                post.pieces,
+                post.flush,
+                post,
             )
             post.blob = segment.blob
             post.offset = offset
@@ -310,7 +338,12 @@ class Writer:
             return
         if self._opening is None:
             self._opening = self.executor.submit(
-                create_segment, self.folder, self.role, self.slot, self.index.clock.now_ms(), self.index.last_blob
+                create_segment,
+                self.folder,
+                self.role,
+                self.slot,
+                self.index.clock.now_ms(),
+                self.index.last_blob,
             )
             self._opening.add_done_callback(lambda _: self._on_loop(self._opened))
 
@@ -438,7 +471,9 @@ class Writer:
             units = 0
             upto = start
             # a chain is not cut: its last record applies all of it
-            while upto < len(posts) and (units + posts[upto].units <= MAX_ENTRIES or upto == start or posts[upto - 1].flags & CHAINED):
+            while upto < len(posts) and (
+                units + posts[upto].units <= MAX_ENTRIES or upto == start or posts[upto - 1].flags & CHAINED
+            ):
                 units += posts[upto].units
                 upto += 1
             group = posts[start:upto]
@@ -502,7 +537,13 @@ class Writer:
                 segment.failed = True
                 segment.good = segment.committer.flushed
                 self._reason = spool_error(error or errno.EIO)
-            self.alarm("spool_segment_failed", segment=segment_name(segment.blob), good=segment.good, reason=str(self._reason), full=isinstance(self._reason, SpoolFull))
+            self.alarm(
+                "spool_segment_failed",
+                segment=segment_name(segment.blob),
+                good=segment.good,
+                reason=str(self._reason),
+                full=isinstance(self._reason, SpoolFull),
+            )
             if segment is self.current:
                 self.current = None
                 self._retired.append(segment)
@@ -530,7 +571,9 @@ class Writer:
                 with self.index.change() as change:
                     change.edit_blob(segment.blob, sealed=True, length=segment.committer.written)
         except Exception as error:  # recovery seals it: nothing follows the indexed length
-            self.alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}", damaged=is_damage(error))
+            self.alarm(
+                "spool_index_fails", reason=f"{type(error).__name__}: {error}", damaged=is_damage(error)
+            )
         segment.done_with()
 
     def _tell_flushed(self) -> None:

@@ -194,7 +194,9 @@ class _SettlePost(Post):
     def __init__(
         self, done: list[Done], settlements: list[tuple[Settlement, list[Result]]], batch: _Batch, flush: bool
     ) -> None:
-        super().__init__(Kind.SETTLE, done[0].id, encode(done), flush=flush, lasting=True, units=len(settlements))
+        super().__init__(
+            Kind.SETTLE, done[0].id, encode(done), flush=flush, lasting=True, units=len(settlements)
+        )
         self.homes = {entry.home for entry in done}
         self.settlements = settlements
         self.batch: _Batch | None = batch
@@ -691,7 +693,9 @@ def _move(change: Change, item: Item, new: list[Item]) -> None:
         if again:
             # outcomes from before a rebuild: routing was repeated, delivery must not be
             entry.envelope.recipients = [
-                r for r in entry.envelope.recipients if not change.is_settled(item.id, entry.channel, r.address)
+                r
+                for r in entry.envelope.recipients
+                if not change.is_settled(item.id, entry.channel, r.address)
             ]
             if not entry.envelope.recipients:
                 continue

@@ -17,7 +17,10 @@ from iems.spool import Item, Message, Spool, SpoolParams
 def envelope(*addresses: str, sender: bytes = b"a@example.org") -> Envelope:
     """An envelope with these recipients."""
     return Envelope(
-        Channel.SMTPD, sender, [Recipient(a.encode(), a.encode()) for a in addresses or ("b@example.test",)], time.time_ns()
+        Channel.SMTPD,
+        sender,
+        [Recipient(a.encode(), a.encode()) for a in addresses or ("b@example.test",)],
+        time.time_ns(),
     )
 
 

@@ -81,12 +81,17 @@ def test_same_octets(opener: Callable[..., Open], tmp_path: Path) -> None:
         offsets = []
         for name, side in (("native", committer), ("python", committer_py)):
             one = opener(side, f"{name}{seed}")
-            offsets.append([one.committer.submit(*record, number) for number, record in enumerate(script(random.Random(seed)))])
+            offsets.append(
+                [
+                    one.committer.submit(*record, number)
+                    for number, record in enumerate(script(random.Random(seed)))
+                ]
+            )
             one.committer.kick()
             good, bad, error = one.reap(lambda good, bad, error: len(good) == 60)
             assert (good, bad, error) == (list(range(60)), [], 0)
             one.committer.seal()
-            one.reap(lambda *_: one.committer.sealed)
+            one.reap(lambda *_, one=one: one.committer.sealed)
             assert one.committer.written == one.committer.flushed == os.fstat(one.fd).st_size
         assert offsets[0] == offsets[1]
         assert (tmp_path / f"native{seed}").read_bytes() == (tmp_path / f"python{seed}").read_bytes()
@@ -105,7 +110,11 @@ def test_unflushed_octets_are_flushed_soon(side: Any, opener: Callable[..., Open
 @SIDES
 @pytest.mark.parametrize(
     ("device", "number", "flush"),
-    [("/dev/full", errno.ENOSPC, False), ("/dev/full", errno.ENOSPC, True), ("/dev/null", errno.EINVAL, True)],
+    [
+        ("/dev/full", errno.ENOSPC, False),
+        ("/dev/full", errno.ENOSPC, True),
+        ("/dev/null", errno.EINVAL, True),
+    ],
 )
 def test_failures_stay(side: Any, device: str, number: int, flush: bool, opener: Callable[..., Open]) -> None:
     """The kernel refuses a write, or a flush: that record and all later ones fail, earlier ones are good."""

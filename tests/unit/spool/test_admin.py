@@ -22,7 +22,11 @@ async def fill(harness: Harness, spool: Spool) -> list[bytes]:
     """Three messages: one local, one remote and deferred, one still in the input queue."""
     messages = [
         Message(spool.new_id(), envelope("Ann@here.test", sender=b"x@one.test"), [b"Subject: 1\r\n\r\none"]),
-        Message(spool.new_id(), envelope("bob@far.test", "cid@far.test", sender=b"y@two.test"), [b"Subject: 2\r\n\r\ntwo"]),
+        Message(
+            spool.new_id(),
+            envelope("bob@far.test", "cid@far.test", sender=b"y@two.test"),
+            [b"Subject: 2\r\n\r\ntwo"],
+        ),
         Message(spool.new_id(), envelope("dan@here.test", sender=b""), [b"Subject: 3\r\n\r\nthree"]),
     ]
     assert await spool.append(messages) == [None] * 3
@@ -30,7 +34,9 @@ async def fill(harness: Harness, spool: Spool) -> list[bytes]:
     spool.move([(items[0], [routed(items[0])]), (items[1], [routed(items[1], Channel.SMTPC, "far.test")])])
     [item], _ = spool.take(Channel.SMTPC, 1)
     reply = Reply(451, 4, 2, "try later")
-    await spool.settle([Settlement(item, [Result(r, Outcome.DEFERRED, reply, 3600) for r in item.envelope.recipients])])
+    await spool.settle(
+        [Settlement(item, [Result(r, Outcome.DEFERRED, reply, 3600) for r in item.envelope.recipients])]
+    )
     spool.back_off(Channel.SMTPC, "far.test", 7200, "mute")
     return [message.id for message in messages]
 
@@ -72,7 +78,9 @@ def queue(request: pytest.FixtureRequest, harness: Harness) -> Any:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     elif (harness.path / "spool" / "index").exists():
-        assert (harness.path / "spool" / "index" / "clean").exists(), "a command leaves a stopped spool marked clean"
+        assert (harness.path / "spool" / "index" / "clean").exists(), (
+            "a command leaves a stopped spool marked clean"
+        )
 
 
 def test_list_and_counts(queue: Any) -> None:
@@ -100,7 +108,11 @@ def test_list_and_counts(queue: Any) -> None:
         assert [id_octets(e["id"]) for e in admin.list_items(path, chosen)] == [ids[n] for n in expected]
     assert len(admin.list_items(path, limit=1)) == 1
     counts = admin.counts(path)
-    assert {name: row["ready"] + row["deferred"] for name, row in counts.items()} == {"INPUT": 1, "LOCAL": 1, "SMTPC": 1}
+    assert {name: row["ready"] + row["deferred"] for name, row in counts.items()} == {
+        "INPUT": 1,
+        "LOCAL": 1,
+        "SMTPC": 1,
+    }
     found = admin.show(path, ids[1])
     assert found is not None and found[1] == b"Subject: 2\r\n\r\ntwo" and found[0]["id"] == remote["id"]
     assert admin.show(path, b"?" * 16) is None
@@ -154,7 +166,12 @@ def test_channel_on_hold(queue: Any) -> None:
     ("action", "outcome"),
     [
         (admin.delete, "discarded"),
-        (lambda path, chosen: admin.bounce(path, chosen, hostname="mx.test", postmaster="postmaster@here.test"), "dsn"),
+        (
+            lambda path, chosen: admin.bounce(
+                path, chosen, hostname="mx.test", postmaster="postmaster@here.test"
+            ),
+            "dsn",
+        ),
     ],
     ids=["delete", "bounce"],
 )

@@ -104,7 +104,15 @@ def test_refused_mail_is_void_even_if_it_was_written(harness: Harness, run: Any)
         from iems.spool import records
 
         ghost.submit(
-            records.Kind.MESSAGE, 0, 0, b"g" * 16, 1, records.encode(records.MessageHead(envelope(), [])), [b"refused"], True, None
+            records.Kind.MESSAGE,
+            0,
+            0,
+            b"g" * 16,
+            1,
+            records.encode(records.MessageHead(envelope(), [])),
+            [b"refused"],
+            True,
+            None,
         )
         ghost.close()
         os.close(fd)
@@ -203,7 +211,10 @@ def test_failed_message_with_its_cause(harness: Harness, run: Any) -> None:
         assert await submit(spool, b"cause") is None
         [item], _ = spool.take(INPUT, 1)
         break_segment(spool, "/dev/full")
-        notes = [Message(bytes([n]) * 16, envelope(sender=b""), [b"note"], [done(item, Outcome.FAILED)]) for n in (1, 2)]
+        notes = [
+            Message(bytes([n]) * 16, envelope(sender=b""), [b"note"], [done(item, Outcome.FAILED)])
+            for n in (1, 2)
+        ]
         with pytest.raises(SpoolFull):
             await spool.settle([], notes)
         spool.give_back([item])
@@ -357,7 +368,9 @@ def test_damaged_row_is_mended(harness: Harness, run: Any) -> None:
                 for key, value in list(txn.cursor(spool.index.db["queue"])):
                     if b"b@y.test" in value:
                         txn.put(key, value[:-1] + bytes((value[-1] ^ 1,)), db=spool.index.db["queue"])
-            assert [i.destination for i in spool.take(Channel.SMTPC, 9)[0]] == (["z.test"] if mended == 1 else [])
+            assert [i.destination for i in spool.take(Channel.SMTPC, 9)[0]] == (
+                ["z.test"] if mended == 1 else []
+            )
             assert await repair(spool) == (1, 0)
             assert await repair(spool) == (0, 0) and not spool.index.damages()
             [item], _ = spool.take(INPUT, 9)

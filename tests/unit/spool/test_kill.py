@@ -33,7 +33,9 @@ class Notes:
 
     def read(self) -> list[bytes]:
         # a line cut by the kill is none
-        return [bytes.fromhex(line.decode()) for line in self.path.read_bytes().splitlines() if len(line) == 32]
+        return [
+            bytes.fromhex(line.decode()) for line in self.path.read_bytes().splitlines() if len(line) == 32
+        ]
 
 
 class Crowd:
@@ -71,7 +73,9 @@ class Crowd:
             os._exit(1)
 
     async def life(self, slot: int, body: Callable[[Spool], Coroutine[Any, Any, None]]) -> None:
-        spool = self.harness.open(slot=slot, generation=self.generation, role="janitor" if slot == 3 else "test", flush_ms=20)
+        spool = self.harness.open(
+            slot=slot, generation=self.generation, role="janitor" if slot == 3 else "test", flush_ms=20
+        )
         await body(spool)
 
     def kill(self, slot: int) -> None:
@@ -105,7 +109,12 @@ class Crowd:
             items, _ = spool.take(Channel.LOCAL, 16)
             self.delivered.add([item.id for item in items])
             try:
-                await spool.settle([Settlement(i, [Result(r, Outcome.DELIVERED) for r in i.envelope.recipients]) for i in items])
+                await spool.settle(
+                    [
+                        Settlement(i, [Result(r, Outcome.DELIVERED) for r in i.envelope.recipients])
+                        for i in items
+                    ]
+                )
             except SpoolError:
                 os._exit(1)
             self.settled.add([item.id for item in items])
@@ -156,7 +165,9 @@ def kill_at_random(harness: Harness, kills: int, seed: int, hasty: bool = False)
             last.update(item.id for item in items)
             for item in items:
                 spool.blobs.read(item.rope)
-            await spool.settle([Settlement(i, [Result(r, Outcome.DELIVERED) for r in i.envelope.recipients]) for i in items])
+            await spool.settle(
+                [Settlement(i, [Result(r, Outcome.DELIVERED) for r in i.envelope.recipients]) for i in items]
+            )
         counts = {key: number for key, number in spool.index.counts().items() if number}
         live = sum(row.live for row in spool.index.blob_rows().values())
         spool.close()

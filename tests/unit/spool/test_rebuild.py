@@ -57,7 +57,14 @@ class World:
                 self.due[message.id, recipient.address] = 1
 
     async def accept(self, spool: Spool) -> None:
-        names = self.rng.choice((("b@here.test",), ("b@here.test", "c@x.test"), ("all3@here.test",), ("all2@here.test", "d@x.test", "e@here.test")))
+        names = self.rng.choice(
+            (
+                ("b@here.test",),
+                ("b@here.test", "c@x.test"),
+                ("all3@here.test",),
+                ("all2@here.test", "d@x.test", "e@here.test"),
+            )
+        )
         body = self.rng.randbytes(self.rng.randrange(1, 3000))
         message = Message(spool.new_id(), envelope(*names), [body])
         assert await spool.append([message]) == [None]
@@ -284,12 +291,22 @@ def test_scan_finds_its_way(tmp_path: Path) -> None:
 
     rng = random.Random(5)
     (tmp_path / "segments").mkdir()
-    blob, fd, nonce = create_segment(tmp_path / "segments", "test", 0, 0)
+    _, fd, nonce = create_segment(tmp_path / "segments", "test", 0, 0)
     notify = os.eventfd(0)
     committer = Committer(fd, nonce, 64, notify)
     spans = []
     for n in range(200):
-        start = committer.submit(records.Kind.CONTENT, 0, 0, b"%016d" % n, 0, rng.randbytes(40), [rng.randbytes(rng.randrange(2000))], True, None)
+        start = committer.submit(
+            records.Kind.CONTENT,
+            0,
+            0,
+            b"%016d" % n,
+            0,
+            rng.randbytes(40),
+            [rng.randbytes(rng.randrange(2000))],
+            True,
+            None,
+        )
         spans.append((start, committer.offset))
     committer.close()
     size = os.fstat(fd).st_size

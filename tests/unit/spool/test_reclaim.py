@@ -136,7 +136,9 @@ def test_last_messages_move(harness: Harness, run: Any) -> None:
         content.buffer.append(b"L" * (2 << 20))
         content.check_spill()
         await harness.accept(spool, *[b"%d" % n * 100 for n in range(10)])
-        assert await spool.append([Message(spool.new_id(), envelope("a@x.test", "b@y.test"), [b"H", content])]) == [None]
+        assert await spool.append(
+            [Message(spool.new_id(), envelope("a@x.test", "b@y.test"), [b"H", content])]
+        ) == [None]
         old = await seal(spool)
         items, _ = spool.take(INPUT, 11)
         spool.move([(item, [routed(item)]) for item in items[:3]])
@@ -145,7 +147,9 @@ def test_last_messages_move(harness: Harness, run: Any) -> None:
         parts[0].envelope, parts[1].envelope = envelope("a@x.test"), envelope("b@y.test")
         spool.move([(big, parts)])
         spool.give_back(items[3:9])
-        await spool.settle([Settlement(items[9], [Result(r, Outcome.DELIVERED) for r in items[9].envelope.recipients])])
+        await spool.settle(
+            [Settlement(items[9], [Result(r, Outcome.DELIVERED) for r in items[9].envelope.recipients])]
+        )
         leased, _ = spool.take(INPUT, 1)
         assert (await reclaim.move_old(spool, sparse_ms=10_000)).moved == 0  # too young
         moved = await reclaim.move_old(spool, sparse_ms=0, all_ms=1 << 50)
@@ -158,7 +162,9 @@ def test_last_messages_move(harness: Harness, run: Any) -> None:
         assert {(i.generation, i.fanout) for i in [*local, remote]} == {(1, 1), (1, 2)}
         assert [spool.blobs.read(i.rope)[:1] for i in local[:3]] == [b"0", b"1", b"2"]
         done = [*local, remote, *leased, *spool.take(INPUT, 9)[0]]
-        await spool.settle([Settlement(i, [Result(r, Outcome.DELIVERED) for r in i.envelope.recipients]) for i in done])
+        await spool.settle(
+            [Settlement(i, [Result(r, Outcome.DELIVERED) for r in i.envelope.recipients]) for i in done]
+        )
         await seal(spool)
         found = await reclaim.reclaim(spool, linger_ms=-1)
         assert found.files == 3  # two segments and the large content

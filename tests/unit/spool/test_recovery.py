@@ -76,6 +76,7 @@ def test_blame_quarantines_after_three_deaths(harness: Harness, run: Any) -> Non
 
 def test_unindexed_messages_are_voided_and_outcomes_applied(harness: Harness, run: Any) -> None:
     """The tail of a dead writer: a message nobody got a 250 for, an outcome, and a DSN with its cause."""
+
     async def first(spool: Spool) -> None:
         await harness.accept(spool, b"kept", b"settled", b"bounced")
         items, _ = spool.take(INPUT, 9)
@@ -83,10 +84,16 @@ def test_unindexed_messages_are_voided_and_outcomes_applied(harness: Harness, ru
         items, _ = spool.take(Channel.LOCAL, 9)
         mark = spool.writer.current.committer.offset  # type: ignore[union-attr]
         with spool.index.env.begin() as txn:
-            saved = {name: list(txn.cursor(db)) for name, db in spool.index.db.items() if name in ("queue", "lease", "count")}
+            saved = {
+                name: list(txn.cursor(db))
+                for name, db in spool.index.db.items()
+                if name in ("queue", "lease", "count")
+            }
         await harness.accept(spool, b"never acknowledged")
         await spool.settle([done(items[1])], flush=True)
-        note = Message(b"n" * 16, envelope("a@example.org", sender=b""), [b"note"], [done(items[2], Outcome.FAILED)])
+        note = Message(
+            b"n" * 16, envelope("a@example.org", sender=b""), [b"note"], [done(items[2], Outcome.FAILED)]
+        )
         await spool.settle([], [note])
         with spool.index.env.begin(write=True) as txn:
             for name, rows in saved.items():
@@ -98,7 +105,13 @@ def test_unindexed_messages_are_voided_and_outcomes_applied(harness: Harness, ru
     async def body() -> None:
         spool = harness.open(slot=2)
         found = await recovery.recover(spool, nobody, {})
-        assert (found.segments, found.settled, found.messages, found.voided, found.returned) == (1, 2, 1, 1, 1)
+        assert (found.segments, found.settled, found.messages, found.voided, found.returned) == (
+            1,
+            2,
+            1,
+            1,
+            1,
+        )
         inputs, _ = spool.take(INPUT, 9)
         assert [i.id for i in inputs] == [b"n" * 16]
         assert spool.blobs.read(inputs[0].rope) == b"note"

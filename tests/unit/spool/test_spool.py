@@ -50,7 +50,12 @@ def test_deferred_recipients_stay(harness: Harness, run: Any) -> None:
         b, c = item.envelope.recipients
         reply = Reply(451, 4, 0, "later")
         await spool.settle(
-            [Settlement(item, [Result(b, Outcome.RELAYED), Result(c, Outcome.DEFERRED, reply, next_attempt_s=0.05)])]
+            [
+                Settlement(
+                    item,
+                    [Result(b, Outcome.RELAYED), Result(c, Outcome.DEFERRED, reply, next_attempt_s=0.05)],
+                )
+            ]
         )
         items, due = spool.take(Channel.SMTPC, 5)
         assert items == [] and due is not None and 0 < due <= 0.05
@@ -74,7 +79,8 @@ def test_message_settles_its_cause(harness: Harness, run: Any) -> None:
         [item], _ = spool.take(INPUT, 1)
         settled = done(item, Outcome.FAILED)
         notes = [
-            Message(bytes([n]) * 16, envelope("a@example.org", sender=b""), [b"note\r\n"], [settled]) for n in (1, 2)
+            Message(bytes([n]) * 16, envelope("a@example.org", sender=b""), [b"note\r\n"], [settled])
+            for n in (1, 2)
         ]
         await spool.settle([settled], notes)
         items, _ = spool.take(INPUT, 10)
@@ -115,7 +121,12 @@ def test_destinations_take_turns(harness: Harness, run: Any) -> None:
         items, _ = spool.take(INPUT, 20)
         by_id = {item.id: item for item in items}
         hosts = ["big.test"] * 10 + ["small.test", "tiny.test"]
-        spool.move([(by_id[id], [routed(by_id[id], Channel.SMTPC, host)]) for id, host in zip(ids, hosts, strict=True)])
+        spool.move(
+            [
+                (by_id[id], [routed(by_id[id], Channel.SMTPC, host)])
+                for id, host in zip(ids, hosts, strict=True)
+            ]
+        )
         first, due = spool.take(Channel.SMTPC, 6)
         assert sorted({i.destination for i in first}) == ["big.test", "small.test", "tiny.test"]
         assert due == 0

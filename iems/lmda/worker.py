@@ -21,6 +21,7 @@ from iems.lmda.delivery import summary as summarized
 from iems.model import Channel, Outcome, rope_length
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
+from iems.spool.verify import ContentDamaged, Verifier, quarantine
 from iems.store.client import StoreClient
 from iems.store.wire import Delivered, Delivery
 
@@ -72,6 +73,8 @@ class Worker:
         # Large content is read by one thread with descriptors of its own.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="lmda")
         self._reader_blobs = Blobs(self._spool.blobs.folders, max_open=16)
+        self._verifier = Verifier(self._spool.blobs)
+        self._reader_verifier = Verifier(self._reader_blobs)
         self._store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
         self._planner = Planner(self._account, self._policy, self._spool.age_s)
         ctx.on_wake(self._pump_soon)
@@ -164,9 +167,12 @@ class Worker:
             event("leased", item.id, channel="LOCAL", attempts=item.attempts)
             octets = rope_length(item.rope)
             if octets > THREAD_OCTETS:
-                summary, error = await self._loop.run_in_executor(self._reader, _summary, item, self._reader_blobs)
+                summary, error = await self._loop.run_in_executor(self._reader, _summary, item, self._reader_verifier)
             else:
-                summary, error = _summary(item, self._spool.blobs)
+                summary, error = _summary(item, self._verifier)
+            if isinstance(error, ContentDamaged):
+                self._put_aside(item, error)
+                continue
             if error is not None:
                 ctx.log.error("no summary" if summary else "the content can't be read", error, item.id)
             works.append(self._planner.plan(item, summary, octets, batch))
@@ -178,6 +184,12 @@ class Worker:
             return False
         outcomes = [Settlement(work.item, self._planner.answer(work, answers)) for work in works]
         return await self._settle(outcomes, batch, answers)
+
+    def _put_aside(self, item: Item, error: ContentDamaged) -> None:
+        """Quarantine a message whose octets are not those that were accepted; a person decides."""
+        with self._spool.index.change() as change:
+            quarantine(change, item, f"content damaged: {error.strerror}")
+        self._ctx.log.event("quarantined", item.id, why="content damaged", cause=error.strerror)
 
     async def _ask(self, batch: list[Delivery]) -> list[Delivered]:
         """Deliver in requests of bounded size; again while the store is busy. Raises StoreUnavailable."""
@@ -339,10 +351,10 @@ class Worker:
         self._directory.close()
 
 
-def _summary(item: Item, blobs: Blobs) -> tuple[tuple[bytes, bytes] | None, Exception | None]:
+def _summary(item: Item, verifier: Verifier) -> tuple[tuple[bytes, bytes] | None, Exception | None]:
     """The summary of an item's content, None if it can't be read; and what went wrong."""
     try:
-        content = blobs.read(item.rope)
+        content = verifier.read(item)
     except (OSError, EOFError) as error:
         return None, error
     return summarized(content)

@@ -40,6 +40,7 @@ from iems.smtpc.mx import Host, HostTable, Resolution, Route, Router, listening_
 from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
+from iems.spool.verify import Verifier
 
 if TYPE_CHECKING:
     import ssl
@@ -258,6 +259,7 @@ class Worker:
         """Open the spool and begin to take."""
         ctx = self._ctx
         self._spool = Spool.open(ctx)
+        self._verifier = Verifier(self._spool.blobs)
         self._tls: ssl.SSLContext | None = client_tls() if self._config.tls == "may" else None
         self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
         self._ticker = self._loop.call_later(TICK_S, self._tick)
@@ -640,13 +642,11 @@ class Worker:
             )
         data = None
         if work.size <= INLINE_OCTETS:
-            data = blobs.read(item.rope)
+            data = self._verifier.read(item)
             if not binary:
                 data = stuffed(data, dot_free)
         else:
-            for piece in item.rope:
-                if isinstance(piece, Extent):
-                    blobs.fd(piece.blob)  # is it there? Before anything is said to the remote host
+            self._verifier.check(item)  # is it there, and whole? Before anything is said to the remote host
         return Content(item.rope, work.size, dot_free, data, binary)
 
     def _plain_header(self, work: Work, content: Content) -> bool:

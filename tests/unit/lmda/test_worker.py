@@ -264,10 +264,10 @@ def test_many_recipients_go_in_requests_of_bounded_size(monkeypatch: pytest.Monk
 
 def test_content_that_can_not_be_read_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(ctx: FakeContext, worker: Worker, spool: FakeSpool, store: FakeStore) -> None:
-        def gone(rope: Any) -> bytes:
+        def gone(item: Any) -> bytes:
             raise FileNotFoundError("gone")
 
-        spool.blobs.read = gone
+        monkeypatch.setattr(worker._verifier, "read", gone)
         spool.queue = [item(1, b"a@x")]
         ctx.wake()
         await until(lambda: spool.settled)

@@ -2,10 +2,14 @@ from array import array
 from collections.abc import Callable
 from typing import TypedDict
 
+class Over:
+    def set(self) -> None: ...
+
 class Load(TypedDict):
     done: int
     errors: int
     connections: int
+    waiting: int
     octets: float
     seconds: float
     latency_s: array[float]
@@ -25,6 +29,8 @@ def smtp(
     pipeline: bool = False,
     per_connection: int = 0,
     first_id: int = 0,
+    rate: float = 0.0,
+    settled: array[float] | None = None,
     on_mark: Callable[[str], None] | None = None,
 ) -> Load: ...
 def fetch(
@@ -41,6 +47,21 @@ def fetch(
     warmup_s: float = 1.0,
     run_s: float = 3.0,
     idle_s: float = 1.0,
+    rate: float = 0.0,
+    shuffle: bool = False,
+    seed: int = 0,
+    over: Over | None = None,
+    on_mark: Callable[[str], None] | None = None,
+) -> Load: ...
+def drip(
+    port: int,
+    recipient: bytes,
+    sender: bytes = b"drip@load.test",
+    *,
+    sessions: int = 100,
+    interval_s: float = 1.0,
+    run_s: float = 3.0,
+    over: Over | None = None,
     on_mark: Callable[[str], None] | None = None,
 ) -> Load: ...
 def sink(listener: int) -> int: ...

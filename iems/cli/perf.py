@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import click
 
-from iems.perf import rigs, suite
+from iems.perf import peers, rigs, suite
 from iems.perf.measure import Options
 
 
@@ -33,11 +34,15 @@ def list_rigs() -> None:
 @click.option("--full", "depth", flag_value="full", help="Five long repetitions.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write perf.jsonl into this folder too.")
 @click.option("--disk", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder on the disk to measure.")
+@click.option("--compare", "against", metavar="PEER[=PROGRAM],...", help="Run postfix, dovecot, exim beside ours, in turn.")
 @click.option("--json", "lines", is_flag=True, help="JSON lines instead of a table.")
-def run_rigs(names: tuple[str, ...], depth: str | None, out: Path | None, disk: Path | None, lines: bool) -> None:
+def run_rigs(
+    names: tuple[str, ...], depth: str | None, out: Path | None, disk: Path | None, against: str | None, lines: bool
+) -> None:
     """Run rigs (all by default) and print what they measured.
 
-    perf.jsonl can be given to `iemsctl capacity --measured`.
+    perf.jsonl can be given to `iemsctl capacity --measured`, perf.html opens in a browser. With --compare, rigs that a peer can play are
+    run against private instances of the mail servers installed here, repetition by repetition in turn; ratios above 1 are in our favour.
     """
     unknown = [name for name in names if name not in rigs.NAMES]
     if unknown:
@@ -48,6 +53,9 @@ def run_rigs(names: tuple[str, ...], depth: str | None, out: Path | None, disk: 
         options = Options.quick(disk)
     elif depth == "full":
         options = Options(disk, repeats=5, warmup_s=2.0, run_s=6.0)
+    if against is not None:
+        options = dataclasses.replace(options, peers=_peers(against))
+        names = names or tuple(name for name in rigs.NAMES if hasattr(rigs.rig(name), "PEERS"))
     file = None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -68,6 +76,22 @@ def run_rigs(names: tuple[str, ...], depth: str | None, out: Path | None, disk: 
         sys.exit(1)
 
 
+def _peers(against: str) -> dict[str, str | None]:
+    """The peers that can be run; those that can't are named, and none at all is an error."""
+    try:
+        wanted = peers.parse(against)
+    except ValueError as error:
+        click.echo(f"perf: {error}", err=True)
+        sys.exit(2)
+    missing = peers.missing(wanted)
+    for name, why in missing.items():
+        click.echo(f"perf: without {name}: {why}", err=True)
+    found = {name: program for name, program in wanted.items() if name not in missing}
+    if not found:
+        sys.exit(1)
+    return found
+
+
 @perf.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def show(file: Path) -> None:
@@ -86,7 +110,7 @@ def compare(before: Path, after: Path, lines: bool) -> None:
             click.echo(json.dumps(change))
         else:
             click.echo(
-                f"{change['rig']:<16}{change['case']:<18}{change['figure']:<16}{change['before']:>14,.1f}{change['after']:>14,.1f}"
+                f"{change['rig']:<17}{change['case']:<22}{change['who']:<16}{change['figure']:<16}{change['before']:>14,.1f}{change['after']:>14,.1f}"
                 f"{change['ratio']:>8.2f}x  {'CHANGED' if change['beyond_noise'] else 'noise'}"
             )
 

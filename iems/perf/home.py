@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -19,6 +20,8 @@ from typing import Any
 from iems.perf import machine
 
 DOMAIN = "load.test"
+#: A server that is not ready by then will not be.
+START_S = 90.0
 PASSWORD = "pw"
 _WELL_KNOWN = {"smtp": 25, "lmtp": 24, "imap": 143, "imaps": 993, "pop3": 110, "submission": 587}
 
@@ -44,6 +47,8 @@ class PrivateHome:
         self._settings = settings or {}
         self._held = held
         self._process: subprocess.Popen[bytes] | None = None
+        self._group: machine.CpuGroup | None = None
+        self._spent_s = 0.0
         #: Added to the environment of the server at its next start.
         self.environment: dict[str, str] = {}
 
@@ -58,6 +63,8 @@ class PrivateHome:
         self._settings = {}
         self._held = ()
         self._process = None
+        self._group = None
+        self._spent_s = 0.0
         self.environment = {}
         return self
 
@@ -128,27 +135,64 @@ class PrivateHome:
 
     def start(self) -> None:
         """Start the server and wait until all ports listen."""
+        self._settle()
+        # a preloaded recorder should see nothing but the server
+        group = self._group = machine.CpuGroup(own=not self.environment)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(self.path), "start", "--foreground"],
+            group.command([sys.executable, "-m", "iems.cli.iemsctl", "--home", str(self.path), "start", "--foreground"]),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"IEMS_NATIVE": "native"} | self.environment,
         )  # fmt: skip
+        group.root = self._process.pid
         assert self._process.stdout is not None and self._process.stderr is not None
-        line = self._process.stdout.readline()
+        told, _, _ = select.select([self._process.stdout], [], [], START_S)
+        line = self._process.stdout.readline() if told else b""
         if line.strip() != b"ready":
-            self._process.kill()
-            raise RuntimeError(f"the server did not start: {self._process.stderr.read().decode()[-500:]}")
+            where = "" if told else f" within {START_S:g} s: {machine.waits(self._process.pid)}"
+            self.crash_quietly()
+            raise RuntimeError(f"the server did not start{where}: {self._log_tail()}")
+
+    def crash_quietly(self) -> None:
+        """End whatever runs, however it stands."""
+        with contextlib.suppress(OSError):
+            self.crash()
+
+    def _log_tail(self) -> str:
+        try:
+            return (self.path / "log/mail.log").read_text("utf-8")[-1000:]
+        except OSError:
+            return "no log"
 
     def stop(self) -> None:
         """Stop the server and wait for it."""
+        self._end(signal.SIGTERM)
+
+    def _settle(self) -> None:
+        """Take over what an ended server spent."""
+        group, self._group = self._group, None
+        if group is not None:
+            self._spent_s += group.cpu_s()
+            group.close()
+
+    def crash(self) -> None:
+        """Kill every process of the server at once, as a power cut of the machine would."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(signal.SIGTERM)
+        if how == signal.SIGKILL:
+            for pid in machine.tree(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, how)
+        else:
+            process.send_signal(how)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self._settle()
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -162,8 +206,33 @@ class PrivateHome:
             shutil.rmtree(self._parent, ignore_errors=True)
 
     def cpu_s(self) -> float:
-        """CPU seconds of the whole process tree so far."""
-        return machine.cpu_s([self.pid])
+        """CPU seconds of all its processes so far, ended ones included."""
+        if self._group is not None:
+            return self._spent_s + self._group.cpu_s()
+        return self._spent_s + (machine.cpu_s([self.pid]) if self._process is not None else 0.0)
+
+    def cpu_by_role(self) -> dict[str, float]:
+        """CPU seconds of the living processes by role; the master and its helpers are `master`."""
+        return machine.cpu_by_name([self.pid], _role)
+
+    def roles(self) -> dict[str, list[int]]:
+        """Process ids by role."""
+        found: dict[str, list[int]] = {}
+        for pid in machine.tree(self.pid):
+            with contextlib.suppress(OSError):
+                found.setdefault(_role(pid), []).append(pid)
+        return found
+
+    def waiting(self) -> int:
+        """Messages ready or leased in any channel that is not on hold."""
+        from iems.perf import queue
+
+        return queue.waiting(self.path)
+
+
+def _role(pid: int) -> str:
+    title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0", 1)[0].decode()
+    return title.split()[1] if title.startswith("iems: ") and len(title.split()) > 2 else "master"
 
 
 def _free_base() -> int:

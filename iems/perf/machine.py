@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
+import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,22 @@ def flushes_per_s(folder: Path, seconds: float = 0.5) -> float:
             os.fdatasync(fd)
             count += 1
         return count / (time.perf_counter() - begun)
+    finally:
+        os.close(fd)
+        os.unlink(place)
+
+
+def write_mb_per_s(folder: Path, megabytes: int = 128) -> float:
+    """Octets (10^6 a second) that the disk below `folder` takes in one file, flushed at the end."""
+    place = folder / f".write-probe-{os.getpid()}"
+    fd = os.open(place, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
+    piece = os.urandom(1_000_000)
+    begun = time.perf_counter()
+    try:
+        for _ in range(megabytes):
+            os.write(fd, piece)
+        os.fdatasync(fd)
+        return megabytes / (time.perf_counter() - begun)
     finally:
         os.close(fd)
         os.unlink(place)
@@ -122,6 +141,11 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def process_cpu_s(pid: int) -> float:
+    """CPU seconds of one living process, ended threads included, to the nanosecond. Raises OSError if it is gone."""
+    return time.clock_gettime((~pid << 3) | 2)  # its CPU clock (clock_getcpuclockid)
+
+
 def cpu_s(pids: list[int]) -> float:
     """User and system seconds of the process trees below `pids`, ended children included."""
     total = 0.0
@@ -129,25 +153,139 @@ def cpu_s(pids: list[int]) -> float:
         for pid in tree(root):
             try:
                 fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-                tasks = list(Path(f"/proc/{pid}/task").iterdir())
-                # schedstat counts nanoseconds where stat counts ticks
-                total += sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+                total += process_cpu_s(pid)
             except OSError:
                 continue
             total += (int(fields[13]) + int(fields[14])) / _TICK  # of children that were reaped
     return total
 
 
-def memory_octets(pids: list[int]) -> dict[str, int]:
-    """`pss` and `private` memory of the process trees below `pids`."""
-    pss = private = 0
+def cpu_by_name(pids: list[int], name: Callable[[int], str]) -> dict[str, float]:
+    """CPU seconds of the living processes of the trees below `pids`, summed by `name(pid)`."""
+    total: dict[str, float] = {}
     for root in pids:
         for pid in tree(root):
             try:
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                title = name(pid)
+                total[title] = total.get(title, 0.0) + process_cpu_s(pid)
             except OSError:
                 continue
-            values = {k: int(v) * 1024 for k, v in re.findall(r"^(\w+):\s+(\d+) kB", rollup, re.MULTILINE)}
-            pss += values.get("Pss", 0)
-            private += values.get("Private_Clean", 0) + values.get("Private_Dirty", 0)
-    return {"pss": pss, "private": private}
+    return total
+
+
+def program(pid: int) -> str:
+    """The name of a process's program. Raises OSError if it is gone."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+class CpuGroup:
+    """The CPU time of a process and all it ever starts, processes that have ended included.
+
+    Counted by a control group of their own where one can be made (`how` is `cgroup`), else from the process tree (`proc`), where
+    children count when they are reaped. Start the process with the arguments that `command` gives; tell `root`, its pid. own: False
+    never makes a control group.
+    """
+
+    def __init__(self, own: bool = True) -> None:
+        self.root = 0
+        self._folder: Path | None = None
+        self._file = ""
+        for base, file in ((Path("/sys/fs/cgroup/cpuacct"), "cpuacct.usage"), *_unified()) if own else ():
+            folder = base / _own_group(base) / f"iems-perf-{os.getpid()}-{secrets.token_hex(4)}"
+            try:
+                folder.mkdir()
+                (folder / file).read_text()
+            except OSError:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                continue
+            self._folder, self._file = folder, file
+            break
+
+    @property
+    def how(self) -> str:
+        """`cgroup` or `proc`."""
+        return "cgroup" if self._folder is not None else "proc"
+
+    def command(self, arguments: list[str]) -> list[str]:
+        """The arguments that start a program inside the group, under the pid that starts."""
+        if self._folder is None:
+            return arguments
+        return ["/bin/sh", "-c", f'echo $$ > {self._folder}/cgroup.procs; exec "$@"', "sh", *arguments]
+
+    def cpu_s(self) -> float:
+        """User and system seconds so far."""
+        if self._folder is None:
+            return cpu_s([self.root]) if self.root else 0.0
+        text = (self._folder / self._file).read_text()
+        if self._file == "cpu.stat":
+            return int(text.split("usage_usec", 1)[1].split()[0]) / 1e6
+        return int(text) / 1e9
+
+    def pids(self) -> list[int]:
+        """The processes that are in it now."""
+        if self._folder is None:
+            return tree(self.root) if self.root else []
+        return [int(line) for line in (self._folder / "cgroup.procs").read_text().split()]
+
+    def close(self) -> None:
+        """Remove the group; what is still in it stays alive."""
+        for _ in range(20):
+            if self._folder is None:
+                return
+            try:
+                self._folder.rmdir()
+                self._folder = None
+            except FileNotFoundError:
+                self._folder = None
+            except OSError:
+                time.sleep(0.05)  # the last process is still being buried
+
+
+def _unified() -> Iterator[tuple[Path, str]]:
+    for base in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
+        if (base / "cgroup.controllers").exists():
+            yield base, "cpu.stat"
+
+
+def _own_group(base: Path) -> str:
+    """The group this process is in, relative to the mount of its hierarchy."""
+    try:
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            if (names == "" and base.name != "cpuacct") or "cpuacct" in names.split(","):
+                return path.lstrip("/")
+    except OSError:
+        pass
+    return ""
+
+
+def memory_octets(pids: Iterable[int], below: bool = True) -> dict[str, int]:
+    """Memory of processes, and of their trees if `below`.
+
+    `pss`: their share of every page. `private`: pages of theirs alone. `anonymous`: pages that belong to no file; growth of it is
+    what a process itself has come to hold, whether or not it was forked from others.
+    """
+    total = {"pss": 0, "private": 0, "anonymous": 0}
+    for pid in {pid for root in pids for pid in (tree(root) if below else [root])}:
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        values = {k: int(v) * 1024 for k, v in re.findall(r"^(\w+):\s+(\d+) kB", rollup, re.MULTILINE)}
+        total["pss"] += values.get("Pss", 0)
+        total["private"] += values.get("Private_Clean", 0) + values.get("Private_Dirty", 0)
+        total["anonymous"] += values.get("Anonymous", 0)
+    return total
+
+
+def waits(pid: int) -> str:
+    """What each process of a tree waits for in the kernel; for the report of a server that hangs."""
+    found = []
+    for one in tree(pid):
+        try:
+            title = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            found.append(f"{one} {title[:40]!r} in {Path(f'/proc/{one}/wchan').read_text() or 'user space'}")
+        except OSError:
+            continue
+    return ", ".join(found)

@@ -1,12 +1,16 @@
-"""How much is queued in a private home, read from its index without asking the server."""
+"""How much a server still has to do: read from a private home's index without asking it, or from a peer's queue."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from iems.perf.measure import Server
 from iems.spool import admin
+
+#: Pause between two looks. One look costs about a millisecond.
+PAUSE_S = 0.01
 
 
 def waiting(home: Path) -> int:
@@ -14,13 +18,27 @@ def waiting(home: Path) -> int:
     return sum(count["ready"] + count["leased"] for count in admin.counts(home / "spool").values())
 
 
+def queued(home: Path, states: Collection[str] = ("ready", "leased", "deferred", "held")) -> int:
+    """Messages in any channel in one of `states`."""
+    return sum(count[state] for count in admin.counts(home / "spool").values() for state in states)
+
+
 def until_drained(home: Path, timeout_s: float = 300.0, look: Callable[[Path], int] = waiting) -> float:
-    """Wait until nothing waits; seconds it took. Raises TimeoutError."""
+    """Wait until nothing waits in a home; seconds it took. Raises TimeoutError."""
+    return _until(lambda: look(home), timeout_s)
+
+
+def drained(server: Server, timeout_s: float = 300.0) -> float:
+    """Wait until nothing waits in a server, ours or a peer's; seconds it took. Raises TimeoutError."""
+    return _until(server.waiting, timeout_s)
+
+
+def _until(left: Callable[[], int], timeout_s: float) -> float:
     begun = time.monotonic()
-    while look(home):
+    while count := left():
         if time.monotonic() - begun > timeout_s:
-            raise TimeoutError(f"{look(home)} messages are still queued after {timeout_s:g} s")
-        time.sleep(0.01)
+            raise TimeoutError(f"{count} messages are still queued after {timeout_s:g} s")
+        time.sleep(PAUSE_S)
     return time.monotonic() - begun
 
 

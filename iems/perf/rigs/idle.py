@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import smtplib
 import socket
 import time
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Iterator
 
 from iems.perf import measure
-from iems.perf.home import PASSWORD, PrivateHome
+from iems.perf.home import PASSWORD
+from iems.perf.measure import Case, Options, Reading
+from iems.perf.rigs.end_to_end import server
 
 NAME = "idle"
 TITLE = "Delivery to IDLE notice"
+PEERS = {"postfix+dovecot": ("postfix", "dovecot")}
 COUNT = 200
 
 
-def run(options: measure.Options) -> Iterator[dict[str, Any]]:
+def cases(options: Options) -> list[Case]:
+    """One client."""
+    return [Case("quiet", {"notices": options.count(COUNT, 20), "peer_notices": options.count(30, 5)})]
+
+
+@contextlib.contextmanager
+def side(options: Options, case: Case, who: str) -> Iterator[Callable[[], Reading]]:
     """Latencies of mail sent one after the other."""
-    count = max(20, int(COUNT * options.scale))
-    with PrivateHome(1, folder=options.folder) as home:
+    count = case["notices" if who == "iems" else "peer_notices"]
+    with server(options, who, 1) as home:
         user = home.users()[0].decode()
-        with socket.create_connection(("127.0.0.1", home.port("imap"))) as client, client.makefile("rb") as lines:
-            lines.readline()
-            for command in (f"a LOGIN {user} {PASSWORD}", "a SELECT INBOX"):
-                client.sendall(command.encode() + b"\r\n")
-                while not lines.readline().startswith(b"a "):
-                    pass
-            client.sendall(b"a IDLE\r\n")
-            lines.readline()
-            smtp = smtplib.SMTP("127.0.0.1", home.port("smtp"))
-            seen = []
-            for number in range(1, count + 1):
-                smtp.sendmail("probe@load.test", [user], b"Subject: probe\r\n\r\nprobe\r\n")
-                accepted = time.perf_counter()
-                while (line := lines.readline()) and not line.startswith(b"* %d EXISTS" % number):
-                    pass
-                seen.append((time.perf_counter() - accepted) * 1e3)
-                time.sleep(0.01)
-            smtp.close()
-    latency = np.asarray(seen)
-    yield {
-        "rig": NAME,
-        "case": "quiet",
-        "notices": count,
-        "p50_ms": (float(np.median(latency)), float(latency.min()), float(latency.max())),
-        "p99_ms": (float(np.percentile(latency, 99)),) * 3,
-    }
+
+        def once() -> Reading:
+            with socket.create_connection(("127.0.0.1", home.port("imap"))) as client, client.makefile("rb") as lines:
+                client.settimeout(60)
+                lines.readline()
+                present = 0
+                for command in (f"a LOGIN {user} {PASSWORD}", "a SELECT INBOX"):
+                    client.sendall(command.encode() + b"\r\n")
+                    while not (line := lines.readline()).startswith(b"a "):
+                        if line.endswith(b" EXISTS\r\n"):
+                            present = int(line.split()[1])
+                client.sendall(b"a IDLE\r\n")
+                lines.readline()
+                smtp = smtplib.SMTP("127.0.0.1", home.port("smtp"))
+                seen = []
+                for number in range(present + 1, present + 1 + count):
+                    smtp.sendmail("probe@load.test", [user], b"Subject: probe\r\n\r\nprobe\r\n")
+                    accepted = time.perf_counter()
+                    while (line := lines.readline()) and not line.startswith(b"* %d EXISTS" % number):
+                        pass
+                    if not line:
+                        raise RuntimeError("the server ended an idle session")
+                    seen.append(time.perf_counter() - accepted)
+                    time.sleep(0.01)
+                smtp.close()
+            return measure.latencies(seen)
+
+        yield once

@@ -1,53 +1,73 @@
-"""LMDA and store: a filled shared queue is released and drains into mailboxes."""
+"""LMDA and store: a filled shared queue is released and drains into mailboxes.
+
+Dovecot has no queue to drain; what stands beside is its LMTP service, fed as fast as it answers over 10 connections.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from iems._native import loadgen
-from iems.perf import machine, measure, messages, queue
+from iems.perf import measure, messages, peers, queue
 from iems.perf.home import PrivateHome
+from iems.perf.measure import Case, Options, Reading
 
 NAME = "local_delivery"
 TITLE = "Local delivery (drain of a filled queue)"
-CASES = ((4_096, 20_000), (250_000, 2_000))
+PEERS = {"dovecot sdbox": ("dovecot",)}
+CASES = ((4_096, 20_000, 2_000), (250_000, 2_000, 600))
+ACCOUNTS = 50
 
 
-def measure_case(options: measure.Options, octets: int, count: int) -> dict[str, Any]:
+def cases(options: Options) -> list[Case]:
+    """Two sizes. `peer_messages`: how many a peer gets, which takes longer over each."""
+    return [
+        Case(
+            f"{octets}",
+            {"octets": octets, "messages": options.count(count, 200), "peer_messages": options.count(few, 100)},
+            "lmda" if octets == 250_000 else None,
+        )
+        for octets, count, few in CASES
+    ]
+
+
+@contextlib.contextmanager
+def side(options: Options, case: Case, who: str) -> Iterator[Callable[[], Reading]]:
     """Fill, release, wait until empty; the queue is filled anew for each repetition."""
-    count = max(200, int(count * options.scale))
-    pool = messages.pool(octets)
-    repetitions = []
-    with PrivateHome(50, folder=options.folder) as home:
-        for number in range(options.repeats):
-            home.ctl("queue", "hold", "--channel", "LOCAL")
-            loadgen.smtp(
-                home.port("smtp"), pool, home.users(), b"sender@load.test", sessions=20, count=count, first_id=(number + 1) << 32
-            )
-            queue.until_drained(home.path, look=queue.unrouted)
-            cpu, flushes = machine.cpu_s([home.pid]), machine.disk_flushes()
-            home.ctl("queue", "release", "--channel", "LOCAL")
-            begun = time.monotonic()
-            queue.until_drained(home.path)
-            seconds = time.monotonic() - begun
-            repetitions.append(
-                {
-                    "per_s": count / seconds,
-                    "mb_per_min": count * octets / 1e6 * 60 / seconds,
-                    "cpu_us": (machine.cpu_s([home.pid]) - cpu) / count * 1e6,
-                    "flushes": (machine.disk_flushes() - flushes) / count,
-                }
-            )
-    record: dict[str, Any] = {"rig": NAME, "case": f"{octets}", "octets": octets, "messages": count}
-    record |= measure.figures(repetitions)
-    if octets == 250_000:
-        record["module"] = "lmda"
-    return record
+    pool = messages.pool(case["octets"])
+    if who == "iems":
+        with PrivateHome(ACCOUNTS, folder=options.folder) as home:
 
+            def drain() -> Reading:
+                home.ctl("queue", "hold", "--channel", "LOCAL")
+                loadgen.smtp(
+                    home.port("smtp"), pool, home.users(), b"sender@load.test", sessions=20, count=case["messages"],
+                    first_id=time.time_ns(),
+                )  # fmt: skip
+                queue.until_drained(home.path, look=queue.unrouted)
+                # what a release asks for is in the index at once; workers look again within their pause
+                meter = measure.Meter([home])
+                meter.mark("start")
+                home.ctl("queue", "release", "--channel", "LOCAL")
+                begun = time.monotonic()
+                queue.drained(home)
+                seconds = time.monotonic() - begun
+                meter.mark("end")
+                count = case["messages"]
+                return measure.rates(count, count * case["octets"], seconds) | meter.spent(count)
 
-def run(options: measure.Options) -> Iterator[dict[str, Any]]:
-    """Every case."""
-    for octets, count in CASES:
-        yield measure_case(options, octets, count)
+            yield drain
+        return
+    from iems.perf.peers.dovecot import Dovecot
+
+    with Dovecot(ACCOUNTS, options.folder, peers.started("dovecot", options)) as peer:
+
+        def load(mark: Callable[[str], None]) -> loadgen.Load:
+            return loadgen.smtp(
+                peer.port("lmtp"), pool, peer.users(), b"sender@load.test", sessions=10, lmtp=True, count=case["peer_messages"],
+                first_id=time.time_ns(), on_mark=mark,
+            )  # fmt: skip
+
+        yield lambda: measure.repetition([peer], load)

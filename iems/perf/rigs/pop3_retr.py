@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
 
-from iems.perf import measure
-from iems.perf.rigs.imap_fetch import download
+from iems.perf.measure import Case, Options, Reading
+from iems.perf.rigs import imap_fetch
 
 NAME = "pop3_retr"
 TITLE = "POP3 RETR"
-CASES = ((4_096, 18, 500), (250_000, 18, 100))
+PEERS = {"dovecot sdbox": ("dovecot",), "dovecot mdbox": ("dovecot",)}
 
 
-def run(options: measure.Options) -> Iterator[dict[str, Any]]:
-    """Every case."""
-    for octets, sessions, each in CASES:
-        record = {"rig": NAME} | download(options, octets, sessions, each, pop3=True)
-        if octets == 250_000:
-            record["module"] = "pop3"
-        yield record
+def cases(options: Options) -> list[Case]:
+    """Those of the IMAP download."""
+    return imap_fetch.cases(options, "pop3")
+
+
+@contextlib.contextmanager
+def side(options: Options, case: Case, who: str) -> Iterator[Callable[[], Reading]]:
+    """Fetch from filled mailboxes."""
+    with imap_fetch.side(options, case, who, pop3=True) as once:
+        yield once

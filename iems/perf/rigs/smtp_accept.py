@@ -1,40 +1,65 @@
-"""SMTPD reception: mail accepted into the durable queue, LOCAL on hold, so nothing but reception and routing runs."""
+"""SMTPD reception: mail accepted into the durable queue, LOCAL on hold, so nothing but reception and routing runs.
+
+Postfix puts what it accepts on hold, Exim queues it (`queue_only`): each has it on the disk before its 250, as by default.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from iems._native import loadgen
-from iems.perf import measure, messages
+from iems.perf import measure, messages, peers
 from iems.perf.home import PrivateHome
+from iems.perf.measure import Case, Options, Reading
 
 NAME = "smtp_accept"
 TITLE = "SMTP accept"
-CASES = ((4_096, 1), (4_096, 10), (4_096, 50), (250_000, 1), (250_000, 10), (250_000, 50))
+PEERS = {"postfix": ("postfix",), "exim": ("exim",)}
+CASES = ((4_096, 1), (4_096, 10), (4_096, 50), (50_000, 10), (250_000, 1), (250_000, 10), (250_000, 50))
+BRIEF = ((4_096, 1), (4_096, 50), (250_000, 10))
+ACCOUNTS = 50
 
 
-def measure_case(options: measure.Options, octets: int, sessions: int) -> dict[str, Any]:
-    """One size and number of sessions, in a home of its own."""
-    pool = messages.pool(octets)
-    with PrivateHome(50, folder=options.folder, held=("LOCAL",)) as home:
+def cases(options: Options) -> list[Case]:
+    """Sizes and numbers of sessions."""
+    return [
+        Case(
+            f"{octets}x{sessions}",
+            {"octets": octets, "sessions": sessions},
+            "smtpd" if (octets, sessions) == (250_000, 10) else None,
+        )
+        for octets, sessions in (BRIEF if options.brief else CASES)
+    ]
+
+
+@contextlib.contextmanager
+def server(options: Options, who: str) -> Iterator[measure.Server]:
+    """A server that accepts and keeps."""
+    with contextlib.ExitStack() as stack:
+        if who == "postfix":
+            from iems.perf.peers.postfix import Postfix
+
+            yield stack.enter_context(Postfix(ACCOUNTS, options.folder, peers.started("postfix", options), hold=True))
+        elif who == "exim":
+            from iems.perf.peers.exim import Exim
+
+            yield stack.enter_context(Exim(ACCOUNTS, options.folder, peers.started("exim", options)))
+        else:
+            yield stack.enter_context(PrivateHome(ACCOUNTS, folder=options.folder, held=("LOCAL",)))
+
+
+@contextlib.contextmanager
+def side(options: Options, case: Case, who: str) -> Iterator[Callable[[], Reading]]:
+    """Sessions that send message after message for a while."""
+    pool = messages.pool(case["octets"])
+    with server(options, who) as home:
 
         def load(mark: Callable[[str], None]) -> loadgen.Load:
             return loadgen.smtp(
-                home.port("smtp"), pool, home.users(), b"sender@load.test", sessions=sessions, first_id=time.time_ns(),
+                home.port("smtp"), pool, home.users(), b"sender@load.test", sessions=case["sessions"], first_id=time.time_ns(),
                 warmup_s=options.warmup_s, run_s=options.run_s, on_mark=mark,
             )  # fmt: skip
 
-        repetitions = [measure.repetition([home.pid], load) for _ in range(options.repeats)]
-    record: dict[str, Any] = {"rig": NAME, "case": f"{octets}x{sessions}", "octets": octets, "sessions": sessions}
-    record |= measure.figures(repetitions)
-    if octets == 250_000 and sessions == 10:
-        record["module"] = "smtpd"
-    return record
-
-
-def run(options: measure.Options) -> Iterator[dict[str, Any]]:
-    """Every case."""
-    for octets, sessions in CASES:
-        yield measure_case(options, octets, sessions)
+        yield lambda: measure.repetition([home], load)

@@ -647,6 +647,7 @@ def is_damage(error: BaseException) -> bool:
         | lmdb.PageNotFoundError
         | lmdb.PanicError
         | lmdb.InvalidError
+        | lmdb.BadTxnError  # all a cursor says after it met a bad page
         | msgspec.DecodeError,
     ) or (isinstance(error, lmdb.Error) and "Input/output error" in str(error))
 

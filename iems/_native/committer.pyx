@@ -103,6 +103,7 @@ cdef struct State:
     unsigned char nonce[8]
     uint64_t written
     uint64_t flushed
+    uint64_t flushes
     long dirty_s             # monotonic second by which unflushed octets must be flushed; 0: none are
     long dirty_ns
     long delay_ms
@@ -269,6 +270,7 @@ cdef void _idle(State *s) noexcept nogil:
         error = _footer(s, s.written, &end) if sealing else _flush(s)
         pthread_mutex_lock(&s.mutex)
         s.dirty_s = 0
+        s.flushes += 1
         if error:
             s.failed = error
         else:
@@ -349,6 +351,7 @@ cdef void *_run(void *argument) noexcept nogil:
             written = 0
             error = _group(s, first, iov, flush, &written)
             pthread_mutex_lock(&s.mutex)
+            s.flushes += flush
             if error and not s.failed:
                 s.failed = error
             error = s.failed  # `fail` may have been called meanwhile
@@ -567,6 +570,14 @@ cdef class Committer:
         """End of the octets known to be on the disk."""
         pthread_mutex_lock(&self.s.mutex)
         cdef uint64_t value = self.s.flushed
+        pthread_mutex_unlock(&self.s.mutex)
+        return value
+
+    @property
+    def flushes(self):
+        """How often the file was flushed, or tried to be."""
+        pthread_mutex_lock(&self.s.mutex)
+        cdef uint64_t value = self.s.flushes
         pthread_mutex_unlock(&self.s.mutex)
         return value
 

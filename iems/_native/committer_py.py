@@ -46,6 +46,7 @@ class Committer:
         self._fd, self._nonce, self._notify, self._delay_s = fd, nonce, notify, delay_ms / 1000
         self.offset = self.written = self.flushed = offset
         self.records = 0
+        self.flushes = 0
         self.failed = 0
         self.sealed = False
         self._sealing = self._stopping = False
@@ -153,6 +154,7 @@ class Committer:
                 failed = error.errno or errno.EIO
             finally:
                 self._wake.acquire()
+            self.flushes += 1
             if failed:
                 self.failed = self.failed or failed
             else:
@@ -184,6 +186,7 @@ class Committer:
                 failed = error.errno or errno.EIO
             finally:
                 self._wake.acquire()
+            self.flushes += flush
             self.failed = self.failed or failed
             if not self.failed:
                 self.written = written

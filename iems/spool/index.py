@@ -258,7 +258,18 @@ class Index:
 class Change:
     """One write transaction in the making. Differences of counters and blob rows are gathered and written once, at `commit`."""
 
-    __slots__ = ("_blobs", "_counts", "_dests", "_edits", "_queue", "db", "index", "now_ms", "txn")
+    __slots__ = (
+        "_any_settled",
+        "_blobs",
+        "_counts",
+        "_dests",
+        "_edits",
+        "_queue",
+        "db",
+        "index",
+        "now_ms",
+        "txn",
+    )
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -270,6 +281,7 @@ class Change:
         self._blobs: dict[int, list[int]] = {}  # blob -> [items, octets]
         self._edits: dict[int, dict[str, Any]] = {}  # blob -> fields of its row to set
         self._dests: dict[bytes, Destination] = {}
+        self._any_settled: bool | None = None
 
     def commit(self) -> None:
         """Write the gathered differences and commit."""
@@ -474,8 +486,8 @@ class Change:
                     limit -= 1
                 cursor.delete()
         if leases:
-            for lease, value in leases:
-                self.txn.put(lease, value, db=self.db["lease"])
+            with self.txn.cursor(self.db["lease"]) as cursor:
+                cursor.putmulti(leases)
             self.count(channel, class_, -len(leases))
             self.count(channel, LEASED, len(leases))
         return next_due
@@ -608,6 +620,7 @@ class Change:
 
     def note_settled(self, id: bytes, outcomes: list[tuple[Any, int]], channel: int) -> None:
         """Remember outcomes of a message whose items are not all known (rebuild)."""
+        self._any_settled = True
         for recipient, outcome in outcomes:
             address = recipient if isinstance(recipient, bytes) else recipient.address
             self.txn.put(keys.settled_key(id, channel, address), bytes((outcome,)), db=self.db["settled"])
@@ -618,6 +631,10 @@ class Change:
 
     def has_settled(self, id: bytes) -> bool:
         """Whether any outcome of the message is remembered."""
+        if self._any_settled is None:
+            self._any_settled = self.txn.stat(self.db["settled"])["entries"] > 0
+        if not self._any_settled:
+            return False  # nearly always: no index was lost lately
         with self.txn.cursor(self.db["settled"]) as cursor:
             return bool(cursor.set_range(id) and cursor.key().startswith(id))
 

@@ -200,7 +200,18 @@ class _Voiding(Post):
 class Segment:
     """One open segment of this process."""
 
-    __slots__ = ("blob", "committer", "epoch", "failed", "fd", "good", "nonce", "unflushed", "voiding")
+    __slots__ = (
+        "blob",
+        "committer",
+        "epoch",
+        "failed",
+        "fd",
+        "flushes",
+        "good",
+        "nonce",
+        "unflushed",
+        "voiding",
+    )
 
     def __init__(self, blob: int, fd: int, nonce: bytes, notify: int, flush_ms: int) -> None:
         self.blob = blob
@@ -208,6 +219,7 @@ class Segment:
         self.nonce = nonce
         self.failed = False
         self.epoch = b""
+        self.flushes = 0
         self.good = FILE_OCTETS
         self.committer = Committer(fd, nonce, FILE_OCTETS, notify, flush_ms)
         self.unflushed: deque[Post] = deque()
@@ -233,7 +245,7 @@ class Writer:
     """Appends posts to this process's segments. All methods are called on the loop.
 
     folder: spool/segments. owner: (generation, slot, role) for the index. executor: threads for making files.
-    alarm: called with an event name and details when something went wrong.
+    alarm: called with an event name and details when something went wrong. count: adds to a counter of the board.
     """
 
     def __init__(
@@ -248,6 +260,7 @@ class Writer:
         segment_s: float = SEGMENT_S,
         flush_ms: int = 1000,
         alarm: Callable[..., None] = lambda *a, **k: None,
+        count: Callable[[str, int], None] = lambda name, n: None,
     ) -> None:
         self.folder = folder
         self.index = index
@@ -258,6 +271,7 @@ class Writer:
         self.segment_s = segment_s
         self.flush_ms = flush_ms
         self.alarm = alarm
+        self.count = count
         self.current: Segment | None = None
         self._spare: Segment | None = None
         self._opening: Future[tuple[int, int, bytes]] | None = None
@@ -447,6 +461,13 @@ class Writer:
 
     def _reap_segment(self, segment: Segment) -> None:
         good, bad, error = segment.committer.reap()
+        if good:
+            self.count("spool_records_total", len(good))
+            self.count("spool_octets_total", good[-1].end - good[0].offset)
+        flushes = segment.committer.flushes
+        if flushes != segment.flushes:
+            self.count("spool_flushes_total", flushes - segment.flushes)
+            segment.flushes = flushes
         if good and not segment.failed:
             bad = self._apply(segment, good) + bad
         elif good:

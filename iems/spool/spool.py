@@ -52,7 +52,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 class SpoolParams:
     """What a spool is opened with. path: HOME/spool. slot, generation: of this worker, for its leases.
 
-    wake: called with the name of a role that has work. event: called with a name and details for the log.
+    wake: called with the name of a role that has work. event: called with a name and details for the log. count: adds to a counter.
     """
 
     path: Path
@@ -62,6 +62,7 @@ class SpoolParams:
     loop: Any = None
     wake: Callable[[str], Any] = _nothing
     event: Callable[..., Any] = _nothing
+    count: Callable[[str, int], Any] = _nothing
     segment_octets: int = SEGMENT_OCTETS
     segment_s: float = SEGMENT_S
     large_octets: int = LARGE_OCTETS
@@ -82,6 +83,7 @@ class SpoolParams:
             loop=ctx.loop,
             wake=ctx.wake,
             event=lambda name, **detail: ctx.log.event(name, None, **detail),
+            count=getattr(ctx, "count", _nothing),
             segment_octets=config.segment_octets,
             segment_s=config.segment_s,
             large_octets=config.large_octets,
@@ -323,6 +325,7 @@ class Spool:
                 segment_s=p.segment_s,
                 flush_ms=p.flush_ms,
                 alarm=self._alarm,
+                count=p.count,
             )
         return self._writer
 

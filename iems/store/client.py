@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from iems.errors import StoreError, StoreUnavailable
+from iems.net.local import socket_path
 from iems.store import wire
 from iems.store.rows import Mailbox
 from iems.store.wire import Delivered, Delivery, NewMessage
@@ -120,7 +121,8 @@ class _Link(asyncio.Protocol):
         try:
             while not self.closed and (self._pending or self.watches):
                 try:
-                    await self._loop.create_unix_connection(lambda: self, self._path)
+                    with socket_path(Path(self._path)) as name:
+                        await self._loop.create_unix_connection(lambda: self, name)
                     return
                 except OSError:
                     self._expire()

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from iems.net.local import socket_path
 from iems.store import wire
 from iems.store.partition import Job, Outcome, Partition, PartitionBroken
 
@@ -190,7 +191,8 @@ class Server:
             pass
         mask = os.umask(0o177)
         try:
-            self._listener = await self.loop.create_unix_server(lambda: Connection(self), str(self.path), backlog=512)
+            with socket_path(self.path) as name:
+                self._listener = await self.loop.create_unix_server(lambda: Connection(self), name, backlog=512)
         finally:
             os.umask(mask)
         self._timer = self.loop.call_later(1.0, self._remind)

@@ -1,0 +1,90 @@
+"""Every command line that the documents show runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import smtplib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from iems.perf import queue
+from iems.perf.home import PrivateHome
+
+TOP = Path(__file__).parents[2]
+PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"```(?:sh|console|bash)\n(.*?)```", re.DOTALL)
+_INLINE = re.compile(r"`((?:iemsctl|iemsuser)(?: [^`]*)?)`")
+#: Commands of the system around us; `make test` runs this test, `make run` has tests/integration/test_lifecycle.py.
+OUTSIDE = ("apt ", "useradd ", "python3 -m venv", "make ", ".venv/bin/", "export ", "git ", "cd ", "pip ")
+#: Left out: they would stop the server under test, or measure for minutes; their own tests run them.
+ELSEWHERE = ("iemsctl start", "iemsctl stop", "iemsctl perf run", "iemsctl init")
+
+
+def shown() -> list[str]:
+    """Each command line of ours in the documents, once; alternatives (`a|b`) as several."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        lines = [line.strip() for block in _BLOCK.findall(text) for line in block.splitlines()] + _INLINE.findall(text)
+        for line in lines:
+            line = re.sub(r"^(\S*/)?(?=(iemsctl|iemsuser)\b)", "", line.split("  #")[0].strip())
+            if not line or line.startswith("#") or line.startswith(OUTSIDE):
+                continue
+            assert line.startswith(("iemsctl", "iemsuser")), f"{page.name}: {line}: neither ours nor known as of the system"
+            match = re.fullmatch(r"(\S+) ((?:\w+\|)+\w+)", line)
+            for variant in [f"{match[1]} {word}" for word in match[2].split("|")] if match else [line]:
+                found[variant] = None
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def home():
+    with PrivateHome(2) as running:
+        with smtplib.SMTP("127.0.0.1", running.port("smtp")) as client:
+            client.ehlo()
+            client.mail("s@load.test")
+            client.rcpt("a1@load.test")
+            running.id = client.data(b"Subject: x\r\n\r\nx\r\n")[1].split()[-1].decode()
+        queue.until_drained(running.path)
+        running.ctl("queue", "hold", "--channel", "LOCAL")
+        with smtplib.SMTP("127.0.0.1", running.port("smtp")) as client:
+            client.ehlo()
+            client.mail("s@load.test")
+            client.rcpt("a2@load.test")
+            running.queued = client.data(b"Subject: y\r\n\r\ny\r\n")[1].split()[-1].decode()
+        yield running
+
+
+@pytest.mark.parametrize("line", [line for line in shown() if not line.startswith(ELSEWHERE)])
+def test_command_line(home, line, tmp_path):
+    places = {
+        "ADDRESS": "a1@load.test", "FILE": str(home.path / "conf/iems.toml"), "ID": home.queued if "queue" in line else home.id,
+        "DOMAIN": "load.test", "anna@example.org": "anna@load.test", "/var/lib/iems": str(home.path),
+        "SCENARIO": "large-office", "perf.jsonl": str(tmp_path / "perf.jsonl"), "site.toml": str(tmp_path / "site.toml"),
+    }  # fmt: skip
+    (tmp_path / "site.toml").write_text("users = 10\nmessages_in = 1\n")
+    (tmp_path / "perf.jsonl").write_text('{"module": "smtpd", "mb_per_min": 9000}\n')
+    words = [places.get(word, word) for word in shlex.split(line)]
+    module = "iems.cli.iemsctl" if words[0] == "iemsctl" else "iems.cli.iemsuser"
+    command = [sys.executable, "-m", module, *words[1:]]
+    group = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert group.returncode == 0, group.stderr
+    if len(words) == 1 or "COMMAND [ARGS]" in group.stdout:
+        return  # the page speaks of a group of commands
+    done = subprocess.run(
+        command, input="secret\n", capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path,
+        env=os.environ | {"IEMS_HOME": str(home.path), "PYTHONPATH": str(TOP)},
+    )  # fmt: skip
+    if len(words) == 2 and "Missing argument" in done.stderr:
+        return  # the page names a command, it shows no line
+    allowed = (0, 1) if "doctor" in line else (0,)  # this machine may have findings
+    assert done.returncode in allowed, f"{line}: {done.stderr or done.stdout}"
+
+
+def test_documents_show_commands():
+    assert len(shown()) > 15

@@ -64,6 +64,10 @@ ROLES: dict[str, Role] = {
 }
 
 
+#: A role whose workers die this often before the server was ever ready makes the start fail.
+MOST_FAILED_STARTS = 5
+
+
 class StartError(IemsError):
     """The server can't start; the text is for the operator."""
 
@@ -304,6 +308,9 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
         self.wanted_signals: set[int] = set()
         self.deaths: dict[bytes, int] = {}
+        #: Deaths of a role's workers before the server has ever been ready; None from then on.
+        self.failed_starts: dict[str, int] | None = {}
+        self.hopeless = ""
 
     # --- start
 
@@ -439,6 +446,8 @@ class Supervisor:
         self.short_lived("seal")
         self.log.event("stopped", pid=os.getpid())
         self.log.close()
+        if self.hopeless:
+            raise StartError(self.hopeless)
         return 0
 
     def turn(self) -> bool:
@@ -518,6 +527,7 @@ class Supervisor:
             if sum(member.state is State.READY for member in pool.members) < pool.workers:
                 return
         self.is_ready = True
+        self.failed_starts = None
         self.write_header()
         self.log.event("ready", roles={pool.role: pool.workers for pool in self.farm.pools})
         notify("READY=1\nSTATUS=serving")
@@ -707,9 +717,23 @@ class Supervisor:
                 code=code,
                 message=id_text(message) if message != bytes(16) else "",
             )
+            self.count_failed_start(member)
         self.board.clear(member.slot)
         died(pool, member, time.monotonic_ns(), self.policy, expected)
         return not expected
+
+    def count_failed_start(self, member: Member) -> None:
+        """Gives up a start that can't succeed, so that whoever waits for it hears why."""
+        if self.failed_starts is None or self.hopeless or member.state is State.READY:
+            return
+        self.failed_starts[member.role] = self.failed_starts.get(member.role, 0) + 1
+        if self.failed_starts[member.role] >= MOST_FAILED_STARTS:
+            self.hopeless = (
+                f"{member.role} does not start ({MOST_FAILED_STARTS} times in a row); "
+                f"{self.home}/log/mail.log says why"
+            )
+            self.log.event("start-failed", worker=member.role)
+            self.stop()
 
     def blame(self, message: bytes, member: Member) -> None:
         """Notes that a worker died with this message in work."""

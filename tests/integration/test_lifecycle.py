@@ -223,3 +223,18 @@ def test_mail_taken_before_a_kill_of_the_master_is_delivered(server: Server) -> 
     server.master.communicate()
     server.start_in_foreground()
     until(lambda: server.messages() == 5)
+
+
+def test_a_start_that_can_not_succeed_fails_with_its_reason(server: Server) -> None:
+    """A worker that dies at every start is no reason to wait for ever."""
+    (server.home / "store" / "p0").write_text("not a folder")
+    done = subprocess.run(
+        [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(server.home), "start"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "store does not start" in done.stderr and "mail.log" in done.stderr
+    assert "start-failed" in (server.home / "log" / "mail.log").read_text()
+    server.ctl("status", code=3)

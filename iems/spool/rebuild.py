@@ -277,6 +277,8 @@ async def repair(spool: Spool) -> tuple[int, int]:
                     change.lives_less(old.blob)
             finally:
                 os.close(fd)
+    for channel in {key[0] for key, number in index.counts().items() if number}:
+        spool.announce(channel)
     missing = sum(1 for id in broken if id not in sources)
     return len(broken) - missing, missing
 

@@ -81,10 +81,9 @@ class Disk:
 
     def fill(self, leave: int = 0) -> None:
         """Take all room but `leave` octets."""
-        with open(self._filler, "ab", buffering=0) as file:
-            with contextlib.suppress(OSError):
-                while (room := self.free() - leave) > 0:
-                    file.write(b"\xff" * min(room, 1 << 16))
+        with open(self._filler, "ab", buffering=0) as file, contextlib.suppress(OSError):
+            while (room := self.free() - leave) > 0:
+                file.write(b"\xff" * min(room, 1 << 16))
 
     def fill_inodes(self) -> None:
         """Take all inodes."""

@@ -6,6 +6,7 @@ kept, even after the name is gone. Writers are elsewhere (`spool/segments.py`, `
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ class Blobs:
         for folder in self.folders:
             for name in (segment_name(blob), large_name(blob)):
                 try:
-                    fd = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+                    fd = self._opened(folder / name)
                 except FileNotFoundError:
                     continue
                 self._open[blob] = fd
@@ -66,6 +67,16 @@ class Blobs:
                     self._drop(self._open.popitem(last=False)[1])
                 return fd
         raise FileNotFoundError(f"blob {blob:016x} is in none of {', '.join(map(str, self.folders))}")
+
+    def _opened(self, path: Path) -> int:
+        while True:
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                # Sessions may have taken all other descriptors: the longest unused of ours makes room.
+                if error.errno != errno.EMFILE or not self._open:
+                    raise
+                self._drop(self._open.popitem(last=False)[1])
 
     def _drop(self, fd: int) -> None:
         if self._pins.get(fd):

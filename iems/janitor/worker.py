@@ -15,13 +15,16 @@ import lmdb
 from iems.errors import SpoolError
 from iems.janitor.accounts import DeletedAccounts
 from iems.janitor.metrics import publish_queue, serve_metrics
-from iems.spool import Spool, keys, reclaim, recovery
+from iems.spool import Spool, keys, reclaim, recovery, soundness
 from iems.spool.index import is_damage
 from iems.spool.rebuild import rebuild, repair
 
 #: Seconds between rounds nobody asked for, and between rounds of reclaim.
 ROUND_S = 5.0
 RECLAIM_S = 30.0
+#: Seconds between readings of the whole index; and rounds with dead workers after which it is read at once.
+VERIFY_S = 600.0
+VERIFY_DEATHS = 3
 
 
 class Worker:
@@ -36,6 +39,8 @@ class Worker:
         self._metrics: list[asyncio.Task[None]] = []
         self._building: asyncio.Task[None] | None = None
         self._reclaim_at = 0.0
+        self._verify_at = 0.0
+        self._deaths = 0
         self._accounts = DeletedAccounts(ctx)
 
     async def start(self) -> None:
@@ -65,6 +70,8 @@ class Worker:
         """Everything once."""
         index = self.spool.index
         index.refresh()
+        if time.monotonic() >= self._verify_at or self._deaths >= VERIFY_DEATHS:
+            await self._verify()
         if recovery.distrusted(self.spool.params.path):
             await self._replace()
         index.env.reader_check()
@@ -72,6 +79,7 @@ class Worker:
         begun = time.monotonic()
         found = await recovery.recover(self.spool, self.ctx.alive, self.ctx.blamed())
         if found.segments or found.returned or found.quarantined:
+            self._deaths += 1
             self.ctx.log.event(
                 "recovered",
                 None,
@@ -95,6 +103,14 @@ class Worker:
         elif time.monotonic() >= self._reclaim_at:
             self._reclaim_at = time.monotonic() + RECLAIM_S
             await self._reclaim()
+
+    async def _verify(self) -> None:
+        """Have the index read by a process of its own, before this one might die of it."""
+        wrong = await soundness.sound(self.spool.params.path)
+        self._verify_at = time.monotonic() + VERIFY_S
+        self._deaths = 0
+        if wrong and recovery.distrust(self.spool.params.path):
+            self.ctx.log.event("spool_index_damaged", None, reason=wrong)
 
     async def _replace(self) -> None:
         """Somebody met a damaged page: a new index takes the place of this one, and is filled beside the rounds."""

@@ -139,10 +139,17 @@ class Index:
                 change.txn.abort()
                 raise
             change.commit()
-        except lmdb.Error as error:
+        except (lmdb.Error, msgspec.DecodeError) as error:
             if self._on_damage is not None and is_damage(error):
                 self._on_damage(error)
             raise
+        except SystemError as error:
+            # what the binding makes of a cursor that meets a bad page while it deletes
+            if not isinstance(error.__cause__, lmdb.Error):
+                raise
+            if self._on_damage is not None and is_damage(error.__cause__):
+                self._on_damage(error.__cause__)
+            raise error.__cause__ from None
 
     def read(self) -> Any:
         """A read transaction (`with index.read() as txn`); never keep it across an await."""
@@ -597,10 +604,8 @@ class Change:
     def settle(self, item: Item, results: list[Result], deferred: list[Result]) -> bool:
         """Apply the outcome of a leased item: what is deferred stays queued; False if the lease was lost."""
         if not self.unlease(item):
-            if self.index.rebuilding:
-                self.note_settled(
-                    item.id, [(r.recipient, r.outcome) for r in results if r not in deferred], item.channel
-                )
+            if item.lease and int.from_bytes(item.lease[:4], "big") != self.index.run:
+                self._settle_late(item, [r for r in results if r not in deferred])
             return False
         if not deferred:
             self.live(item, -1)
@@ -618,6 +623,42 @@ class Change:
         self.put(item, RETRY, self.now_ms + max(0, delay_ms), live=False)
         return True
 
+    def _settle_late(self, item: Item, results: list[Result]) -> None:
+        """Apply the outcome of an item leased under an index since replaced; its message may be queued again already."""
+        self.note_settled(item.id, [(r.recipient, r.outcome) for r in results], item.channel)
+        settled = {r.recipient.address for r in results}
+        again = [
+            bytes(key)
+            for key in self.txn.cursor(self._queue).iternext(values=False)
+            if key[18:34] == item.id and key[0] == item.channel and key[0]
+        ]
+        for key in again:
+            try:
+                found = decode_item(self.txn.get(key, db=self._queue))
+            except DamagedRow:
+                continue
+            left = [r for r in found.envelope.recipients if r.address not in settled]
+            if len(left) == len(found.envelope.recipients):
+                continue
+            if self.remove(key, found, live=not left) and left:
+                found.envelope.recipients = left
+                self.put(found, key[1], int.from_bytes(key[10:18], "big"), live=False)
+
+    def prune_settled(self) -> None:
+        """Forget outcomes of messages that no longer wait to be routed again."""
+        waiting = {
+            bytes(key[-18:-2])
+            for name, at in (("queue", 0), ("lease", 10))
+            for key in self.txn.cursor(self.db[name]).iternext(values=False)
+            if key[at] == 0
+        }
+        with self.txn.cursor(self.db["settled"]) as cursor:
+            more = cursor.first()
+            while more:
+                more = (
+                    cursor.next() if cursor.key()[:16] in waiting else cursor.delete() and bool(cursor.key())
+                )
+
     def note_settled(self, id: bytes, outcomes: list[tuple[Any, int]], channel: int) -> None:
         """Remember outcomes of a message whose items are not all known (rebuild)."""
         self._any_settled = True
@@ -629,12 +670,16 @@ class Change:
         """Whether an outcome is remembered."""
         return self.txn.get(keys.settled_key(id, channel, address), db=self.db["settled"]) is not None
 
-    def has_settled(self, id: bytes) -> bool:
-        """Whether any outcome of the message is remembered."""
+    def any_settled(self) -> bool:
+        """Whether outcomes of any message are remembered; nearly never, as no index was lost lately."""
         if self._any_settled is None:
             self._any_settled = self.txn.stat(self.db["settled"])["entries"] > 0
-        if not self._any_settled:
-            return False  # nearly always: no index was lost lately
+        return self._any_settled
+
+    def has_settled(self, id: bytes) -> bool:
+        """Whether any outcome of the message is remembered."""
+        if not self.any_settled():
+            return False
         with self.txn.cursor(self.db["settled"]) as cursor:
             return bool(cursor.set_range(id) and cursor.key().startswith(id))
 
@@ -656,17 +701,30 @@ class Change:
             known.add(key)
 
 
+#: LMDB's complaints that are about room or use, not about what stands in the file.
+_NO_DAMAGE = (
+    lmdb.MapFullError,
+    lmdb.DbsFullError,
+    lmdb.ReadersFullError,
+    lmdb.TxnFullError,
+    lmdb.MapResizedError,
+    lmdb.MemoryError,
+    lmdb.LockError,
+    lmdb.ReadonlyError,
+    lmdb.DiskError,
+)
+
+
 def is_damage(error: BaseException) -> bool:
     """Whether an error means that the index itself can't be trusted any more."""
-    return isinstance(
-        error,
-        lmdb.CorruptedError
-        | lmdb.PageNotFoundError
-        | lmdb.PanicError
-        | lmdb.InvalidError
-        | lmdb.BadTxnError  # all a cursor says after it met a bad page
-        | msgspec.DecodeError,
-    ) or (isinstance(error, lmdb.Error) and "Input/output error" in str(error))
+    if isinstance(error, lmdb.Error):
+        text = str(error)
+        if "Input/output error" in text:
+            return True
+        return (
+            not isinstance(error, _NO_DAMAGE) and "No space left" not in text and "quota" not in text.lower()
+        )
+    return isinstance(error, msgspec.DecodeError)
 
 
 def _epoch_file(folder: Path, writable: bool) -> mmap.mmap | None:

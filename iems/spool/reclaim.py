@@ -136,6 +136,9 @@ async def reclaim(spool: Spool, *, linger_ms: int = LINGER_MS) -> Reclaimed:
     index = spool.index
     if index.is_rebuilding():
         return done
+    with index.change() as change:
+        if change.any_settled():
+            change.prune_settled()
     ledger = read_ledger(spool)
     await _unlink_gone(spool, ledger, done)
     rows = index.blob_rows()

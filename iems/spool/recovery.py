@@ -167,7 +167,8 @@ def replace_index(spool: Spool) -> None:
     """
     path = spool.params.path
     old = spool.index
-    _new_index(path, spool.params.map_octets, old.run, old.clock.offset_ms, _blob_files(path))
+    # Another run: a lease of the old index is told from one of the new.
+    _new_index(path, spool.params.map_octets, old.run + 1, old.clock.offset_ms, _blob_files(path))
     old.next_epoch()
     old.refresh()
     spool.writer.release()

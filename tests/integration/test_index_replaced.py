@@ -1,0 +1,34 @@
+"""A damaged queue index is replaced while the server works: every 250 is in a mailbox once, and nobody had to restart anything."""
+
+import json
+import time
+
+from iems.perf import queue
+from iems.perf.home import PrivateHome
+from iems.spool import recovery
+from tests.support.senders import Senders, delivered
+
+
+def test_index_replaced_under_load():
+    with PrivateHome(3) as home:
+        senders = Senders(
+            home.port("smtp"), [f"a{i}@load.test" for i in (1, 2, 3)], body=b"x" * 2000, pause_s=0.01
+        )
+        try:
+            time.sleep(0.5)
+            assert recovery.distrust(home.path / "spool")
+            until = time.monotonic() + 15
+            while recovery.distrusted(home.path / "spool"):
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            time.sleep(1.5)
+        finally:
+            senders.stop()
+        audit = json.loads(home.ctl("audit", "--json"))
+        queue.until_drained(home.path, 30)
+        found = delivered(home.path)
+        assert not set(senders.acknowledged) - set(found)
+        assert set(found.values()) == {1}
+        assert audit["missing"] == 0
+        status = json.loads(home.ctl("status", "--json"))
+        assert all(role["restarts"] == 0 for role in status["roles"].values())

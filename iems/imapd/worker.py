@@ -12,7 +12,7 @@ from iems.imapd.engine import Limits
 from iems.imapd.keep import Keeper
 from iems.imapd.services import Services
 from iems.imapd.session import Session
-from iems.net.stream import Server, serve
+from iems.net.stream import Server, last_descriptor, serve
 from iems.store.client import StoreClient
 from iems.store.reader import Reader
 
@@ -37,6 +37,7 @@ class Worker:
         self.store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
         self.keeper = Keeper(ctx)
         self.sessions: set[Session] = set()
+        self.last_descriptor = last_descriptor()
         self._servers: list[Server] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event = asyncio.Event()
@@ -79,7 +80,8 @@ class Worker:
     def _acceptor(self, implicit_tls: bool) -> Any:
         def accept(sock: socket.socket) -> None:
             limit = self.ctx.config.imapd.max_sessions
-            if limit and self.ctx.total("sessions_now") >= limit:
+            full = sock.fileno() >= self.last_descriptor
+            if full or (limit and self.ctx.total("sessions_now") >= limit):
                 self.ctx.count("sessions_refused_total")
                 with sock, contextlib.suppress(OSError):
                     sock.setblocking(False)

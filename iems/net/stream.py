@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import ssl
 from collections import deque
@@ -23,6 +24,8 @@ RECEIVE_OCTETS = 256 * 1024
 #: One TLS write or one turn of sendfile; bounds how long one connection holds the loop.
 TLS_CHUNK = 64 * 1024
 FILE_CHUNK = 1024 * 1024
+#: Descriptors a worker keeps free for its files (segments, databases, content, log) when sessions take all others.
+SPARE_DESCRIPTORS = 64
 #: At most this many pieces in one sendmsg (the kernel's limit is 1024).
 GATHER = 64
 
@@ -636,6 +639,14 @@ class Server:
             self._loop.remove_reader(self._sock.fileno())
             if self._reserve >= 0:
                 os.close(self._reserve)
+
+
+def last_descriptor() -> int:
+    """The number of a descriptor from which on no more sessions should be taken: the kernel gives the lowest free one."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 30
+    return soft - min(SPARE_DESCRIPTORS, soft // 4)
 
 
 def serve(

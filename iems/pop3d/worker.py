@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import resource
 import socket
 from typing import TYPE_CHECKING
 
 from iems.directory import Authenticator, Directory
 from iems.errors import DirectoryUnavailable
-from iems.net.stream import Server, serve
+from iems.net.stream import Server, last_descriptor, serve
 from iems.pop3d.handlers import Services, Session
 from iems.pop3d.locks import MaildropLocks
 from iems.pop3d.wheel import Wheel
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 LISTENERS = ("pop3", "pop3s")
 TICK_S = 1.0
-#: Descriptors kept free for blobs, environments and log.
-SPARE_DESCRIPTORS = 64
 REFUSAL = b"-ERR [SYS/TEMP] Too many sessions, try again later\r\n"
 
 
@@ -34,8 +31,7 @@ class Worker:
         config = ctx.config
         self.ctx = ctx
         self.max_sessions = config.pop3d.max_sessions
-        # The kernel gives the lowest free descriptor: one above this number means that they run out.
-        self.last_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
+        self.last_descriptor = last_descriptor()
         self.directory = Directory(ctx.home / "directory")
         self.authenticator = Authenticator(
             self.directory, threads=config.auth.threads, keep_s=config.auth.cache_s

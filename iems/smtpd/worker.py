@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import socket
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from iems.directory import Authenticator, Directory
 from iems.model import Reply
 from iems.net import proxy
-from iems.net.stream import Server, Stream, serve
+from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.smtp import replies
 from iems.smtpd import handlers
 from iems.smtpd.engine import Engine, Settings, State
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 LISTENERS = ("smtp", "submission", "submissions", "lmtp")
 #: Unread input of a session that waits for an answer, and output a client does not take, above which it is not read.
 BACKLOG_OCTETS = 65_536
-#: Descriptors kept free for segments, index and log.
-SPARE_DESCRIPTORS = 64
 TICK_S = 1.0
 NEVER = float("inf")
 CLOSED, TLS = int(State.CLOSED), int(State.TLS)
@@ -192,7 +189,7 @@ class Worker:
         self.data_timeout_s = config.smtpd.data_timeout_s
         self.content_deadline_s = config.smtpd.content_deadline_s
         self.max_sessions = config.smtpd.max_sessions
-        self.last_descriptor = _last_descriptor()
+        self.last_descriptor = last_descriptor()
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
         self.authenticator = Authenticator(self.directory, threads=config.auth.threads)
@@ -336,14 +333,6 @@ class Worker:
             session.stream.abort()
         self.authenticator.close()
         self.spool.close()
-
-
-def _last_descriptor() -> int:
-    """The number of a descriptor from which on they run out: the kernel gives the lowest free one."""
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if soft == resource.RLIM_INFINITY:
-        return 1 << 30
-    return soft - min(SPARE_DESCRIPTORS, soft // 4)
 
 
 def _turn_away(sock: socket.socket, listener: str) -> None:

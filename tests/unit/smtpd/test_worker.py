@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import smtplib
 import socket
 import ssl
@@ -445,7 +446,7 @@ def test_proxy_header(monkeypatch, certificate):
 
 
 def test_descriptors_without_a_limit(monkeypatch):
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (module.resource.RLIM_INFINITY,) * 2)
-    assert module._last_descriptor() > 1_000_000
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (128, 128))
-    assert module._last_descriptor() == 96
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert module.last_descriptor() > 1_000_000
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (128, 128))
+    assert module.last_descriptor() == 96

@@ -165,7 +165,7 @@ class FaultHome(PrivateHome):
         held: tuple[str, ...] = (),
     ) -> None:
         super().__init__(accounts, settings, held=held)
-        self.unsafe = unsafe
+        self.unsafe = ",".join(filter(None, (unsafe, "own_limits" if descriptors else "")))
         self.disks: dict[str, Disk] = {}
         self._wanted = disks or {}
         self._descriptors = descriptors

@@ -1,4 +1,4 @@
-"""The server with one safeguard taken off: `python -m tests.integration.faults.unsafe NAME <iemsctl's arguments>`.
+"""The server with one safeguard taken off: `python -m tests.integration.faults.unsafe NAME[,NAME] <iemsctl's arguments>`.
 
 Workers are forked, so what is changed here is changed in them. Tests run against such a server to show that they would notice.
 """
@@ -92,6 +92,17 @@ def any_nonce() -> None:
     assert rebuild.records is records and recovery.records is records
 
 
+def no_spare_descriptors() -> None:
+    """Sessions may take every descriptor."""
+    from iems.imapd import worker as imapd
+    from iems.net import stream
+    from iems.pop3d import worker as pop3d
+    from iems.smtpd import worker as smtpd
+
+    for module in (imapd, pop3d, smtpd, stream):
+        module.last_descriptor = lambda: 1 << 30  # type: ignore[attr-defined]
+
+
 def hasty() -> None:
     """No safeguard, but shorter waits: the janitor repairs and reclaims every other second, not each half minute."""
     from iems.janitor import worker
@@ -99,13 +110,21 @@ def hasty() -> None:
     worker.RECLAIM_S = 2.0
 
 
+def own_limits() -> None:
+    """No safeguard: the limit of descriptors stays as it was inherited, for root too."""
+    from iems.master import supervisor
+
+    supervisor.raise_descriptor_limit = lambda: None
+
+
 SAFEGUARDS: dict[str, Callable[[], None]] = {
     function.__name__: function
-    for function in (ignore_flush_errors, trust_failed_commit, full_store_is_final, no_look_at_contents, any_nonce, hasty)
+    for function in (ignore_flush_errors, trust_failed_commit, full_store_is_final, no_look_at_contents, any_nonce, no_spare_descriptors, hasty, own_limits)
 }
 
 if __name__ == "__main__":
-    SAFEGUARDS[sys.argv[1]]()
+    for name in sys.argv[1].split(","):
+        SAFEGUARDS[name]()
     sys.argv = ["iemsctl", *sys.argv[2:]]
     from iems.cli.iemsctl import main
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from iems.blobs import Blobs, blob_number, segment_name
+from iems.blobs import Blobs, blob_number, large_name, segment_name
 from iems.errors import SpoolError
 from iems.model import Extent, id_text
 from iems.spool import keys, records
@@ -24,7 +24,7 @@ from iems.spool.index import Index
 from iems.spool.keys import BlobRow
 from iems.spool.rebuild import Facts
 from iems.spool.reclaim import add_record
-from iems.spool.records import NO_ID, Damaged, Kind, Record
+from iems.spool.records import NO_ID, Damaged, Kind, Record, file_crc
 
 #: How long to wait for an index being built.
 REBUILD_S = 120.0
@@ -219,14 +219,13 @@ def _check_index(spool: Path, index: Index) -> Iterator[dict[str, Any]]:
                 for piece in item.rope:
                     if isinstance(piece, Extent):
                         size = os.fstat(blobs.fd(piece.blob)).st_size
-                        if size < piece.offset + piece.length:
-                            yield _finding(
-                                f"{piece.blob:016x}",
-                                size,
-                                piece.offset + piece.length,
-                                item.id,
-                                "content is cut short",
-                            )
+                        end = piece.offset + piece.length
+                        if size < end:
+                            yield _finding(f"{piece.blob:016x}", size, end, item.id, "content is cut short")
+                for blob, crc in item.sums:
+                    size = os.fstat(blobs.fd(blob)).st_size
+                    if file_crc(blobs.fd(blob), size) != crc:
+                        yield _finding(large_name(blob), 0, size, item.id, "content is damaged")
             except FileNotFoundError as error:
                 yield _finding("index", 0, 0, item.id, str(error))
         for key, item in index.leased():

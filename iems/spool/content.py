@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from iems.spool.spool import Spool
 
 Buffer = kernel("buffer").Buffer
+crc32c = kernel("crc32c").crc32c
 
 LARGE_OCTETS = 1 << 20
 STAGING_OCTETS = 128 << 20
@@ -58,7 +59,7 @@ class Staging:
 
 
 class LargeFile:
-    """One content in a file of its own, written by a thread in the order of `write`."""
+    """One content in a file of its own, written by a thread in the order of `write`. crc: CRC-32C of what was written."""
 
     __slots__ = (
         "_busy",
@@ -67,6 +68,7 @@ class LargeFile:
         "_finish",
         "_queue",
         "blob",
+        "crc",
         "dropped",
         "error",
         "length",
@@ -76,6 +78,7 @@ class LargeFile:
     def __init__(self, staging: Staging) -> None:
         self.staging = staging
         self.blob = 0
+        self.crc = 0
         self.length = 0
         self.error: SpoolError | None = None
         self.dropped = False
@@ -128,6 +131,7 @@ class LargeFile:
                     self.blob, self._fd = create_large(folder, self.staging.floor())
                 for octets in queue:
                     view = memoryview(octets)
+                    self.crc = crc32c(view, self.crc)
                     while view:
                         view = view[os.write(self._fd, view) :]
                     view.release()

@@ -634,7 +634,7 @@ class Change:
         ]
         for key in again:
             try:
-                found = decode_item(self.txn.get(key, db=self._queue))
+                found = decode_item(self.txn.get(key, db=self._queue) or b"")
             except DamagedRow:
                 continue
             left = [r for r in found.envelope.recipients if r.address not in settled]

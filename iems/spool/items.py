@@ -22,7 +22,8 @@ class Item(Struct, array_like=True):
 
     The spool keeps the rest: queued_ms (queue time of acceptance, see `Spool.age_s`), home (the segment with the message's
     record), fanout (recipients the message was routed to in all), part (tells items of one message and destination apart),
-    generation (copies made when old segments were emptied), deaths (workers that died over it), lease (who holds it).
+    generation (copies made when old segments were emptied), deaths (workers that died over it), lease (who holds it), sums (blob and
+    CRC-32C of contents in files of their own).
     """
 
     id: bytes
@@ -39,6 +40,7 @@ class Item(Struct, array_like=True):
     generation: int = 0
     deaths: int = 0
     lease: bytes = b""
+    sums: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Settlement(Struct):

@@ -526,4 +526,5 @@ def message_item(blob: int, record: Record, message: records.MessageHead) -> Ite
         queued_ms=record.queue_ms,
         home=blob,
         fanout=len(message.envelope.recipients),
+        sums=message.checksums(),
     )

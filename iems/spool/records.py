@@ -70,11 +70,17 @@ class Done(Struct, array_like=True):
 
 
 class MessageHead(Struct, array_like=True):
-    """Payload of MESSAGE: the rope is the record's own content followed by `rope`."""
+    """Payload of MESSAGE: the rope is the record's own content followed by `rope`, of whose extents `sums` are the CRC-32C."""
 
     envelope: Envelope
     rope: Rope
     settles: list[Done] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
+
+    def checksums(self) -> list[tuple[int, int]]:
+        """(blob, CRC-32C) of contents in files of their own, as an `Item` has them."""
+        blobs = [piece.blob for piece in self.rope if isinstance(piece, Extent)]
+        return list(zip(blobs, self.sums, strict=False))
 
 
 class MovedHead(Struct, array_like=True):
@@ -216,6 +222,15 @@ def intact(fd: int, record: Record) -> bool:
         at += len(piece)
         left -= len(piece)
     return crc == CRC_RESIDUE
+
+
+def file_crc(fd: int, length: int) -> int:
+    """The CRC-32C of the first octets of a file, or of all if it is shorter."""
+    crc = at = 0
+    while at < length and (piece := os.pread(fd, min(length - at, 1 << 20), at)):
+        crc = crc32c(piece, crc)
+        at += len(piece)
+    return crc
 
 
 def scan(fd: int, start: int, end: int, nonce: bytes) -> Iterator[Record | Damaged]:

@@ -145,7 +145,7 @@ class _MessagePost(Post):
         """Make the payload; the content's place is known by now."""
         envelope = self.message.envelope
         envelope.size = self.size + sum(file.length for file in self.files)
-        self.payload = encode(MessageHead(envelope, self.rope, settles))
+        self.payload = encode(MessageHead(envelope, self.rope, settles, [file.crc for file in self.files]))
 
     def enqueue(self, change: Change) -> None:
         """Put the message into the INPUT queue."""
@@ -162,6 +162,7 @@ class _MessagePost(Post):
                 queued_ms=change.now_ms,
                 home=self.blob,
                 fanout=len(envelope.recipients),
+                sums=[(file.blob, file.crc) for file in self.files],
             )
         )
         for file in self.files:
@@ -709,6 +710,7 @@ def _move(change: Change, item: Item, new: list[Item]) -> None:
         entry.queued_ms = item.queued_ms
         entry.home = item.home
         entry.generation = item.generation
+        entry.sums = item.sums
         entry.fanout = fanout
         change.put(entry)
     if again:

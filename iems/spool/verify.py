@@ -2,7 +2,7 @@
 
 A queue item names its content by (blob, offset, length) only. The record's header stands some hundred octets before the content (the
 envelope lies between), names its own offset and the segment's nonce, and has its own checksum, so it is found by looking back.
-Contents in files of their own (spool/large) have no checksum.
+The checksum of a content in a file of its own (spool/large) stands in the item.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Verifier:
         rope: Rope = item.rope
         if item.deaths < 0:
             return self._blobs.read(rope)  # an administrator released it from quarantine: as it is
+        self._large(item)
         if len(rope) == 1:
             piece = rope[0]
             return piece if isinstance(piece, bytes) else self._extent(piece, item.home)
@@ -51,12 +52,20 @@ class Verifier:
         """As `read`, for who sends the content from its file."""
         if item.deaths < 0:
             return
+        self._large(item)
         for piece in item.rope:
             if not isinstance(piece, bytes):
                 if self._mark(piece.blob, item.home):
                     self._extent(piece, item.home)
                 else:
                     self._blobs.fd(piece.blob)
+
+    def _large(self, item: Item) -> None:
+        """Check what stands in files of their own."""
+        for blob, crc in item.sums:
+            fd = self._blobs.fd(blob)
+            if records.file_crc(fd, os.fstat(fd).st_size) != crc:
+                raise ContentDamaged(f"the large content {blob:016x} does not match its checksum")
 
     def _mark(self, blob: int, home: int) -> bytes:
         """What all record headers of a segment begin with, but for kind and flags; b"" if the blob is no segment."""

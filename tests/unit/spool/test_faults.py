@@ -16,6 +16,7 @@ from iems.errors import SpoolError, SpoolFull
 from iems.model import INPUT, Channel, Outcome, Result
 from iems.spool import ContentWriter, Item, Message, Settlement, Spool, admin, keys, recovery
 from iems.spool.rebuild import rebuild, repair
+from iems.spool.verify import ContentDamaged, Verifier
 from tests.support.spool import Harness, envelope, routed
 
 
@@ -302,6 +303,42 @@ def test_ballast(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) ->
         spool.close()
 
     run(body())
+
+
+def test_large_content_is_damaged(harness: Harness, run: Any) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        for _ in range(2):
+            content = spool.new_content()
+            for _ in range(3):
+                content.buffer.append(os.urandom(700_000))
+                content.check_spill()
+            assert await spool.append([Message(spool.new_id(), envelope(), [b"H", content])]) == [None]
+        [good, bad], _ = spool.take(INPUT, 2)
+        assert len(Verifier(spool.blobs).read(good)) == 2_100_001
+        path = spool.params.path / "large" / f"{bad.sums[0][0]:016x}.blob"
+        with open(path, "r+b") as file:
+            file.seek(1_000_000)
+            octet = file.read(1)
+            file.seek(1_000_000)
+            file.write(bytes((octet[0] ^ 1,)))
+        with pytest.raises(ContentDamaged):
+            Verifier(spool.blobs).check(bad)
+        spool.move([(bad, [routed(bad)]), (good, [routed(good)])])
+        spool.close()
+        assert [f["what"] for f in admin.fsck(harness.path / "spool")] == ["content is damaged"]
+
+    run(body())
+    shutil.rmtree(harness.path / "spool" / "index")
+    recovery.prepare(harness.path / "spool", map_octets=1 << 30)
+
+    async def after() -> None:
+        spool = harness.open()
+        await rebuild(spool)
+        assert all(len(item.sums) == 1 for item in spool.take(INPUT, 9)[0])
+        spool.close()
+
+    run(after())
 
 
 def test_append_content(harness: Harness, run: Any) -> None:

@@ -49,6 +49,7 @@ class Postfix(PrivatePeer):
         place = self.path
         for name in ("etc", "spool", "data"):
             (place / name).mkdir()
+            (place / name).chmod(0o755)  # whatever the umask
         shutil.chown(place / "data", "postfix")
         transport = "discard:"
         if self._next_hop:

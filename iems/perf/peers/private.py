@@ -115,8 +115,9 @@ class PrivatePeer:
         log = (self.path / "out.log").open("ab")
         with log:
             process = subprocess.Popen(
-                self._group.command(list(arguments)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+                self._group.command(list(arguments)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                umask=0o022,  # its programs share folders
+            )  # fmt: skip
         self._started.append(process)
         return process
 

@@ -202,6 +202,9 @@ class Worker:
                 reply=f"{reply.code} {reply.status} {reply.text}",
                 loop=plan.loop,
             )
+            if not item.envelope.reverse_path:
+                # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
+                ctx.log.event("discarded", item.id, result.recipient.address, why="double bounce")
 
     def _report(self, plan: Plan, failed: list[Result]) -> Message | None:
         ctx, item = self.ctx, plan.item

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("IEMS_NATIVE", "native")
 
@@ -103,6 +104,45 @@ def no_spare_descriptors() -> None:
         module.last_descriptor = lambda: 1 << 30  # type: ignore[attr-defined]
 
 
+def report_each_recipient() -> None:
+    """A report names every recipient of the message as failed."""
+    from iems.model import Outcome, Result
+    from iems.spool import dsn
+
+    make = dsn.make
+
+    def all_failed(item: Any, results: Any, kind: Any, **more: Any) -> Any:
+        return make(item, [Result(r.recipient, Outcome.FAILED, r.reply) for r in results], kind, **more)
+
+    dsn.make = all_failed
+
+
+def report_on_reports() -> None:
+    """Reports have a sender, so that reports are made of their failures."""
+    from iems.spool import dsn
+
+    make = dsn.make
+
+    def with_sender(*arguments: Any, **more: Any) -> Any:
+        message = make(*arguments, **more)
+        if message is not None:
+            message.envelope.reverse_path = b"postmaster@load.test"
+        return message
+
+    dsn.make = with_sender
+
+
+def pass_line_ends_on() -> None:
+    """Bare CR, LF and NUL in content are taken as they come, and passed on."""
+    from iems.smtpc import worker
+    from iems.smtpd import engine
+
+    worker.stuffed = lambda content, dot_free: content.replace(b"\r\n.", b"\r\n..")
+
+    native = engine.DataDecoder
+    engine.DataDecoder = lambda limit=0, normalise=False, raw=False, binary=False: native(limit, False, raw, True)  # type: ignore[assignment, misc]
+
+
 def hasty() -> None:
     """No safeguard, but shorter waits: the janitor repairs and reclaims every other second, not each half minute."""
     from iems.janitor import worker
@@ -119,7 +159,19 @@ def own_limits() -> None:
 
 SAFEGUARDS: dict[str, Callable[[], None]] = {
     function.__name__: function
-    for function in (ignore_flush_errors, trust_failed_commit, full_store_is_final, no_look_at_contents, any_nonce, no_spare_descriptors, hasty, own_limits)
+    for function in (
+        ignore_flush_errors,
+        trust_failed_commit,
+        full_store_is_final,
+        no_look_at_contents,
+        any_nonce,
+        no_spare_descriptors,
+        report_each_recipient,
+        report_on_reports,
+        pass_line_ends_on,
+        hasty,
+        own_limits,
+    )
 }
 
 if __name__ == "__main__":

@@ -670,10 +670,24 @@ static int drip_load(const lg_drip *p, lg_result *r, void (*mark)(int, void *), 
 
 /* ---------------------------------------------------------------- the sink */
 
-typedef struct { int fd, in_data; size_t in_length; char in[65536]; } ls_session;
+typedef struct { int fd, in_data, known; uint64_t id; size_t in_length; char in[65536]; } ls_session;
 
-/* Serves `listener` until a connection says XSTOP; XSTAT answers with the number of messages. */
-static long sink_run(int listener) {
+/* The 16 digits of the message, if its Message-ID is among these octets. */
+static void ls_look(ls_session *s, const char *at, const char *end) {
+    static const char head[] = "Message-ID: <";
+    const char *found = s->known ? 0 : memmem(at, end - at, head, sizeof head - 1);
+    if (!found || end - found < (long)sizeof head - 1 + 16) return;
+    s->id = 0;
+    s->known = 1;
+    for (int i = 0; i < 16; i++) {
+        int c = found[sizeof head - 1 + i];
+        s->id = s->id << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+}
+
+/* Serves `listener` until a connection says XSTOP; XSTAT answers with the number of messages. came[n] gets the time (CLOCK_MONOTONIC)
+ * at which the message whose digits are first_id + n was whole. */
+static long sink_run(int listener, double *came, long room, uint64_t first_id) {
     struct epoll_event events[LG_EVENTS], e = {.events = EPOLLIN, .data.ptr = 0};
     int ep = epoll_create1(EPOLL_CLOEXEC), one = 1;
     long messages = 0;
@@ -704,10 +718,13 @@ static long sink_run(int listener) {
             while (at < end) {
                 if (s->in_data) {
                     char *dot = at[0] == '.' && end - at >= 3 && s->in_data == 2 && !memcmp(at, ".\r\n", 3) ? at - 2 : memmem(at, end - at, "\r\n.\r\n", 5);
-                    if (!dot) { size_t keep = end - at < 4 ? (size_t)(end - at) : 4; memmove(s->in, end - keep, keep); s->in_length = keep; at = end = s->in + keep; s->in_data = 1; goto kept; }
+                    if (came) ls_look(s, at, dot ? dot : end);
+                    if (!dot) { size_t keep = came && !s->known ? 80 : 4; if ((size_t)(end - at) < keep) keep = end - at; memmove(s->in, end - keep, keep); s->in_length = keep; at = end = s->in + keep; s->in_data = 1; goto kept; }
                     at = dot + 5;
                     s->in_data = 0;
                     messages++;
+                    if (s->known && s->id >= first_id && s->id - first_id < (uint64_t)room) came[s->id - first_id] = lg_now();
+                    s->known = 0;
                     out += snprintf(reply + out, sizeof reply - out, "250 2.0.0 Ok\r\n");
                     continue;
                 }

@@ -1,6 +1,6 @@
 from array import array
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 class Over:
     def set(self) -> None: ...
@@ -64,4 +64,4 @@ def drip(
     over: Over | None = None,
     on_mark: Callable[[str], None] | None = None,
 ) -> Load: ...
-def sink(listener: int) -> int: ...
+def sink(listener: int, came: Any | None = None, first_id: int = 0) -> int: ...

@@ -52,7 +52,7 @@ cdef extern from "loadgen.h" nogil:
     int smtp_load(const lg_smtp *p, lg_result *r, void (*mark)(int, void *) noexcept, void *about) noexcept
     int fetch_load(const lg_fetch *p, lg_result *r, void (*mark)(int, void *) noexcept, void *about) noexcept
     int drip_load(const lg_drip *p, lg_result *r, void (*mark)(int, void *) noexcept, void *about) noexcept
-    long sink_run(int listener) noexcept
+    long sink_run(int listener, double *came, long room, uint64_t first_id) noexcept
 
 
 cdef void _mark(int end, void *about) noexcept with gil:
@@ -216,9 +216,17 @@ def drip(int port, bytes recipient, bytes sender=b"drip@load.test", *, int sessi
     return _answer(&r, None)
 
 
-def sink(int listener):
-    """Serve SMTP on a listening socket's descriptor, accept everything, keep nothing; returns the count after XSTOP."""
+def sink(int listener, double[::1] came=None, uint64_t first_id=0):
+    """Serve SMTP on a listening socket's descriptor, accept everything, keep nothing; returns the count after XSTOP.
+
+    came: gets at n the CLOCK_MONOTONIC time at which the message with the digits first_id + n in its Message-ID was whole.
+    """
     cdef long total
+    cdef double *at = NULL
+    cdef long room = 0
+    if came is not None and came.shape[0]:
+        at = &came[0]
+        room = came.shape[0]
     with nogil:
-        total = sink_run(listener)
+        total = sink_run(listener, at, room, first_id)
     return total

@@ -33,6 +33,24 @@ class ModuleLoad(Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class OneMachine(Struct, frozen=True, kw_only=True):
+    """All work on one machine of `cores` cores: only where the CPU time of a message was measured.
+
+    cpu_percent, disk_percent: mean over the working day; peak: of the busier of the two in the peak hour. users_at_saturation: at
+    which the day's mean uses all of it up; users_in_peak: the peak hour's. messages_per_s: inbound messages at saturation.
+    """
+
+    cores: int
+    cpu_s_per_message: float
+    cpu_percent: float
+    cpu_percent_by_module: dict[str, float]
+    disk_percent: float | None
+    peak_percent: float
+    users_at_saturation: int | None
+    users_in_peak: int | None
+    messages_per_s: float | None
+
+
 class Forecast(Struct, frozen=True, kw_only=True):
     """What a site needs. Octets unless the name says otherwise."""
 
@@ -68,6 +86,7 @@ class Forecast(Struct, frozen=True, kw_only=True):
     stores_needed: int
     relays_needed: int
     split: list[dict[str, str]]
+    one_machine: OneMachine | None
     warnings: list[str]
 
 
@@ -151,6 +170,7 @@ def forecast(site: Site, constants: Constants | None = None) -> Forecast:
         stores_needed=stores_needed,
         relays_needed=_machines(modules, ("smtpd", "smtpc"), c),
         split=_split(modules, c),
+        one_machine=_one_machine(modules, site, c),
         warnings=_warnings(modules, descriptors, limit, stores_needed, site),
     )
 
@@ -164,6 +184,32 @@ def as_json(result: Forecast) -> dict[str, Any]:
                 module[key] = round(module[key], 1 if key != "mb_per_min" else 3)
     data["peak_mb_per_min"] = round(data["peak_mb_per_min"], 3)
     return data
+
+
+def _one_machine(modules: dict[str, ModuleLoad], site: Site, c: Constants) -> OneMachine | None:
+    """What the measured costs say of a machine that does everything; None if any module with work has no measured cost."""
+    working = [n for n in ("smtpd", "smtpc", "lmda", "imap", "pop3", "web") if modules[n].bytes_per_day]
+    if not c.costs or any(n not in c.costs for n in working):
+        return None
+    cores = site.cores or c.cores
+    day_s = c.working_day_h * 3600
+    busy = {n: modules[n].bytes_per_day / site.size * c.costs[n].seconds(site.size) for n in working}
+    cpu = sum(busy.values()) / (day_s * cores) * 100
+    disk_rate = c.disk_mb_per_min
+    disk = None if disk_rate is None else modules["disk"].bytes_per_day / M / (day_s / 60) / disk_rate * 100
+    worst = max(cpu, disk or 0.0)
+    inbound = site.users * site.messages_in
+    return OneMachine(
+        cores=cores,
+        cpu_s_per_message=sum(busy.values()) / inbound if inbound else 0.0,
+        cpu_percent=cpu,
+        cpu_percent_by_module={n: value / (day_s * cores) * 100 for n, value in busy.items()},
+        disk_percent=disk,
+        peak_percent=worst * site.peak_hour_factor,
+        users_at_saturation=math.floor(site.users * 100 / worst) if worst else None,
+        users_in_peak=math.floor(site.users * 100 / (worst * site.peak_hour_factor)) if worst else None,
+        messages_per_s=inbound / day_s * 100 / worst if worst else None,
+    )
 
 
 def _minutes(c: Constants) -> float:

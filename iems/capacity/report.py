@@ -8,8 +8,10 @@ from typing import Any
 
 from msgspec import structs
 
+from iems import plot
 from iems.capacity.constants import Constants
 from iems.capacity.forecast import Forecast, forecast
+from iems.capacity.simulate import Simulation
 from iems.capacity.site import Site, make
 
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
@@ -48,6 +50,17 @@ def rows(result: Forecast) -> list[tuple[str, str]]:
     ]
     if result.users_at_saturation is not None:
         answer.append(("users it carries", f"{result.users_comfortable:,} in comfort, {result.users_at_saturation:,} at most"))
+    one = result.one_machine
+    if one is not None:
+        answer.append(
+            (f"all on one machine, {one.cores} core{'s' * (one.cores > 1)}",
+             f"CPU {one.cpu_percent:,.1f} % of the day's mean, {one.peak_percent:,.1f} % in the peak hour, {one.cpu_s_per_message * 1e3:,.2f} ms"
+             f" a message")
+        )  # fmt: skip
+        if one.users_at_saturation is not None:
+            answer.append(
+                ("users it carries alone", f"{one.users_in_peak:,} in the peak hour, {one.users_at_saturation:,} with an even day")
+            )
     return answer
 
 
@@ -77,14 +90,52 @@ def vary(site: Site, field: str, values: Sequence[float], constants: Constants |
     return [(value, forecast(make(base | {field: value}), constants)) for value in values]
 
 
+def charts(
+    result: Forecast, curve: Sequence[tuple[float, Forecast]], field: str, days: Sequence[tuple[float, Simulation]] = ()
+) -> dict[str, str]:
+    """The pictures by name: `load` of each module, load against the varied `field`, and, of days around the knee, `delay`."""
+    known = [(n, m.load_percent, m.peak_percent or 0.0) for n, m in result.modules.items() if m.load_percent is not None]
+    found = {
+        "load": plot.bars(
+            [(name, load, f"{load:.1f} % (peak {peak:.0f} %)") for name, load, peak in known],
+            title="Load of each module, percent of its rate; pale: peak hour",
+            behind=[peak for _, _, peak in known],
+            limit=100.0,
+            colours=[_RED if load > 100 else _AMBER if load > 70 else _GREEN for _, load, _ in known],
+        )
+    }
+    if curve:
+        names = [n for n in curve[0][1].modules if any(f.modules[n].load_percent for _, f in curve)]
+        series = {n: [(x, min(f.modules[n].load_percent or 0.0, _MOST)) for x, f in curve] for n in names}
+        if any(f.one_machine for _, f in curve):
+            series["all on one machine (CPU)"] = [
+                (x, min(f.one_machine.cpu_percent, _MOST)) for x, f in curve if f.one_machine is not None
+            ]
+        found["against"] = plot.lines(series, title=f"Load against {field}", x=field, y="percent", limit=100.0)
+    if days:
+        found["delay"] = plot.lines(
+            {
+                "p50": [(share * 100, day.delay_p50_s * 1e3) for share, day in days],
+                "p95": [(share * 100, day.delay_p95_s * 1e3) for share, day in days],
+                "p99": [(share * 100, day.delay_p99_s * 1e3) for share, day in days],
+            },
+            title="From arrival to mailbox in a simulated day, by share of the users at saturation",
+            x="percent of the users at saturation",
+            y="milliseconds",
+            log_y=True,
+        )
+    return found
+
+
 def page(
     result: Forecast,
     disagreements: Sequence[dict[str, Any]],
     curve: Sequence[tuple[float, Forecast]],
     field: str,
     hardware: str | None = None,
+    days: Sequence[tuple[float, Simulation]] = (),
 ) -> str:
-    """One HTML page: the summary, a bar for each module, and load against `field`, drawn in place."""
+    """One HTML page: the summary, a bar for each module, load against `field`, delays around the knee; all drawn in place."""
     summary = "".join(f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in rows(result))
     notes = "".join(f"<li>{html.escape(w)}</li>" for w in result.warnings)
     notes += "".join(f"<li>move to its own machine: {html.escape(s['part'])}: {html.escape(s['why'])}</li>" for s in result.split)
@@ -94,63 +145,16 @@ def page(
     )
     if hardware:
         notes += f"<li>the paper's hardware: {html.escape(hardware)}</li>"
+    drawn = "".join(charts(result, curve, field, days).values())
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Capacity: {html.escape(result.title)}</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}}
-th{{text-align:left;font-weight:600;padding-right:2em}}td,th{{padding:.15em .6em .15em 0}}svg{{width:100%;height:auto}}
-text{{font:12px system-ui,sans-serif;fill:#333}}</style>
+th{{text-align:left;font-weight:600;padding-right:2em}}td,th{{padding:.15em .6em .15em 0}}svg{{width:100%;height:auto;margin:1em 0}}</style>
 <h1>{html.escape(result.title)}</h1><p>Rates: {html.escape(result.source)}. Load is the mean of the working day.</p>
-<table>{summary}</table><h2>Load of each module</h2>{_bars(result)}
-<h2>Load against {html.escape(field)}</h2>{_curve(curve, field)}<h2>Notes</h2><ul>{notes or "<li>none</li>"}</ul></html>
+<table>{summary}</table>{drawn}<h2>Notes</h2><ul>{notes or "<li>none</li>"}</ul></html>
 """
 
 
-def _bars(result: Forecast) -> str:
-    known = [(n, m.load_percent, m.peak_percent or 0) for n, m in result.modules.items() if m.load_percent is not None]
-    if not known:
-        return "<p>No module has a known rate.</p>"
-    top = max(100.0, *(peak for _, _, peak in known))
-    scale = 560 / top
-    parts = [f'<svg viewBox="0 0 800 {len(known) * 30 + 30}" role="img" aria-label="load of each module in percent">']
-    for row, (name, load, peak) in enumerate(known):
-        y = row * 30 + 8
-        colour = "#b3261e" if load > 100 else "#b26a00" if load > 70 else "#2e6f40"
-        parts.append(
-            f'<text x="0" y="{y + 13}">{name}</text><rect x="130" y="{y}" width="{peak * scale:.1f}" height="18" fill="#ddd"/>'
-            f'<rect x="130" y="{y}" width="{load * scale:.1f}" height="18" fill="{colour}"/>'
-            f'<text x="{138 + max(peak, load) * scale:.1f}" y="{y + 13}">{load:.1f} % (peak {peak:.0f} %)</text>'
-        )
-    x = 130 + 100 * scale
-    parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{len(known) * 30 + 8}" stroke="#b3261e" stroke-dasharray="4 3"/></svg>')
-    return "".join(parts)
-
-
-_COLOURS = ("#2b5fab", "#b3261e", "#2e6f40", "#8a4fb5", "#b26a00", "#00798c", "#555")
-
-
-def _curve(curve: Sequence[tuple[float, Forecast]], field: str) -> str:
-    names = [n for n in curve[0][1].modules if any(f.modules[n].load_percent for _, f in curve)] if curve else []
-    if not names:
-        return "<p>Nothing to draw: no module has a known rate and a load.</p>"
-    xs = [x for x, _ in curve]
-    low, high = min(xs), max(xs)
-    top = min(400.0, max(120.0, *((f.modules[n].load_percent or 0) for _, f in curve for n in names)))
-
-    def at(x: float, y: float) -> str:
-        return f"{60 + (x - low) / ((high - low) or 1) * 600:.1f},{310 - min(y, top) / top * 290:.1f}"
-
-    parts = ['<svg viewBox="0 0 800 350" role="img" aria-label="load against the varied field">']
-    for level in range(0, int(top) + 1, 50 if top > 150 else 20):
-        y = 310 - level / top * 290
-        parts.append(f'<line x1="60" x2="660" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/><text x="12" y="{y + 4:.1f}">{level} %</text>')
-    limit = at(low, 100), at(high, 100)
-    parts.append(f'<polyline points="{limit[0]} {limit[1]}" stroke="#b3261e" stroke-dasharray="4 3" fill="none"/>')
-    for number, name in enumerate(names):
-        colour = _COLOURS[number % len(_COLOURS)]
-        points = " ".join(at(x, f.modules[name].load_percent or 0) for x, f in curve)
-        parts.append(f'<polyline points="{points}" stroke="{colour}" stroke-width="2" fill="none"/>')
-        parts.append(f'<text x="675" y="{30 + number * 18}" style="fill:{colour}">{name}</text>')
-    parts.append(
-        f'<text x="60" y="335">{low:,g}</text><text x="640" y="335">{high:,g}</text><text x="330" y="335">{html.escape(field)}</text></svg>'
-    )
-    return "".join(parts)
+_GREEN, _AMBER, _RED = "#1b7f5c", "#b26a00", "#b3261e"
+#: A load beyond this is drawn at this: what matters is below.
+_MOST = 400.0

@@ -29,7 +29,7 @@ class Site(Struct, frozen=True, kw_only=True):
 
     active: users connected at once. messages_in, messages_out: a user, a day. client_bytes_per_day: what mail clients fetch
     (None: every message that came in is fetched once). outbound_by_smtpd: the share of outbound mail that clients submit to
-    our SMTPD. store_quota: octets a user; None: what retention_days keeps.
+    our SMTPD. cores: of one machine (None: as many as the one that was measured has). store_quota: octets a user; None: what retention_days keeps.
     """
 
     name: str = "site"
@@ -71,7 +71,7 @@ class Site(Struct, frozen=True, kw_only=True):
     relays: int = 1
     stores: int = 1
     other_memory_bytes: int = 0
-    cores: int = 1
+    cores: int | None = None
 
 
 class _Range(Struct, frozen=True):

@@ -11,11 +11,12 @@ from typing import Any
 import click
 import msgspec
 
+from iems import plot
 from iems.capacity import report
 from iems.capacity.constants import Constants, measured
-from iems.capacity.forecast import as_json, forecast
+from iems.capacity.forecast import Forecast, as_json, forecast
 from iems.capacity.paper import disagreements
-from iems.capacity.simulate import simulate
+from iems.capacity.simulate import STAGES, Simulation, around, simulate
 from iems.capacity.site import Site, SiteError, make, parse, scenario, scenario_names
 
 _RANGE = re.compile(r"([a-z_]+)=([0-9.]+)\.\.([0-9.]+)")
@@ -56,11 +57,12 @@ def _site(name: str | None, file: Path | None, given: dict[str, Any]) -> tuple[S
 @click.option("--simulate", "play", is_flag=True, help="Play the day message by message too.")
 @click.option("--what-if", metavar="FIELD=A..B", help="Vary one field and show the loads.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots.")
+@click.option("--svg", "pictures", type=click.Path(file_okay=False, path_type=Path), help="Write the plots as files into this folder.")
 @click.option("--json", "as_lines", is_flag=True, help="One JSON object.")
 @click.option("--list", "names", is_flag=True, help="List the scenarios.")
 def capacity(
     name: str | None, file: Path | None, fields: tuple[str, ...], figures: Path | None, play: bool, what_if: str | None,
-    page: Path | None, as_lines: bool, names: bool, **given: Any,
+    page: Path | None, pictures: Path | None, as_lines: bool, names: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Say what a site needs: load of each module, disk, memory, machines.
 
@@ -76,8 +78,10 @@ def capacity(
         site, paper = _site(name, file, values)
         constants = measured(figures.read_text("utf-8").splitlines()) if figures else None
         field, curve_values = _vary(what_if, site)
-        curve = report.vary(site, field, curve_values, constants) if what_if or page else []
-        answer = _answer(site, paper, constants, play, curve if what_if else [], field)
+        curve = report.vary(site, field, curve_values, constants) if what_if or page or pictures else []
+        answer = _answer(site, paper, constants, curve if what_if else [], field)
+        result = forecast(site, constants)
+        days = _simulated(site, constants, result, answer) if play else []
     except SiteError as error:
         for problem in error.problems:
             click.echo(f"capacity: {problem}", err=True)
@@ -85,9 +89,13 @@ def capacity(
     except (ValueError, OSError) as error:
         click.echo(f"capacity: {error}", err=True)
         sys.exit(2)
-    result = forecast(site, constants)
     if page:
-        page.write_text(report.page(result, answer["paper_disagreements"], curve, field, answer["paper_hardware"]), "utf-8")
+        text = report.page(result, answer["paper_disagreements"], curve, field, answer["paper_hardware"], days)
+        page.write_text(text, "utf-8")
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for picture, svg in report.charts(result, curve, field, days).items():
+            (pictures / f"capacity-{site.name}-{picture}.svg").write_text(plot.standalone(svg), "utf-8")
     if as_lines:
         click.echo(json.dumps(answer))
         return
@@ -102,8 +110,19 @@ def capacity(
         click.echo(
             f"\n  simulated: {day['messages']:,} messages, busy "
             + ", ".join(f"{k} {v:.1f} %" for k, v in day["busy_percent"].items())
-            + f", delay p50 {day['delay_p50_s']:.2f} s, p99 {day['delay_p99_s']:.2f} s, longest queue {day['longest_queue']:,}"
+            + f", delay p50 {day['delay_p50_s']:.3g} s, p99 {day['delay_p99_s']:.3g} s, longest queue {day['longest_queue']:,}"
         )
+        knee = answer["knee"]
+        if knee:
+            click.echo(
+                f"  the formulas say {knee['users']:,} users use up {knee['part']}; simulated with as many: "
+                f"{knee['simulated_percent']:.1f} % ({'they agree' if knee['agrees'] else 'THEY DISAGREE'})"
+            )
+            for at in knee["days"]:
+                click.echo(
+                    f"    {at['share'] * 100:>4.0f} % of them: busy {at['busy_percent']:>6.1f} %, delay p50 {at['delay_p50_s']:>9.3g} s, "
+                    f"p99 {at['delay_p99_s']:>9.3g} s"
+                )
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -135,16 +154,50 @@ def _vary(what_if: str | None, site: Site) -> tuple[str, list[float]]:
     return field, steps
 
 
+#: The simulated load at the predicted knee may be this far from 100 %.
+AGREES_PERCENT = 3.0
+
+
+def _simulated(
+    site: Site, constants: Constants | None, result: Forecast, answer: dict[str, Any]
+) -> list[tuple[float, Simulation]]:
+    """Play the day, and days around the knee that the formulas predict; both go into the answer."""
+    answer["simulation"] = msgspec.to_builtins(simulate(site, constants))
+    one = result.one_machine
+    if one is not None:
+        users, part = one.users_at_saturation, "disk" if (one.disk_percent or 0.0) > one.cpu_percent else "cpu"
+    else:
+        # of the modules a simulated day knows, the first to be used up
+        loads = {name: result.modules[name].load_percent or 0.0 for name, _ in STAGES}
+        part = max(loads, key=lambda name: loads[name])
+        users = int(site.users * 100 / loads[part]) if loads[part] else None
+    answer["knee"] = None
+    if not users:
+        return []
+    days = around(site, users, constants)
+    at_knee = next(day for share, day in days if share == 1.0).busy_percent[part]
+    answer["knee"] = {
+        "users": users,
+        "part": part,
+        "simulated_percent": at_knee,
+        "agrees": abs(at_knee - 100) <= AGREES_PERCENT,
+        "days": [
+            {"share": share, "busy_percent": day.busy_percent[part]}
+            | {key: getattr(day, key) for key in ("delay_p50_s", "delay_p95_s", "delay_p99_s")}
+            for share, day in days
+        ],
+    }
+    return days
+
+
 def _answer(
-    site: Site, paper: dict[str, Any], constants: Constants | None, play: bool, curve: list[Any], field: str
+    site: Site, paper: dict[str, Any], constants: Constants | None, curve: list[Any], field: str
 ) -> dict[str, Any]:
     result = forecast(site, constants)
     answer = as_json(result)
     answer["paper_hardware"] = paper.get("paper_hardware")
     answer["paper_disagreements"] = disagreements(result, paper) if constants is None else []
     answer["paper_notes"] = paper.get("notes", [])
-    if play:
-        answer["simulation"] = msgspec.to_builtins(simulate(site, constants))
     if curve:
         answer["what_if"] = [
             {field: value, "load_percent": {n: m.load_percent for n, m in at.modules.items()}} for value, at in curve

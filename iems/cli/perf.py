@@ -31,7 +31,7 @@ def list_rigs() -> None:
 @perf.command("run")
 @click.argument("names", nargs=-1, metavar="[RIG]...")
 @click.option("--quick", "depth", flag_value="quick", help="One short repetition: shows that all runs.")
-@click.option("--full", "depth", flag_value="full", help="Five long repetitions.")
+@click.option("--full", "depth", flag_value="full", help="Five long repetitions, growth up to a million messages.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write perf.jsonl into this folder too.")
 @click.option("--disk", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder on the disk to measure.")
 @click.option("--compare", "against", metavar="PEER[=PROGRAM],...", help="Run postfix, dovecot, exim beside ours, in turn.")
@@ -52,7 +52,7 @@ def run_rigs(
     if depth == "quick":
         options = Options.quick(disk)
     elif depth == "full":
-        options = Options(disk, repeats=5, warmup_s=2.0, run_s=6.0)
+        options = Options.full(disk)
     if against is not None:
         options = dataclasses.replace(options, peers=_peers(against))
         names = names or tuple(name for name in rigs.NAMES if hasattr(rigs.rig(name), "PEERS"))
@@ -110,7 +110,7 @@ def compare(before: Path, after: Path, lines: bool) -> None:
             click.echo(json.dumps(change))
         else:
             click.echo(
-                f"{change['rig']:<17}{change['case']:<22}{change['who']:<16}{change['figure']:<16}{change['before']:>14,.1f}{change['after']:>14,.1f}"
+                f"{change['rig']:<17}{change['case']:<28}{change['who']:<16}{change['figure']:<16}{change['before']:>14,.1f}{change['after']:>14,.1f}"
                 f"{change['ratio']:>8.2f}x  {'CHANGED' if change['beyond_noise'] else 'noise'}"
             )
 

@@ -400,15 +400,18 @@ class Directory:
         quota_octets: int | None = None,
         enabled: bool = True,
         partitions: int = 1,
+        hashed: str = "",
     ) -> Account:
         """Make a mailbox owner with a LOCAL connector. partitions: of the store; the new number picks one.
+
+        hashed: what `hash_password` made of the password, where many accounts get the same one.
 
         Raises DirectoryRefusal if the domain is not local, the address is taken, or the password is empty.
         """
         local, domain = _entry_address(address)
         if "/" in local:
             raise DirectoryRefusal(f"an account's address has no '/': {shown(address)}")
-        hashed = _hashed(password)
+        hashed = hashed or _hashed(password)
         if quota_octets is not None and not 0 < quota_octets < 1 << 63:
             raise DirectoryRefusal("a quota is a positive number of octets")
 

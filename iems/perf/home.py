@@ -30,7 +30,8 @@ class PrivateHome:
     """A started server with `accounts` users a1@load.test ... of password `pw`. Use it in a `with` block.
 
     settings: `section.key` -> value, put into conf/iems.toml. folder: where the home goes (its disk is the one measured); a temporary
-    one if None. held: channels put on hold before the server starts. Raises RuntimeError if it does not start.
+    one if None. held: channels put on hold before the server starts. files: text by path in the home. Raises RuntimeError if it does
+    not start.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class PrivateHome:
         settings: dict[str, Any] | None = None,
         folder: Path | None = None,
         held: tuple[str, ...] = (),
+        files: dict[str, str] | None = None,
     ) -> None:
         self._parent = Path(tempfile.mkdtemp(prefix="iems-perf-", dir=folder))
         self.path = self._parent / "home"
@@ -46,6 +48,7 @@ class PrivateHome:
         self._accounts = accounts
         self._settings = settings or {}
         self._held = held
+        self._files = files or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._group: machine.CpuGroup | None = None
         self._spent_s = 0.0
@@ -62,6 +65,7 @@ class PrivateHome:
         self._accounts = 0
         self._settings = {}
         self._held = ()
+        self._files = {}
         self._process = None
         self._group = None
         self._spent_s = 0.0
@@ -108,11 +112,15 @@ class PrivateHome:
             capture_output=True, check=True, timeout=120,
         )  # fmt: skip
         self.configure(self._settings)
+        for name, text in self._files.items():
+            (self.path / name).write_text(text, "utf-8")
         from iems.directory.directory import Directory
+        from iems.directory.passwords import hash_password
 
         directory = Directory(self.path / "directory")
+        hashed = hash_password(PASSWORD)  # one is costly by design; these accounts guard nothing
         for user in self.users():
-            directory.create_account(user.decode(), PASSWORD)
+            directory.create_account(user.decode(), PASSWORD, hashed=hashed)
         directory.close()
         for channel in self._held:
             self.ctl("queue", "hold", "--channel", channel)

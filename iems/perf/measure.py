@@ -26,7 +26,8 @@ class Options:
     """How thorough a run is.
 
     folder: whose disk is measured (None: the temporary folder's). repeats, warmup_s, run_s: repetitions and their length. scale: on
-    counts and sizes of what a rig fills or sends. peers: name -> program (None: the one on the path) of peers to run beside IEMS.
+    counts and sizes of what a rig fills or sends. growth: on the largest queue, mailbox, number of mailboxes or connections. brief: only
+    the cases that matter most. peers: name -> program (None: the one on the path) of peers to run beside IEMS.
     """
 
     folder: Path | None = None
@@ -34,13 +35,24 @@ class Options:
     warmup_s: float = 1.0
     run_s: float = 3.0
     scale: float = 1.0
+    growth: float = 1.0
     brief: bool = False
     peers: Mapping[str, str | None] = field(default_factory=dict)
 
     @classmethod
     def quick(cls, folder: Path | None = None) -> Options:
         """One short repetition of the cases that matter most: to see that all runs, not to compare."""
-        return cls(folder, 1, 0.2, 0.6, 0.1, True)
+        return cls(folder, 1, 0.2, 0.6, 0.1, 0.1, True)
+
+    @classmethod
+    def full(cls, folder: Path | None = None) -> Options:
+        """Five long repetitions, and growth up to a million messages."""
+        return cls(folder, 5, 2.0, 6.0, growth=10.0)
+
+    def steps(self, top: int, count: int = 3) -> list[int]:
+        """Sizes up to `top` at this growth, each ten times the one before."""
+        largest = max(10, round(top * self.growth))
+        return sorted({max(10, largest // 10**n) for n in range(count)})
 
     def count(self, full: int, least: int = 1) -> int:
         """`full` at this scale."""

@@ -99,9 +99,9 @@ def table(records: Iterable[dict[str, Any]]) -> str:
                 f"{about['kernel']}, {about['filesystem']}; {record['flushes_per_s']:,.0f} flushes/s, {record['write_mb_per_s']:,.0f} MB/s "
                 f"written, loopback {record['loopback_mb_per_s']:,.0f} MB/s; median of {record['repeats']}"
             )
-            lines.append(f"{'rig':<17}{'case':<22}{'who':<16}" + "".join(f"{title:>14}" for _, title, _ in _SHOWN))
+            lines.append(f"{'rig':<17}{'case':<28}{'who':<16}" + "".join(f"{title:>14}" for _, title, _ in _SHOWN))
             continue
-        place = f"{record['rig']:<17}{record.get('case', ''):<22}"
+        place = f"{record['rig']:<17}{record.get('case', ''):<28}"
         if "failed" in record:
             lines.append(f"{place}{record.get('peer', 'iems'):<16}failed: {record['failed']}")
         elif "versus" in record:
@@ -117,7 +117,7 @@ def table(records: Iterable[dict[str, Any]]) -> str:
             )
             rest = [f"{key} {_plain(record[key])}" for key in record.get("also", ())]
             if rest:
-                lines.append(" " * 39 + ", ".join(rest))
+                lines.append(" " * 45 + ", ".join(rest))
     return "\n".join(lines)
 
 

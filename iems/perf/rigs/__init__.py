@@ -30,6 +30,15 @@ NAMES = (
     "pop3_retr",
     "memory",
     "idle",
+    "mixed_day",
+    "slow_drip",
+    "deferred",
+    "restart",
+    "rebuild",
+    "grow_queue",
+    "grow_mailbox",
+    "grow_mailboxes",
+    "grow_connections",
 )
 #: Figures that are better when smaller; of the others more is better.
 SMALLER_IS_BETTER = frozenset({"cpu_us", "p50_ms", "p99_ms", "visible_p50_ms", "visible_p99_ms", "octets_each", "flushes"})

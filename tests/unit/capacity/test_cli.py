@@ -41,7 +41,7 @@ def test_page_what_if_and_simulation(tmp_path):
     result = run("large-office", "--html", str(page), "--what-if", "users=200..800", "--simulate")
     assert result.exit_code == 0, result.output
     text = page.read_text()
-    assert text.count("<svg") == 2 and "http" not in text
+    assert text.count("<svg") == 3 and "http" not in text
     assert "simulated:" in result.stdout and "800" in result.stdout
 
 

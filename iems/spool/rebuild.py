@@ -189,8 +189,8 @@ async def rebuild(spool: Spool) -> Rebuilt | None:
     facts = Facts()
     await _let_go(spool)
     olds = _old_segments(spool)
-    # What doesn't count is known before anything is judged: voids and the ledger may stand in any segment.
-    for old in olds:
+    # What doesn't count is known before anything is judged: voids and the ledger may stand in any segment, also of this life.
+    for old in _segments(spool):
         await _each(old, lambda fd, record, old=old: _read_void(facts, old, fd, record))  # type: ignore[misc]
     gone = set(facts.ledger.gone)
     olds = [old for old in olds if old.blob not in gone]
@@ -231,16 +231,7 @@ async def repair(spool: Spool) -> tuple[int, int]:
         return 0, 0
     facts = Facts()
     sources: dict[bytes, tuple[int, _Old, Record]] = {}  # id -> generation, segment, record
-    olds = []
-    for path in sorted((spool.params.path / "segments").glob("*.seg")):
-        blob = blob_number(path.name)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            opened = records.open_records(fd)
-            if blob is not None and opened is not None:
-                olds.append(_Old(blob, path, opened[0], opened[1], os.fstat(fd).st_size, opened[2]))
-        finally:
-            os.close(fd)
+    olds = _segments(spool)
     for old in olds:
         await _each(old, lambda fd, record, old=old: _read_void(facts, old, fd, record))  # type: ignore[misc]
 
@@ -322,27 +313,34 @@ def free(path: Path) -> bool:
         os.close(fd)
 
 
-def _old_segments(spool: Spool) -> list[_Old]:
-    """Segments nobody of this life writes, in the order they were made."""
-    rows = spool.index.blob_rows()
+def _segments(spool: Spool) -> list[_Old]:
+    """All segments with a whole head, in the order they were made."""
     found = []
     for path in sorted((spool.params.path / "segments").glob("*.seg")):
         blob = blob_number(path.name)
-        row = rows.get(blob) if blob is not None else None
-        if blob is None or (row is not None and row.run):
-            continue
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
             opened = records.open_records(fd)
-            if opened is not None:
+            if blob is not None and opened is not None:
                 head, end, sealed = opened
                 found.append(_Old(blob, path, head, end, os.fstat(fd).st_size, sealed))
-        except BlockingIOError:
-            continue  # just made by a worker that has not entered it yet
         finally:
             os.close(fd)
     return found
+
+
+def _old_segments(spool: Spool) -> list[_Old]:
+    """Segments nobody of this life writes."""
+    rows = spool.index.blob_rows()
+    return [
+        old
+        for old in _segments(spool)
+        # one that is locked was just made by a worker that has not entered it yet
+        if (old.blob not in rows or not rows[old.blob].run) and free(old.path)
+    ]
 
 
 async def _each(old: _Old, visit: Callable[[int, Record], None], start: int = records.FILE_OCTETS) -> None:

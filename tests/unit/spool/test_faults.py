@@ -123,6 +123,33 @@ def test_refused_mail_is_void_even_if_it_was_written(harness: Harness, run: Any)
     assert after_power_cut(harness, run) == [b"before"]
 
 
+def test_what_an_old_index_refused_is_not_in_the_new_one(
+    harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The VOID of a refused message stands in a segment of the new index's life."""
+
+    async def body() -> None:
+        spool = harness.open()
+        assert await submit(spool, b"before") is None
+
+        def damaged() -> Any:
+            raise lmdb.CorruptedError("a bad page")
+
+        monkeypatch.setattr(spool.index, "change", damaged)
+        task = asyncio.ensure_future(submit(spool, b"refused"))
+        while not any(name == "spool_segment_failed" for name, _ in harness.events):
+            await asyncio.sleep(0.001)
+        monkeypatch.undo()
+        recovery.replace_index(spool)
+        assert isinstance(await task, SpoolError)
+        assert await submit(spool, b"after") is None
+        await rebuild(spool)
+        assert await contents(spool) == [b"after", b"before"]
+        spool.close()
+
+    run(body())
+
+
 def test_failed_index(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         spool = harness.open()

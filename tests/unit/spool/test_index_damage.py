@@ -65,7 +65,6 @@ async def finish(harness: Harness, report: int) -> None:
     spool = harness.open()
     if prepared.rebuild:
         await rebuild(spool)
-    await recovery.recover(spool, lambda slot, generation: False, {})
 
     async def janitor() -> None:
         while True:
@@ -76,8 +75,12 @@ async def finish(harness: Harness, report: int) -> None:
 
     order = asyncio.ensure_future(janitor())
     idle = 0
+    recovered = False
     while idle < 3:
         try:
+            if not recovered:
+                await recovery.recover(spool, lambda slot, generation: False, {})
+                recovered = True
             await repair(spool)
             busy = await empty(spool, report)
         except (SpoolError, ValueError, __import__("lmdb").Error):

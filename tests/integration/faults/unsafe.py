@@ -143,6 +143,30 @@ def pass_line_ends_on() -> None:
     engine.DataDecoder = lambda limit=0, normalise=False, raw=False, binary=False: native(limit, False, raw, True)  # type: ignore[assignment, misc]
 
 
+def keep_input_over_tls() -> None:
+    """What came in clear behind STARTTLS stays in the engine's buffer and is read after the handshake."""
+    from iems.smtpd import worker
+
+    ready = worker.Session.tls_ready
+
+    def tls_ready(self: Any) -> None:
+        kept = getattr(self.worker, "_kept", b"")
+        ready(self)
+        if kept:
+            self.data_received(memoryview(kept))
+
+    received = worker.Session.data_received
+
+    def data_received(self: Any, view: memoryview) -> None:
+        data = bytes(view)
+        if data.startswith(b"STARTTLS\r\n"):
+            self.worker._kept = data[10:]
+        received(self, view)
+
+    worker.Session.tls_ready = tls_ready  # type: ignore[method-assign]
+    worker.Session.data_received = data_received  # type: ignore[method-assign]
+
+
 def hasty() -> None:
     """No safeguard, but shorter waits: the janitor repairs and reclaims every other second, not each half minute."""
     from iems.janitor import worker
@@ -169,6 +193,7 @@ SAFEGUARDS: dict[str, Callable[[], None]] = {
         report_each_recipient,
         report_on_reports,
         pass_line_ends_on,
+        keep_input_over_tls,
         hasty,
         own_limits,
     )

@@ -1,6 +1,7 @@
 # make run        a demo server on loopback, in the foreground (Ctrl-C stops it)
 # make test       everything a change must pass
 # make test-long  kills, power cuts and fuzzing at full length
+# make perf       kernels beside their twins and rivals, then the rigs (PERF="--full --out DIR" for real figures)
 # make generated  docs/config.md and conf/iems.toml from the declarations
 
 PYTHON ?= python3
@@ -8,9 +9,10 @@ VENV := .venv
 BASE ?= 10000
 DEMO ?= demo
 JOBS ?= 2
+PERF ?= --quick
 NATIVE := $(wildcard iems/_native/*.pyx iems/_native/*.pxd iems/_native/*.h)
 
-.PHONY: run test test-long check generated clean machine
+.PHONY: run test test-long perf check generated clean machine
 
 run: $(VENV)/.installed
 	@exec $(VENV)/bin/python -m iems.cli.demo $(DEMO) --port-base $(BASE)
@@ -22,6 +24,10 @@ test: $(VENV)/.dev
 
 test-long: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m long
+
+perf: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q perf/kernels --benchmark-only --benchmark-columns=median,min,rounds --benchmark-sort=name
+	$(VENV)/bin/iemsctl perf run $(PERF)
 
 generated: $(VENV)/.installed
 	$(VENV)/bin/iemsctl config docs > docs/config.md

@@ -187,6 +187,8 @@ def release(home: Home, as_json: bool, **given: Any) -> None:
     if _channel_alone(given):
         assert chosen.channel is not None
         admin.hold_channel(home.path, chosen.channel, False)
+        if not as_json:
+            say(f"released {given['channel'].upper()}")
     _report(home, as_json, "released", admin.release(home.path, chosen), given["ids"])
 
 

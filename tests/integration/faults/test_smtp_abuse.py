@@ -81,7 +81,7 @@ def test_bdat_abuses(home: FaultHome) -> None:
             assert reply[:1] == b"5" or reply.startswith(b"421"), (size, reply)
             if reply.startswith(b"421") or not wire.ask(b"RSET").startswith(b"250"):
                 wire.sock.close()
-                wire = home.wire("smtp")  # noqa: PLW2901
+                wire = home.wire("smtp")
                 wire.hello()
         wire.ask(b"MAIL FROM:<s@load.test>")
         wire.ask(b"RCPT TO:<a1@load.test>")

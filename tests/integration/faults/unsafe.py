@@ -167,6 +167,27 @@ def keep_input_over_tls() -> None:
     worker.Session.data_received = data_received  # type: ignore[method-assign]
 
 
+def no_imap_limits() -> None:
+    """Lines, literals, commands and nesting of any size."""
+    from iems.imap import grammar
+    from iems.imapd import engine, worker
+
+    endless = 1 << 40
+    limits = engine.Limits(endless, endless, endless, 104_857_600, 20, 5)
+    worker.Limits = lambda **_: limits  # type: ignore[misc, assignment]
+    grammar.MAX_NESTING = endless
+
+
+def any_depth() -> None:
+    """MIME is read to any depth (by the twin: the kernel's table has no room for it)."""
+    import iems._native
+    from iems._native import mime_py
+
+    native = iems._native.kernel
+    mime_py.MAX_DEPTH = 1 << 30  # type: ignore[misc]
+    iems._native.kernel = lambda name: mime_py if name == "mime" else native(name)  # type: ignore[assignment]
+
+
 def hasty() -> None:
     """No safeguard, but shorter waits: the janitor repairs and reclaims every other second, not each half minute."""
     from iems.janitor import worker
@@ -194,6 +215,8 @@ SAFEGUARDS: dict[str, Callable[[], None]] = {
         report_on_reports,
         pass_line_ends_on,
         keep_input_over_tls,
+        no_imap_limits,
+        any_depth,
         hasty,
         own_limits,
     )

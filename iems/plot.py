@@ -11,7 +11,7 @@ COLOURS = ("#0067a3", "#b3261e", "#1b7f5c", "#8a4fb5", "#b26a00", "#4d6a00", "#0
 _GRID = "#dddddd"
 _LIMIT = "#b3261e"
 _STYLE = "<style>text{font:12px system-ui,sans-serif;fill:#333}.t{font-weight:600;font-size:13px}</style>"
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 150, 30, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 170, 30, 44
 
 
 def standalone(svg: str) -> str:
@@ -40,7 +40,9 @@ def _ticks(low: float, high: float, log: bool) -> list[float]:
     if log:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         step = max(1, (last - first) // 6)
-        return [10.0**power for power in range(first, last + 1, step) if low * 0.999 <= 10.0**power <= high * 1.001] or [low, high]
+        between = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
+        places = [factor * 10.0**power for power in range(first, last + 1, step) for factor in between]
+        return [place for place in places if low * 0.999 <= place <= high * 1.001] or [low, high]
     span = (high - low) or 1.0
     step = 10 ** math.floor(math.log10(span / 4))
     for factor in (1, 2, 5, 10):
@@ -146,9 +148,9 @@ def bars(
     usable = [v for _, v, _ in rows] + list(behind) + ([] if limit is None else [limit])
     if not any(v > 0 for v in usable):
         return parts[0] + f'<text x="8" y="{_TOP + 14}">nothing to draw</text></svg>'
-    # labels are set in about 6.6 units a letter
-    start = min(330.0, max(60.0, 14 + 6.6 * max(len(label) for label, _, _ in rows)))
-    text = min(260.0, 16 + 6.6 * max(len(after) for _, _, after in rows))
+    # a letter of a label is at most about 7.4 wide
+    start = min(330.0, max(60.0, 16 + 7.4 * max(len(label) for label, _, _ in rows)))
+    text = min(260.0, 18 + 7.2 * max(len(after) for _, _, after in rows))
     axis = _Axis([v for v in usable if v > 0] if log else usable, log, start, width - text, not log)
     for n, (label, value, after) in enumerate(rows):
         place = _TOP + n * 26
@@ -179,7 +181,7 @@ def stacks(rows: Sequence[tuple[str, Mapping[str, float]]], *, title: str, unit:
     most = max((sum(parts.values()) for _, parts in rows), default=0.0)
     if most <= 0:
         return drawn[0] + f'<text x="8" y="{_TOP + 14}">nothing to draw</text></svg>'
-    start = min(330.0, max(60.0, 14 + 6.6 * max(len(label) for label, _ in rows)))
+    start = min(330.0, max(60.0, 16 + 7.4 * max(len(label) for label, _ in rows)))
     scale = (width - start - 110) / most
     for n, (label, parts) in enumerate(rows):
         place, at = _TOP + n * 26, start

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from iems.perf import peers, rigs, suite
+from iems import plot
+from iems.perf import peers, report, rigs, suite
 from iems.perf.measure import Options
 
 
@@ -32,7 +33,7 @@ def list_rigs() -> None:
 @click.argument("names", nargs=-1, metavar="[RIG]...")
 @click.option("--quick", "depth", flag_value="quick", help="One short repetition: shows that all runs.")
 @click.option("--full", "depth", flag_value="full", help="Five long repetitions, growth up to a million messages.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write perf.jsonl into this folder too.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write perf.jsonl and perf.html into this folder too.")
 @click.option("--disk", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder on the disk to measure.")
 @click.option("--compare", "against", metavar="PEER[=PROGRAM],...", help="Run postfix, dovecot, exim beside ours, in turn.")
 @click.option("--json", "lines", is_flag=True, help="JSON lines instead of a table.")
@@ -70,6 +71,8 @@ def run_rigs(
             click.echo(json.dumps(record))
     if file is not None:
         file.close()
+    if out is not None:
+        (out / "perf.html").write_text(report.page(records), "utf-8")
     if not lines:
         click.echo(suite.table(records))
     if any("failed" in record for record in records):
@@ -90,6 +93,25 @@ def _peers(against: str) -> dict[str, str | None]:
     if not found:
         sys.exit(1)
     return found
+
+
+@perf.command("report")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Where the page goes (FILE with .html).")
+@click.option("--svg", "pictures", type=click.Path(file_okay=False, path_type=Path), help="Write the pictures into this folder.")
+def report_run(file: Path, page: Path | None, pictures: Path | None) -> None:
+    """Make the page, or the pictures, of a run that is there."""
+    records = _read(file)
+    if pictures is None or page is not None:
+        place = page or file.with_suffix(".html")
+        place.write_text(report.page(records), "utf-8")
+        click.echo(str(place))
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name, svg in report.charts(records).items():
+            place = pictures / f"perf-{name}.svg"
+            place.write_text(plot.standalone(svg), "utf-8")
+            click.echo(str(place))
 
 
 @perf.command()

@@ -15,7 +15,7 @@ from iems.perf import machine, peers, rigs
 from iems.perf.measure import Options
 
 #: Names of figures in tables, and how they are shown.
-_SHOWN = (
+SHOWN = (
     ("per_s", "messages/s", "{:,.0f}"),
     ("mb_per_min", "MB/min", "{:,.0f}"),
     ("cpu_us", "CPU us", "{:,.1f}"),
@@ -99,7 +99,7 @@ def table(records: Iterable[dict[str, Any]]) -> str:
                 f"{about['kernel']}, {about['filesystem']}; {record['flushes_per_s']:,.0f} flushes/s, {record['write_mb_per_s']:,.0f} MB/s "
                 f"written, loopback {record['loopback_mb_per_s']:,.0f} MB/s; median of {record['repeats']}"
             )
-            lines.append(f"{'rig':<17}{'case':<28}{'who':<16}" + "".join(f"{title:>14}" for _, title, _ in _SHOWN))
+            lines.append(f"{'rig':<17}{'case':<28}{'who':<16}" + "".join(f"{title:>14}" for _, title, _ in SHOWN))
             continue
         place = f"{record['rig']:<17}{record.get('case', ''):<28}"
         if "failed" in record:
@@ -110,7 +110,7 @@ def table(records: Iterable[dict[str, Any]]) -> str:
             ]
             lines.append(f"{place}{'against':<8}{record['versus']}: " + "; ".join(texts))
         else:
-            cells = ((_figure(record, key), form) for key, _, form in _SHOWN)
+            cells = ((_figure(record, key), form) for key, _, form in SHOWN)
             lines.append(
                 f"{place}{record.get('peer', 'iems'):<16}"
                 + "".join(f"{'' if value is None else form.format(value):>14}" for value, form in cells)
@@ -159,7 +159,7 @@ def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[d
     for record in after:
         if "case" not in record or "versus" in record or place(record) not in old:
             continue
-        for key, _title, _form in _SHOWN:
+        for key, _title, _form in SHOWN:
             was, now = spread(old[place(record)], key), spread(record, key)
             if key == "other_cores" or was is None or now is None or not was[0]:
                 continue

@@ -30,7 +30,9 @@ LENIENT_END = re.compile(rb"(?:\r\n|\r|\n)\.(?:\r\n|\r|\n)")
 
 
 @contextlib.contextmanager
-def relaying(script: Script | None = None, *, unsafe: str = "", settings: dict[str, Any] | None = None, **server: Any) -> Iterator[tuple[FaultHome, SmtpServer]]:
+def relaying(
+    script: Script | None = None, *, unsafe: str = "", settings: dict[str, Any] | None = None, clocked: bool = False, **server: Any
+) -> Iterator[tuple[FaultHome, SmtpServer]]:
     """A home that relays all to a server with this script."""
     sink = SmtpServer(script, **server)
     loop = asyncio.new_event_loop()
@@ -50,7 +52,7 @@ def relaying(script: Script | None = None, *, unsafe: str = "", settings: dict[s
         **(settings or {}),
     }
     try:
-        with FaultHome(settings=own, unsafe=unsafe) as home:
+        with FaultHome(settings=own, unsafe=unsafe, clocked=clocked) as home:
             yield home, sink
     finally:
         run(sink.__aexit__())

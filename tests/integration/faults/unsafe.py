@@ -188,6 +188,15 @@ def any_depth() -> None:
     iems._native.kernel = lambda name: mime_py if name == "mime" else native(name)  # type: ignore[assignment]
 
 
+def age_by_wall_clock() -> None:
+    """Queue time is the wall clock."""
+    import time
+
+    from iems.spool.clock import QueueClock
+
+    QueueClock.now_ms = lambda self: time.time_ns() // 1_000_000  # type: ignore[method-assign]
+
+
 def hasty() -> None:
     """No safeguard, but shorter waits: the janitor repairs and reclaims every other second, not each half minute."""
     from iems.janitor import worker
@@ -217,6 +226,7 @@ SAFEGUARDS: dict[str, Callable[[], None]] = {
         keep_input_over_tls,
         no_imap_limits,
         any_depth,
+        age_by_wall_clock,
         hasty,
         own_limits,
     )

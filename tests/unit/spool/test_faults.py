@@ -287,7 +287,8 @@ def test_staging_budget(harness: Harness, run: Any) -> None:
             content.buffer.append(b"x" * 400_000)
             content.check_spill()
             held.append(content)
-            await asyncio.sleep(0.005)
+            while spool.staging.used > 3 << 20:
+                await asyncio.sleep(0.005)
         assert any(content.file for content in held)
         assert spool.staging.used <= 4 << 20
         messages = [Message(spool.new_id(), envelope(), [b"H", content]) for content in held]

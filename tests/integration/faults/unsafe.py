@@ -197,6 +197,17 @@ def age_by_wall_clock() -> None:
     QueueClock.now_ms = lambda self: time.time_ns() // 1_000_000  # type: ignore[method-assign]
 
 
+def reload_at_once() -> None:
+    """After a reload the old workers are drained at once, whatever sessions they have."""
+    from iems.imapd import worker as imapd
+    from iems.smtpd import worker as smtpd
+
+    async def retire(self: Any) -> None:
+        return
+
+    imapd.Worker.retire = smtpd.Worker.retire = retire  # type: ignore[method-assign, assignment]
+
+
 def hasty() -> None:
     """No safeguard, but shorter waits: the janitor repairs and reclaims every other second, not each half minute."""
     from iems.janitor import worker
@@ -227,6 +238,7 @@ SAFEGUARDS: dict[str, Callable[[], None]] = {
         no_imap_limits,
         any_depth,
         age_by_wall_clock,
+        reload_at_once,
         hasty,
         own_limits,
     )

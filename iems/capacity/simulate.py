@@ -19,11 +19,11 @@ from iems.capacity.constants import Constants, Cost, M
 from iems.capacity.site import Site, make
 
 #: More messages than this are not played one by one: the middle of the day around the peak hour is, for as long as they last.
-MOST_MESSAGES = 120_000
+MOST_MESSAGES = 60_000
 #: Stages in the order of a message's path, and the share of a service spent on the disk where only a rate is known.
 STAGES = (("smtpd", 0.2), ("lmda", 0.2), ("imap", 0.5))
 #: The same for each of the days around a knee.
-MOST_AROUND = 30_000
+MOST_AROUND = 12_000
 #: Spread of sizes and service times (coefficient of variation of a gamma distribution): sizes vary more than code.
 SPREAD = 0.8
 #: Spread of the CPU time of messages of one size.

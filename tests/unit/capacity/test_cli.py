@@ -5,6 +5,7 @@ import json
 from click.testing import CliRunner
 
 from iems.cli.capacity import capacity
+from tests.unit.capacity.test_capacity import RUN
 
 
 def run(*arguments):
@@ -60,3 +61,20 @@ def test_bad_input_names_the_field_and_exits_2(tmp_path):
 
 def test_list():
     assert "large-office" in run("--list").stdout
+
+
+def test_measured_run_and_pictures(tmp_path):
+    file = tmp_path / "perf.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in RUN))
+    result = run("large-office", "--measured", str(file), "--simulate", "--svg", str(tmp_path / "img"))
+    assert result.exit_code == 0, result.output
+    assert "rates: measured" in result.stdout and "all on one machine, 2 cores" in result.stdout and "they agree" in result.stdout
+    assert {p.name for p in (tmp_path / "img").iterdir()} == {f"capacity-large-office-{n}.svg" for n in ("load", "against", "delay")}
+    answer = json.loads(run("large-office", "--measured", str(file), "--simulate", "--json").stdout)
+    assert answer["one_machine"]["cores"] == 2 and answer["knee"]["agrees"] and answer["knee"]["part"] in ("cpu", "disk")
+    assert answer["paper_disagreements"] == [], "the paper speaks of its own machines"
+
+
+def test_knee_of_the_papers_rates():
+    answer = json.loads(run("large-office", "--simulate", "--json").stdout)
+    assert answer["knee"]["part"] == "imap" and answer["knee"]["users"] == 576 and answer["knee"]["agrees"]

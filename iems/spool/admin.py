@@ -267,6 +267,7 @@ def hold_channel(path: Path, channel: int, hold: bool) -> None:
     """Put a channel on hold, for what waits and what arrives later; or let it go on."""
 
     def change(index: Index) -> None:
+        recovery.keep_hold(folder(path), channel, hold)
         index.hold_channel(channel, hold)
 
     _with_index(path, change)

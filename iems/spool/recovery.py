@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from iems.blobs import blob_number, segment_name
-from iems.model import Extent
+from iems.model import Channel, Extent
 from iems.spool import keys, records
 from iems.spool.clock import boot_ms
 from iems.spool.index import MAP_OCTETS, Change, Index
@@ -40,6 +40,7 @@ ADMIN_SLOT = 0xFFFF
 _BOOT = "boot"  # which boot and which file the index belongs to
 _MARK = "clean"  # the index was synced and nothing has written since
 _DISTRUST = "distrust"  # somebody met a damaged page
+_HOLDS = "holds"  # in the spool's folder: names of the channels on hold
 
 
 class Boot(Struct):
@@ -77,6 +78,21 @@ def write_durably(path: Path, data: bytes) -> None:
         os.close(fd)
     os.rename(fresh, path)
     sync_folder(path.parent)
+
+
+def channels_on_hold(path: Path) -> list[int]:
+    """Channels an administrator has put on hold; kept beside the index, which may be lost. path: HOME/spool."""
+    try:
+        names = (path / _HOLDS).read_text("ascii").split()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [int(Channel[name]) for name in names if name in Channel.__members__]
+
+
+def keep_hold(path: Path, channel: int, hold: bool) -> None:
+    """Note durably that a channel is, or is no longer, on hold. Raises OSError. path: HOME/spool."""
+    found = {*channels_on_hold(path), channel} if hold else {*channels_on_hold(path)} - {channel}
+    write_durably(path / _HOLDS, "".join(f"{Channel(each).name}\n" for each in sorted(found)).encode())
 
 
 def distrust(path: Path) -> bool:
@@ -188,6 +204,8 @@ def _new_index(path: Path, map_octets: int, run: int, clock_offset_ms: int, file
             txn.put(keys.META_VERSION, keys.VERSION.to_bytes(4, "big"), db=meta)
             txn.put(keys.META_RUN, run.to_bytes(4, "big"), db=meta)
             txn.put(keys.META_CLOCK, clock_offset_ms.to_bytes(8, "big", signed=True), db=meta)
+            for channel in channels_on_hold(path):
+                txn.put(keys.META_HOLD + bytes((channel,)), b"1", db=meta)
             if files:
                 txn.put(keys.META_REBUILD, b"1", db=meta)
                 highest = max(blob_number(f.name) or 0 for f in files)

@@ -162,6 +162,18 @@ def test_channel_on_hold(queue: Any) -> None:
     assert admin.counts(path)["LOCAL"]["ready"] == 1
 
 
+@pytest.mark.parametrize("queue", ["stopped"], indirect=True)
+def test_channel_on_hold_without_its_index(queue: Any) -> None:
+    """The index may be lost (a power cut is enough): what an administrator stopped must not go on by itself."""
+    path, _ = queue
+    admin.hold_channel(path, Channel.LOCAL, True)
+    admin.hold_channel(path, Channel.SMTPC, True)
+    admin.hold_channel(path, Channel.SMTPC, False)
+    shutil.rmtree(path / "spool/index")
+    counts = admin.counts(path)
+    assert counts["LOCAL"]["on_hold"] and not counts["SMTPC"]["on_hold"]
+
+
 @pytest.mark.parametrize(
     ("action", "outcome"),
     [

@@ -170,6 +170,7 @@ def test_channel_on_hold_without_its_index(queue: Any) -> None:
     admin.hold_channel(path, Channel.SMTPC, True)
     admin.hold_channel(path, Channel.SMTPC, False)
     shutil.rmtree(path / "spool/index")
+    assert admin.audit(path)["missing"] == 0  # builds the index
     counts = admin.counts(path)
     assert counts["LOCAL"]["on_hold"] and not counts["SMTPC"]["on_hold"]
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import lmdb
 import msgspec
 
+from iems import reserve
 from iems.directory import keys, passwords
 from iems.directory.entries import (
     ACCOUNT,
@@ -88,6 +89,7 @@ class Directory:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         elif not (self.path / "data.mdb").exists():
             raise DirectoryUnavailable(f"there is no directory at {self.path}")
+        reserve.lock_file(self.path)
         try:
             self._env = lmdb.open(
                 str(self.path),

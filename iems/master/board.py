@@ -150,7 +150,7 @@ class Board:
         # A new file: workers of a killed master may still write into the old one.
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, SIZE)
+            os.posix_fallocate(fd, 0, SIZE)  # with its room: on a full disk a mapped page without any is SIGBUS
             board = cls(mmap.mmap(fd, SIZE), True)
         finally:
             os.close(fd)

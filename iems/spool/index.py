@@ -739,7 +739,7 @@ def _epoch_file(folder: Path, writable: bool) -> mmap.mmap | None:
         if os.fstat(fd).st_size < 8:
             if not writable:
                 return None
-            os.ftruncate(fd, 8)
+            os.posix_fallocate(fd, 0, 8)
         return mmap.mmap(fd, 8, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
     finally:
         os.close(fd)

@@ -18,6 +18,7 @@ import lmdb
 import msgspec
 from msgspec import Struct
 
+from iems import reserve
 from iems.blobs import blob_number, segment_name
 from iems.model import Channel, Extent
 from iems.spool import keys, records
@@ -164,6 +165,7 @@ def prepare(path: Path, *, map_octets: int = MAP_OCTETS) -> Prepared:
     sync_folder(path)
     index = path / "index"
     trusted = _trusted(index)
+    reserve.lock_file(index)
     if trusted:
         try:
             return _reopen(path, map_octets)
@@ -197,7 +199,9 @@ def _new_index(path: Path, map_octets: int, run: int, clock_offset_ms: int, file
     fresh = path / "index.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
-    env = lmdb.open(str(fresh), map_size=map_octets, max_dbs=len(keys.DATABASES), sync=False, mode=0o600)
+    env = lmdb.open(
+        str(fresh), map_size=map_octets, max_dbs=len(keys.DATABASES), max_readers=4096, sync=False, mode=0o600
+    )
     try:
         meta = {name: env.open_db(name.encode()) for name in keys.DATABASES}["meta"]
         with env.begin(write=True) as txn:
@@ -212,6 +216,7 @@ def _new_index(path: Path, map_octets: int, run: int, clock_offset_ms: int, file
                 txn.put(keys.META_BLOB, highest.to_bytes(8, "big"), db=meta)
     finally:
         env.close()
+    reserve.lock_file(fresh)
     _write_boot(fresh)
     if folder.exists():
         for old in path.glob("index.lost-*"):

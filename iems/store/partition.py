@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import lmdb
 import msgspec
 
+from iems import reserve
 from iems.errors import IemsError, StoreError
 from iems.model import Extent, Rope
 from iems.store import keys, names, wire
@@ -142,6 +143,7 @@ class Partition:
         self.content = Content(
             self.path / "blobs", Path(spool), copy_always=copy_always, number=number, now_ms=lambda: int(clock() * 1000)
         )
+        reserve.lock_file(index)
         self.env = lmdb.open(
             str(index), map_size=MAP_OCTETS, max_readers=MAX_READERS, sync=sync, metasync=sync, readahead=False
         )

@@ -58,6 +58,7 @@ class Constants(Struct, frozen=True, kw_only=True):
     comfortable_percent: float = 70.0  # above it queues grow at the peak; split before (utilisation law, M/G/1)
     sessions_per_worker: int = 4_000
     descriptors_per_session: int = 2
+    memory_octets: int | None = None  # of one machine
     cores: int = 1  # of one machine; paper: one processor each
     costs: dict[str, Cost] = {}
     source: str = PAPER
@@ -134,8 +135,9 @@ def _positive(value: Any, key: str, number: int) -> float:
 def _header(record: dict[str, Any], number: int, found: dict[str, Any]) -> None:
     if "write_mb_per_s" in record:
         found["disk_mb_per_min"] = _positive(record["write_mb_per_s"], "write_mb_per_s", number) * 60
-    if record["machine"].get("cores") is not None:
-        found["cores"] = int(_positive(record["machine"]["cores"], "cores", number))
+    for key in ("cores", "memory_octets"):
+        if record["machine"].get(key) is not None:
+            found[key] = int(_positive(record["machine"][key], key, number))
 
 
 def _point(record: dict[str, Any], number: int, points: dict[str, dict[float, tuple[float, float]]]) -> None:

@@ -37,7 +37,9 @@ class OneMachine(Struct, frozen=True, kw_only=True):
     """All work on one machine of `cores` cores: only where the CPU time of a message was measured.
 
     cpu_percent, disk_percent: mean over the working day; peak: of the busier of the two in the peak hour. users_at_saturation: at
-    which the day's mean uses all of it up; users_in_peak: the peak hour's. messages_per_s: inbound messages at saturation.
+    which the day's mean uses all of it up; users_in_peak: the peak hour's; users_by_memory, users_by_descriptors: whose sessions
+    there is room for (None: they take none, or the machine's memory is not known). users_carried: the least of the last three, ended
+    by `limited_by`. messages_per_s: inbound messages at saturation.
     """
 
     cores: int
@@ -48,6 +50,10 @@ class OneMachine(Struct, frozen=True, kw_only=True):
     peak_percent: float
     users_at_saturation: int | None
     users_in_peak: int | None
+    users_by_memory: int | None
+    users_by_descriptors: int | None
+    users_carried: int | None
+    limited_by: str | None
     messages_per_s: float | None
 
 
@@ -170,7 +176,7 @@ def forecast(site: Site, constants: Constants | None = None) -> Forecast:
         stores_needed=stores_needed,
         relays_needed=_machines(modules, ("smtpd", "smtpc"), c),
         split=_split(modules, c),
-        one_machine=_one_machine(modules, site, c),
+        one_machine=_one_machine(modules, site, c, connections, resident, (descriptors, limit)),
         warnings=_warnings(modules, descriptors, limit, stores_needed, site),
     )
 
@@ -186,7 +192,9 @@ def as_json(result: Forecast) -> dict[str, Any]:
     return data
 
 
-def _one_machine(modules: dict[str, ModuleLoad], site: Site, c: Constants) -> OneMachine | None:
+def _one_machine(
+    modules: dict[str, ModuleLoad], site: Site, c: Constants, connections: int, resident: int, descriptors: tuple[int, int]
+) -> OneMachine | None:
     """What the measured costs say of a machine that does everything; None if any module with work has no measured cost."""
     working = [n for n in ("smtpd", "smtpc", "lmda", "imap", "pop3", "web") if modules[n].bytes_per_day]
     if not c.costs or any(n not in c.costs for n in working):
@@ -199,6 +207,21 @@ def _one_machine(modules: dict[str, ModuleLoad], site: Site, c: Constants) -> On
     disk = None if disk_rate is None else modules["disk"].bytes_per_day / M / (day_s / 60) / disk_rate * 100
     worst = max(cpu, disk or 0.0)
     inbound = site.users * site.messages_in
+    by_memory = by_descriptors = None
+    if c.memory_octets is not None and connections:
+        room = c.memory_octets / (1 + c.memory_margin) - (resident - connections)
+        by_memory = max(0, math.floor(site.users * room / connections))
+    needed, allowed = descriptors
+    if needed and allowed > 0:
+        by_descriptors = math.floor(site.users * allowed / needed)
+    in_peak = math.floor(site.users * 100 / (worst * site.peak_hour_factor)) if worst else None
+    ends = {
+        "disk" if (disk or 0.0) > cpu else "CPU": in_peak,
+        "memory": by_memory,
+        "file descriptors": by_descriptors,
+    }
+    known = {name: users for name, users in ends.items() if users is not None}
+    limited_by = min(known, key=lambda name: known[name]) if worst else None
     return OneMachine(
         cores=cores,
         cpu_s_per_message=sum(busy.values()) / inbound if inbound else 0.0,
@@ -207,7 +230,11 @@ def _one_machine(modules: dict[str, ModuleLoad], site: Site, c: Constants) -> On
         disk_percent=disk,
         peak_percent=worst * site.peak_hour_factor,
         users_at_saturation=math.floor(site.users * 100 / worst) if worst else None,
-        users_in_peak=math.floor(site.users * 100 / (worst * site.peak_hour_factor)) if worst else None,
+        users_in_peak=in_peak,
+        users_by_memory=by_memory,
+        users_by_descriptors=by_descriptors,
+        users_carried=known[limited_by] if limited_by else None,
+        limited_by=limited_by,
         messages_per_s=inbound / day_s * 100 / worst if worst else None,
     )
 

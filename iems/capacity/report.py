@@ -53,14 +53,14 @@ def rows(result: Forecast) -> list[tuple[str, str]]:
     one = result.one_machine
     if one is not None:
         answer.append(
-            (f"all on one machine, {one.cores} core{'s' * (one.cores > 1)}",
+            (f"on one machine, {one.cores} core{'s' * (one.cores > 1)}",
              f"CPU {one.cpu_percent:,.1f} % of the day's mean, {one.peak_percent:,.1f} % in the peak hour, {one.cpu_s_per_message * 1e3:,.2f} ms"
              f" a message")
         )  # fmt: skip
-        if one.users_at_saturation is not None:
-            answer.append(
-                ("users it carries alone", f"{one.users_in_peak:,} in the peak hour, {one.users_at_saturation:,} with an even day")
-            )
+        if one.users_carried is not None:
+            others = {"in the peak hour": one.users_in_peak, "by memory": one.users_by_memory, "by descriptors": one.users_by_descriptors}
+            told = ", ".join(f"{users:,} {what}" for what, users in others.items() if users is not None)
+            answer.append(("users it carries alone", f"{one.users_carried:,}: {one.limited_by} ends first ({told})"))
     return answer
 
 

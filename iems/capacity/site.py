@@ -74,6 +74,51 @@ class Site(Struct, frozen=True, kw_only=True):
     cores: int | None = None
 
 
+#: What each field means, for people.
+MEANING = {
+    "name": "A short name; pictures are called after it.",
+    "title": "What reports are headed with.",
+    "users": "Accounts.",
+    "active": "Users connected at once; unset: 40 % of users (the paper's sites have 30 and 40).",
+    "messages_in": "Messages each user gets on a working day.",
+    "messages_out": "Messages each user sends on a working day.",
+    "size": "Mean size of a message.",
+    "outbound_by_smtpd": "Share of outbound mail that clients hand to our SMTPD (the rest is made here: web mail, lists).",
+    "local_store": "Whether mail is kept here; false for a relay, a gateway, a firewall.",
+    "imap_share": "Share of what is read that is read by IMAP. The three shares add up to 1.",
+    "pop3_share": "By POP3.",
+    "web_share": "By web mail.",
+    "client_bytes_per_day": "What clients fetch a day; unset: every message once.",
+    "messages_per_mailbox": "Messages in the mailbox that a session has selected.",
+    "lists": "Distribution lists.",
+    "list_members": "Members of one list.",
+    "list_postings_per_day": "Postings to all lists a day; each is expanded to every member.",
+    "antivirus_engines": "Scanners each message goes through, one after the other.",
+    "antivirus_mb_per_min": "Rate of one scanner; unset: unknown, so its load is too.",
+    "content_filter": "Whether a content filter sees inbound mail.",
+    "content_filter_mb_per_min": "Its rate; unset: unknown.",
+    "bayes": "Whether users train Bayesian filters: 75 % more disk.",
+    "mailsort_slowdown": "Share of the LMDA's rate that users' MailSort rules take.",
+    "passthrough_share": "Tagged mail from other MTAs, as a share of inbound mail, on top of it.",
+    "smtpd_sessions": "SMTP sessions at once, in.",
+    "smtpc_sessions": "SMTP sessions at once, out.",
+    "imap_sessions": "IMAP sessions at once; unset: active users times imap_share.",
+    "pop3_sessions": "POP3 sessions at once; unset: active users times pop3_share.",
+    "web_sessions": "Web sessions at once; unset: active users times web_share.",
+    "store_quota": "Octets of a mailbox; unset: what retention_days keeps of inbound mail.",
+    "retention_days": "Days mail is kept where there is no quota.",
+    "growth_per_year": "Share by which mailboxes grow in a year; the store is sized a year ahead.",
+    "log_days": "Days logs are kept.",
+    "queue_max_messages": "Most messages queued outbound; unset: a day's.",
+    "peak_hour_factor": "The busiest hour against the mean hour of the working day.",
+    "line_bits_per_s": "Speed of the line to the Internet; unset: not a bottleneck.",
+    "relays": "Machines that take mail in and send it out.",
+    "stores": "Machines that keep mail.",
+    "other_memory_bytes": "Memory of whatever else runs on the machine.",
+    "cores": "Of one machine; unset: as many as the measured machine has, 1 with the paper's figures.",
+}
+
+
 class _Range(Struct, frozen=True):
     low: float
     high: float
@@ -182,6 +227,25 @@ def parse(text: str) -> tuple[Site, dict[str, Any]]:
         raise SiteError([f"not TOML: {error}"]) from None
     paper = data.pop("paper", {})
     return make(data), paper
+
+
+def fields() -> list[tuple[str, str, str, str]]:
+    """Each field as people see it: name, default, what is allowed, meaning."""
+    rows = []
+    for name, default in zip(Site.__struct_fields__, Site.__struct_defaults__, strict=True):
+        allowed = "text"
+        if isinstance(default, bool):
+            allowed = "true or false"
+        elif name in _RANGES:
+            kind = "size" if name in _SIZES else "whole number" if name in _WHOLE else "number"
+            allowed = f"{kind}, {_short(_RANGES[name].low)} to {_short(_RANGES[name].high)}"
+        shown = "unset" if default is None else str(default).lower() if isinstance(default, bool) else f"{default}"
+        rows.append((name, shown, allowed, MEANING[name]))
+    return rows
+
+
+def _short(value: float) -> str:
+    return f"{value:g}" if abs(value) < 1e6 else f"{value:.0e}".replace("e+", "e").replace("e0", "e")
 
 
 def scenario_names() -> list[str]:

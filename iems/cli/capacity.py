@@ -18,6 +18,7 @@ from iems.capacity.forecast import Forecast, as_json, forecast
 from iems.capacity.paper import disagreements
 from iems.capacity.simulate import STAGES, Simulation, around, simulate
 from iems.capacity.site import Site, SiteError, make, parse, scenario, scenario_names
+from iems.capacity.site import fields as describe_fields
 
 _RANGE = re.compile(r"([a-z_]+)=([0-9.]+)\.\.([0-9.]+)")
 #: Points of a curve.
@@ -59,15 +60,22 @@ def _site(name: str | None, file: Path | None, given: dict[str, Any]) -> tuple[S
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots.")
 @click.option("--svg", "pictures", type=click.Path(file_okay=False, path_type=Path), help="Write the plots as files into this folder.")
 @click.option("--json", "as_lines", is_flag=True, help="One JSON object.")
+@click.option("--fields", "show_fields", is_flag=True, help="List the fields of a site, in Markdown.")
 @click.option("--list", "names", is_flag=True, help="List the scenarios.")
 def capacity(
     name: str | None, file: Path | None, fields: tuple[str, ...], figures: Path | None, play: bool, what_if: str | None,
-    page: Path | None, pictures: Path | None, as_lines: bool, names: bool, **given: Any,
+    page: Path | None, pictures: Path | None, as_lines: bool, show_fields: bool,
+    names: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Say what a site needs: load of each module, disk, memory, machines.
 
     SCENARIO is one of the sites of the Site Planning Guide (--list). A site of your own: --file, or --users and the rest.
     """
+    if show_fields:
+        click.echo("| field | default | allowed | meaning |\n|---|---|---|---|")
+        for row in describe_fields():
+            click.echo("| `{}` | {} | {} | {} |".format(*row))
+        return
     if names:
         for known in scenario_names():
             click.echo(f"{known:<20}{scenario(known)[0].title}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from iems import plot
-from iems.perf import peers, report, rigs, suite
+from iems.perf import peers, report, rigs, spine, suite
 from iems.perf.measure import Options
 
 
@@ -35,11 +35,13 @@ def list_rigs() -> None:
 @click.option("--full", "depth", flag_value="full", help="Five long repetitions, growth up to a million messages.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write perf.jsonl and perf.html into this folder too.")
 @click.option("--disk", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder on the disk to measure.")
+@click.option("--repeats", type=click.IntRange(1, 100), help="Repetitions of each case.")
 @click.option("--compare", "against", metavar="PEER[=PROGRAM],...", help="Run postfix, dovecot, exim beside ours, in turn.")
 @click.option("--json", "lines", is_flag=True, help="JSON lines instead of a table.")
 def run_rigs(
-    names: tuple[str, ...], depth: str | None, out: Path | None, disk: Path | None, against: str | None, lines: bool
-) -> None:
+    names: tuple[str, ...], depth: str | None, out: Path | None, disk: Path | None, repeats: int | None, against: str | None,
+    lines: bool,
+) -> None:  # fmt: skip
     """Run rigs (all by default) and print what they measured.
 
     perf.jsonl can be given to `iemsctl capacity --measured`, perf.html opens in a browser. With --compare, rigs that a peer can play are
@@ -54,9 +56,11 @@ def run_rigs(
         options = Options.quick(disk)
     elif depth == "full":
         options = Options.full(disk)
+    if repeats is not None:
+        options = dataclasses.replace(options, repeats=repeats)
     if against is not None:
         options = dataclasses.replace(options, peers=_peers(against))
-        names = names or tuple(name for name in rigs.NAMES if hasattr(rigs.rig(name), "PEERS"))
+        names = names or tuple(name for name in rigs.NAMES if hasattr(rigs.rig(name), "PEERS") or name == "mime")
     file = None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -99,10 +103,13 @@ def _peers(against: str) -> dict[str, str | None]:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Where the page goes (FILE with .html).")
 @click.option("--svg", "pictures", type=click.Path(file_okay=False, path_type=Path), help="Write the pictures into this folder.")
-def report_run(file: Path, page: Path | None, pictures: Path | None) -> None:
-    """Make the page, or the pictures, of a run that is there."""
+@click.option("--spine", "table", is_flag=True, help="Print the table of aims, in Markdown.")
+def report_run(file: Path, page: Path | None, pictures: Path | None, table: bool) -> None:
+    """Make the page, the pictures or the table of aims of a run that is there."""
     records = _read(file)
-    if pictures is None or page is not None:
+    if table:
+        click.echo(spine.table(records))
+    if page is not None or (pictures is None and not table):
         place = page or file.with_suffix(".html")
         place.write_text(report.page(records), "utf-8")
         click.echo(str(place))

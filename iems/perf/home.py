@@ -107,10 +107,12 @@ class PrivateHome:
 
     def _make(self) -> None:
         # Run by root, the home belongs to root: it is private, on loopback and gone after the run.
-        subprocess.run(
+        made = subprocess.run(
             [sys.executable, "-m", "iems.cli.iemsctl", "init", str(self.path), "--domain", DOMAIN, "--port-base", str(self.base)],
-            capture_output=True, check=True, timeout=120,
+            capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
+        if made.returncode:
+            raise RuntimeError(f"a home can't be made: {made.stderr.strip()[-500:]}")
         self.configure(self._settings)
         for name, text in self._files.items():
             (self.path / name).write_text(text, "utf-8")

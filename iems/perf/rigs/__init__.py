@@ -35,6 +35,7 @@ NAMES = (
     "deferred",
     "restart",
     "rebuild",
+    "mime",
     "grow_queue",
     "grow_mailbox",
     "grow_mailboxes",

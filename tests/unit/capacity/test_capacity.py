@@ -143,7 +143,7 @@ def test_constants_name_their_source():
 
 # What `iemsctl perf run` writes, cut to what matters: the machine, four rigs at two sizes, a peer beside them, memory of a connection.
 RUN = [
-    {"machine": {"cores": 2, "cpu": "X"}, "write_mb_per_s": 300.0},
+    {"machine": {"cores": 2, "cpu": "X", "memory_octets": 8_000_000_000}, "write_mb_per_s": 300.0},
     {"rig": "smtp_accept", "case": "4096x1", "octets": 4096, "sessions": 1, "cpu_us": [800.0, 700.0, 900.0]},
     {"rig": "smtp_accept", "case": "4096x50", "octets": 4096, "sessions": 50, "cpu_us": [160.0, 150.0, 170.0]},
     {"rig": "smtp_accept", "case": "4096x50", "octets": 4096, "sessions": 50, "cpu_us": [1600.0] * 3, "peer": "postfix"},
@@ -194,6 +194,19 @@ def test_one_machine_with_measured_costs():
     assert one.messages_per_s == pytest.approx(150_000 / 28_800 * 100 / worst)
     assert forecast(site).one_machine is None, "the paper gives rates, not costs"
     assert forecast(make({"users": 5, "messages_in": 1, "pop3_share": 1.0, "imap_share": 0.0}), own).one_machine is None
+
+
+def test_what_ends_first_on_one_machine():
+    own = own_constants()
+    site = make({"users": 500, "messages_in": 300, "size": 250_000})
+    one = forecast(site, own).one_machine
+    # 200 sessions of 18,000 + 200 * 100 octets; 64 MB of system; a fifth of margin
+    per_user = 200 * (18_000 + 200 * 100) / 500
+    assert one.users_by_memory == int((8e9 / 1.2 - 64e6) / per_user)
+    assert one.users_carried == min(one.users_in_peak, one.users_by_memory, one.users_by_descriptors)
+    assert one.limited_by in ("CPU", "disk", "memory", "file descriptors")
+    small = forecast(make({"users": 5, "messages_in": 0.1, "size": 1000}), own).one_machine
+    assert small.limited_by == "file descriptors"
 
 
 def test_the_formulas_hold_in_a_day_of_measured_costs():

@@ -25,7 +25,7 @@ def test_index_replaced_under_load():
         finally:
             senders.stop()
         audit = json.loads(home.ctl("audit", "--json"))
-        queue.until_drained(home.path, 30)
+        queue.until_drained(home.path, 120)
         found = delivered(home.path)
         assert not set(senders.acknowledged) - set(found)
         assert set(found.values()) == {1}

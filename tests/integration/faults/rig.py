@@ -48,7 +48,7 @@ def shim() -> Path:
     return library
 
 
-def until(found: Callable[[], Any], limit_s: float = 15.0) -> Any:
+def until(found: Callable[[], Any], limit_s: float = 90.0) -> Any:
     """What `found` gives, once it gives something true; an OSError or SMTPException of it counts as not yet."""
     end = time.monotonic() + limit_s
     last: Exception | None = None

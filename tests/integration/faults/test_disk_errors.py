@@ -61,7 +61,7 @@ def test_flushes_fail_again_and_again_under_load() -> None:
         finally:
             senders.stop()
         assert len(home.events("spool_segment_failed")) >= 15
-        until_drained(home.path, 20)
+        until_drained(home.path, 120)
         found = delivered(home.path)
         assert senders.acknowledged <= set(found), "acknowledged and lost"
         assert set(found.values()) == {1}
@@ -84,7 +84,7 @@ def test_a_commit_of_the_store_fails_once(unsafe: str) -> None:
         home.fail("sync", errno.EIO, "store/p0/index/data.mdb")
         assert home.send("struck").startswith(b"250")
         until(home.hits)
-        until_drained(home.path, 15)
+        until_drained(home.path, 120)
         assert delivered(home.path) == {"before": 1, "struck": 1}
         assert home.pids("store") != store
         assert [e for e in home.events("error") if "partition" in e["detail"]["what"]]
@@ -109,7 +109,7 @@ def test_the_store_s_own_segment_fails_once() -> None:
         for number in range(3):
             assert home.send(str(number)).startswith(b"250")
         until(home.hits)
-        until_drained(home.path, 15)
+        until_drained(home.path, 120)
         assert delivered(home.path) == {"0": 1, "1": 1, "2": 1}
 
 
@@ -143,5 +143,5 @@ def test_the_queue_s_index_can_t_be_written_once() -> None:
         taken = {name for name, reply in got if reply.startswith(b"250")}
         assert all(reply[:3] in (b"250", b"451") for _, reply in got), got
         assert home.send("after").startswith(b"250")
-        until_drained(home.path, 15)
+        until_drained(home.path, 120)
         assert delivered(home.path) == dict.fromkeys(taken | {"after"}, 1)

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
+
+
+#: A file system with less room than this may have cut a write of LMDB short.
+SHORT_OCTETS = 1 << 20
+
+
+def cut_short(error: BaseException, folder: Path) -> bool:
+    """Whether an error of LMDB in `folder` is that of a full disk: it calls a write that was cut short an I/O error."""
+    if os.strerror(errno.EIO) not in str(error):
+        return False
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < SHORT_OCTETS or (found.f_files > 0 and found.f_favail == 0)
 
 
 def lock_file(folder: Path) -> None:

@@ -6,6 +6,7 @@ here may be lost: `recovery.py` builds it again from the segments.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import lmdb
 import msgspec
 
+from iems import reserve
 from iems.model import Extent, Result
 from iems.spool import keys
 from iems.spool.clock import QueueClock
@@ -140,6 +142,8 @@ class Index:
                 raise
             change.commit()
         except (lmdb.Error, msgspec.DecodeError) as error:
+            if reserve.cut_short(error, self.path):
+                raise lmdb.DiskError(f"{error}: {os.strerror(errno.ENOSPC)}") from error
             if self._on_damage is not None and is_damage(error):
                 self._on_damage(error)
             raise
@@ -165,11 +169,16 @@ class Index:
 
     def set_meta(self, name: bytes, value: bytes | None) -> None:
         """Set or (None) delete a row of the meta table."""
-        with self.env.begin(write=True) as txn:
-            if value is None:
-                txn.delete(name, db=self.db["meta"])
-            else:
-                txn.put(name, value, db=self.db["meta"])
+        try:
+            with self.env.begin(write=True) as txn:
+                if value is None:
+                    txn.delete(name, db=self.db["meta"])
+                else:
+                    txn.put(name, value, db=self.db["meta"])
+        except lmdb.Error as error:
+            if reserve.cut_short(error, self.path):
+                raise lmdb.DiskError(f"{error}: {os.strerror(errno.ENOSPC)}") from error
+            raise
 
     def is_rebuilding(self) -> bool:
         """Whether old segments are still being read in."""
@@ -719,11 +728,10 @@ def is_damage(error: BaseException) -> bool:
     """Whether an error means that the index itself can't be trusted any more."""
     if isinstance(error, lmdb.Error):
         text = str(error)
-        if "Input/output error" in text:
-            return True
-        return (
-            not isinstance(error, _NO_DAMAGE) and "No space left" not in text and "quota" not in text.lower()
-        )
+        # about room, and first: LMDB calls a write that a full disk cut short an I/O error (`Index.change`)
+        if any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
+            return False
+        return os.strerror(errno.EIO) in text or not isinstance(error, _NO_DAMAGE)
     return isinstance(error, msgspec.DecodeError)
 
 

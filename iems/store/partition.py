@@ -282,6 +282,8 @@ class Partition:
             raise
         except lmdb.Error as error:
             self._drop_caches()
+            if reserve.cut_short(error, self.path):
+                raise OSError(errno.ENOSPC, str(error)) from error
             if os.strerror(errno.EROFS) in str(error):
                 raise OSError(errno.EROFS, str(error)) from error
             raise PartitionBroken(str(error)) from error

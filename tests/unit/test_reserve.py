@@ -47,3 +47,22 @@ def test_many_readers_on_a_full_disk(tmp_path: Path, reserved: bool) -> None:
             assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS
     finally:
         disk.close()
+
+
+def test_a_write_cut_short_is_a_full_disk(tmp_path: Path) -> None:
+    """LMDB says EIO where the disk is full; elsewhere an EIO is one."""
+    disk = Disk(tmp_path / "small", "1m")
+    try:
+        with lmdb.open(str(disk.path / "environment"), map_size=1 << 24, sync=False) as environment:
+            disk.fill(leave=3 * 4096)
+            with pytest.raises(lmdb.Error) as caught, environment.begin(write=True) as txn:
+                for number in range(100):
+                    txn.put(b"%d" % number, b"x" * 1000)
+            assert "Input/output error" in str(caught.value)
+            assert reserve.cut_short(caught.value, disk.path)
+            disk.empty()
+            assert not reserve.cut_short(caught.value, tmp_path)
+            with environment.begin(write=True) as txn:
+                txn.put(b"key", b"value")
+    finally:
+        disk.close()

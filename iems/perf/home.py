@@ -23,6 +23,8 @@ DOMAIN = "load.test"
 #: A server that is not ready by then will not be.
 START_S = 90.0
 PASSWORD = "pw"
+#: Roles that append to segments.
+_WRITERS = ("smtpd", "preprocessor", "smtpc", "lmda", "imapd")
 _WELL_KNOWN = {"smtp": 25, "lmtp": 24, "imap": 143, "imaps": 993, "pop3": 110, "submission": 587}
 
 
@@ -232,6 +234,16 @@ class PrivateHome:
             with contextlib.suppress(OSError):
                 found.setdefault(_role(pid), []).append(pid)
         return found
+
+    def flushes(self) -> int:
+        """Flushes it has asked for since its start: of segments, and commits of the store."""
+        from iems.master.board import Board
+
+        board = Board.open(self.path / "run/board")
+        try:
+            return sum(board.counters(role)["spool_flushes_total"] for role in _WRITERS) + board.counters("store")["store_commits_total"]
+        finally:
+            board.map.close()
 
     def waiting(self) -> int:
         """Messages ready or leased in any channel that is not on hold."""

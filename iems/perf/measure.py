@@ -87,7 +87,7 @@ class Meter:
 
     servers: Sequence[Server]
     own_s: Callable[[], float] = lambda: 0.0
-    _at: dict[str, tuple[float, float, int, float, float, dict[str, float]]] = field(default_factory=dict)
+    _at: dict[str, tuple[float, float, int, float, float, dict[str, float], int | None]] = field(default_factory=dict)
 
     def mark(self, which: str) -> None:
         """Called with `start` and `end`."""
@@ -97,10 +97,15 @@ class Meter:
                 roles[role] = roles.get(role, 0.0) + seconds
         cpu = sum(server.cpu_s() for server in self.servers)
         own = time.process_time() + self.own_s()
-        self._at[which] = (time.monotonic(), cpu, machine.disk_flushes(), machine.busy_cores_s(), own, roles)
+        told = [server.flushes() for server in self.servers if hasattr(server, "flushes")]
+        flushes = sum(told) if told else None
+        self._at[which] = (time.monotonic(), cpu, machine.disk_flushes(), machine.busy_cores_s(), own, roles, flushes)
 
     def spent(self, messages: int) -> Reading:
-        """CPU, flushes, noise per message between the marks."""
+        """CPU, flushes, noise per message between the marks.
+
+        `flushes` are the disks', whoever asked for them; `own_flushes` the server's, where it tells.
+        """
         began, ended = self._at["start"], self._at["end"]
         seconds, cpu, flushes, busy, own = (b - a for a, b in zip(began[:5], ended[:5], strict=True))
         seconds = max(seconds, 1e-9)
@@ -114,7 +119,7 @@ class Meter:
             "other_cores": max(0.0, (busy - cpu - own) / seconds),
             "flushes": flushes / messages,
             "cpu_us_by_role": {role: value / messages * 1e6 for role, value in roles.items()},
-        }
+        } | ({} if began[6] is None or ended[6] is None else {"own_flushes": (ended[6] - began[6]) / messages})
 
 
 def repetition(servers: Sequence[Server], load: Callable[[Callable[[str], None]], Any]) -> Reading:

@@ -23,7 +23,7 @@ SHOWN = (
     ("p99_ms", "p99 ms", "{:,.2f}"),
     ("visible_p50_ms", "visible ms", "{:,.1f}"),
     ("octets_each", "octets each", "{:,.0f}"),
-    ("flushes", "flushes", "{:,.3f}"),
+    ("own_flushes", "own flushes", "{:,.3f}"),
     ("other_cores", "other cores", "{:,.2f}"),
 )
 #: A change smaller than this is noise on a machine that other work shares, whatever the spread of three repetitions says.
@@ -106,7 +106,7 @@ def table(records: Iterable[dict[str, Any]]) -> str:
             lines.append(f"{place}{record.get('peer', 'iems'):<16}failed: {record['failed']}")
         elif "versus" in record:
             texts = [
-                f"{key} {middle:.2f}x ({low:.2f}-{high:.2f})" for key, (middle, low, high) in record["ratios"].items() if key != "flushes"
+                f"{key} {middle:.2f}x ({low:.2f}-{high:.2f})" for key, (middle, low, high) in record["ratios"].items()
             ]
             lines.append(f"{place}{'against':<8}{record['versus']}: " + "; ".join(texts))
         else:

@@ -1,8 +1,10 @@
 """The generators against our own sink and small scripted servers."""
 
+import array
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
@@ -119,3 +121,122 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError):
         loadgen.fetch(1, [b"u"], b"pw", b"FETCH %s", 1, 1)
     assert loadgen.smtp(1, POOL, [b"a"], b"s", count=1)["errors"] == 1, "nobody listens there"
+
+
+def test_a_rate_is_kept_and_lateness_counts(sink):
+    """With a rate, messages fall due whether or not the server keeps up, and latency is from then."""
+    port, _total, _thread = sink
+    settled = array.array("d", bytes(8 * 100))
+    begun = time.monotonic()
+    result = loadgen.smtp(port, POOL, [b"a@x.test"], b"s@x.test", sessions=3, count=100, rate=400.0, settled=settled, first_id=9)
+    took = time.monotonic() - begun
+    assert (result["done"], result["errors"], result["waiting"]) == (100, 0, 0)
+    assert took > 0.1, "a hundred at 400 a second don't come at once"
+    assert all(begun <= at <= begun + took for at in settled)
+
+
+def test_what_a_slow_server_leaves_is_told():
+    """A server that answers 20 messages a second, offered 400."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def slow():
+        peer, _ = listener.accept()
+        with contextlib.suppress(OSError), peer, peer.makefile("rb") as lines:
+            peer.sendall(b"220 hi\r\n")
+            content = False
+            for line in lines:
+                if content and line != b".\r\n":
+                    continue
+                if content:
+                    time.sleep(0.05)
+                content = line == b"DATA\r\n"
+                peer.sendall(b"354 go\r\n" if content else b"250 ok\r\n")
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    result = loadgen.smtp(
+        listener.getsockname()[1], POOL, [b"a@x.test"], b"s@x.test", sessions=1, rate=400.0, warmup_s=0.1, run_s=0.5
+    )
+    listener.close()
+    thread.join(5)
+    assert 1 <= result["done"] <= 12 and result["waiting"] > 100
+    assert max(result["latency_s"]) > 0.2, "time spent waiting for its turn is latency"
+
+
+def test_generators_run_side_by_side(sink):
+    port, _total, _thread = sink
+    marks: dict[int, list[str]] = {0: [], 1: []}
+    results = {}
+
+    def go(number):
+        results[number] = loadgen.smtp(port, POOL, [b"a@x.test"], b"s@x.test", sessions=2, count=200, on_mark=marks[number].append)
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [results[n]["done"] for n in (0, 1)] == [200, 200]
+    assert marks == {0: ["start", "end"], 1: ["start", "end"]}
+
+
+@pytest.mark.parametrize("size", [100, 5_000, 200_000])
+def test_the_sink_notes_when_each_message_came(size):
+    listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+    listener.setblocking(False)
+    came = array.array("d", bytes(8 * 50))
+    thread = threading.Thread(target=lambda: loadgen.sink(listener.fileno(), came, 1 << 40))
+    thread.start()
+    whole = b"Received: x\r\n" * (size // 100) + MESSAGE + b"line\r\n" * (size // 6)
+    pool = [(whole, whole.index(b"0123456789abcdef"))]
+    settled = array.array("d", bytes(8 * 50))
+    port = listener.getsockname()[1]
+    result = loadgen.smtp(port, pool, [b"a@x.test"], b"s@x.test", sessions=4, count=50, first_id=1 << 40, settled=settled)
+    stop(port)
+    thread.join(5)
+    listener.close()
+    assert result["done"] == 50
+    assert all(0 < arrived <= answered for arrived, answered in zip(came, settled, strict=True))
+
+
+def test_slow_senders_send_octet_by_octet():
+    listener = socket.create_server(("127.0.0.1", 0), backlog=50)
+    got: list[bytes] = []
+
+    def session(peer):
+        with contextlib.suppress(OSError), peer:
+            peer.sendall(b"220 hi\r\n")
+            while piece := peer.recv(4096):
+                got.append(piece)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                threading.Thread(target=session, args=(peer,), daemon=True).start()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    over = loadgen.Over()
+    timer = threading.Timer(0.6, over.set)
+    timer.start()
+    result = loadgen.drip(listener.getsockname()[1], b"a@x.test", sessions=5, interval_s=0.02, run_s=30, over=over)
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+    assert result["errors"] == 0 and result["seconds"] < 10 and result["done"] >= 5
+    assert b"".join(got).count(b"E") >= 1 and max(map(len, got)) <= 3
+    with pytest.raises(ValueError):
+        loadgen.drip(1, b"a", interval_s=0)
+    with pytest.raises(OSError):
+        loadgen.drip(1, b"a@x.test", sessions=2, interval_s=0.01, run_s=0.5)
+
+
+def test_more_arguments_are_checked(sink):
+    port, _total, _thread = sink
+    with pytest.raises(ValueError):
+        loadgen.smtp(port, POOL, [b"a"], b"s", rate=-1)
+    with pytest.raises(ValueError):
+        loadgen.smtp(port, POOL, [b"a"], b"s", settled=array.array("f", [0]))
+    with pytest.raises(ValueError):
+        loadgen.fetch(port, [b"u"], b"pw", b"NOOP", 5, 1)

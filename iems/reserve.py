@@ -7,7 +7,6 @@ import errno
 import os
 from pathlib import Path
 
-
 #: A file system with less room than this may have cut a write of LMDB short.
 SHORT_OCTETS = 1 << 20
 

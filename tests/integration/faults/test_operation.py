@@ -135,10 +135,11 @@ def test_start_with_a_hundred_thousand_messages_and_no_index() -> None:
         subprocess.run(["rm", "-r", str(home.path / "spool/index")], check=True)
         begun = time.monotonic()
         home.start()
-        assert time.monotonic() - begun < 10
+        took = time.monotonic() - begun
+        assert took < 10
         assert home.send("late").startswith(b"250")
         (rebuilt,) = until(lambda: home.events("rebuilt"), 120)
-        print(f"ports after {time.monotonic() - begun:.1f} s, index built in {rebuilt['detail']['seconds']} s")
+        print(f"ports after {took:.1f} s, index built in {rebuilt['detail']['seconds']} s")
         assert rebuilt["detail"]["messages"] == count
         until(lambda: sum(channel(home)[what] for what in ("ready", "held", "leased")) == count + 1, 60)
 

@@ -33,6 +33,8 @@ DEAD_DOMAINS = 400
 RATE = 50.0
 #: Retries of the dead come round this often.
 RETRY_S = 10.0
+#: Fresh messages that have not arrived by then are no longer waited for.
+LONGEST_S = 60.0
 _SINK = """
 import mmap, sys
 from iems._native import loadgen
@@ -123,13 +125,14 @@ def _run(options: Options, kind: str, dead_port: int) -> Iterator[dict[str, Any]
                 )  # fmt: skip
                 if result["errors"]:
                     raise RuntimeError(f"fresh mail: {result['complaint']}")
-                until = time.monotonic() + 60
+                until = time.monotonic() + LONGEST_S
                 while not (came := sink.came[start : start + each]).all() and time.monotonic() < until:
                     time.sleep(0.01)
                 meter.mark("end")
-                if not came.all():
-                    raise RuntimeError(f"{int((came == 0).sum())} of {each} fresh messages did not leave within a minute")
-                return measure.latencies(np.maximum(came - np.asarray(settled), 0.0)) | meter.spent(each)
+                # one that has not come yet counts as if it came now: the least it can take
+                arrived = np.where(came > 0, came, time.monotonic())
+                late = {"missing": float((came == 0).sum())}
+                return measure.latencies(np.maximum(arrived - np.asarray(settled), 0.0)) | meter.spent(each) | late
 
             fresh(0)  # warm
             idle = [fresh(number + 1) for number in range(options.repeats)]
@@ -146,7 +149,7 @@ def _run(options: Options, kind: str, dead_port: int) -> Iterator[dict[str, Any]
     yield {"rig": NAME, "case": f"idle, {kind}"} | values | measure.figures(idle)
     ratios = [b["p99_ms"] / a["p99_ms"] for a, b in zip(idle, busy, strict=True) if a["p99_ms"]]
     yield (
-        {"rig": NAME, "case": f"{dead} {kind}", "still_queued": left, "also": ["p99_ratio", "still_queued"]}
+        {"rig": NAME, "case": f"{dead} {kind}", "still_queued": left, "also": ["p99_ratio", "still_queued", "missing"]}
         | values
         | measure.figures(busy)
         | ({"p99_ratio": measure.figures([{"r": ratio} for ratio in ratios])["r"]} if ratios else {})

@@ -61,6 +61,7 @@ class Constants(Struct, frozen=True, kw_only=True):
     memory_octets: int | None = None  # of one machine
     cores: int = 1  # of one machine; paper: one processor each
     costs: dict[str, Cost] = {}
+    mix_factor: float = 1.0  # CPU time of all modules at work together over the sum of each by itself; measured by the mixed day
     source: str = PAPER
 
 

@@ -201,7 +201,8 @@ def _one_machine(
         return None
     cores = site.cores or c.cores
     day_s = c.working_day_h * 3600
-    busy = {n: modules[n].bytes_per_day / site.size * c.costs[n].seconds(site.size) for n in working}
+    together = c.mix_factor if len(working) > 1 else 1.0
+    busy = {n: modules[n].bytes_per_day / site.size * c.costs[n].seconds(site.size) * together for n in working}
     cpu = sum(busy.values()) / (day_s * cores) * 100
     disk_rate = c.disk_mb_per_min
     disk = None if disk_rate is None else modules["disk"].bytes_per_day / M / (day_s / 60) / disk_rate * 100

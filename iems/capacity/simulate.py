@@ -157,6 +157,8 @@ def _measured(site: Site, c: Constants, random: np.random.Generator, outbound: N
     read = sum(cpu(name, share) for name, share in shares) * _fetched(site) * inward if site.local_store else np.zeros(count)
     leaving = cpu("smtpc", 1.0) * (outbound if site.local_store else 1.0)
     columns = np.column_stack([entering, filed, read, leaving])
+    if np.count_nonzero(columns.any(axis=0)) > 1:
+        columns *= c.mix_factor
     disk = np.zeros_like(columns)
     if c.disk_mb_per_min:
         disk[:, 0] = sizes / (c.disk_mb_per_min * M / 60)  # content is written once, where it comes in

@@ -444,6 +444,9 @@ class Supervisor:
                 self.log.error("master", exc)
                 self.wait(time.monotonic_ns() + SECOND)
         self.short_lived("seal")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # The interpreter puts handlers back to their default as it ends: a late signal would make a clean stop look like a death.
+            signal.signal(number, signal.SIG_IGN)
         self.log.event("stopped", pid=os.getpid())
         self.log.close()
         if self.hopeless:

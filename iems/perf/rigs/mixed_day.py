@@ -1,9 +1,11 @@
 """A site's working day, compressed: mail comes in, is delivered, fetched, and goes out, in the proportions of one of the paper's sites.
 
-First each part is measured by itself and the capacity calculator says from that, by its closed formula, how many messages a second this
-machine carries of the mix. Then the mix is offered at random times, at rates around that, until it is known at which the machine
-no longer keeps up: more than LATE of what fell due is not done, or still queued, at the end. The load comes from the same machine, so the
-CPU time of the generator counts as part of each message; what other work on the machine takes is left out of what it can carry.
+First each part is measured by itself, busy. Together they cost more than the sum: none gets to do as much at a time, and they drive each
+other out of the caches. So the mix is offered once at a moderate rate, and what a message of it costs there, over the sum of its parts, is the
+`mix_factor`. From parts and factor the capacity calculator says, by its closed formula, how many messages a second this machine
+carries. Then the mix is offered at random times, at rates around that, until it is known at which the machine no longer keeps up:
+more than LATE of what fell due is not done, or still queued, at the end. The load comes from the same machine, so the CPU time of
+the generator counts as part of each message; what other work on the machine takes is left out of what it can carry.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ SMTP_SESSIONS = 30
 IMAP_SESSIONS = 18
 #: Share of the offered work that may be missing at the end of a step.
 LATE = 0.05
+#: Rate at which the factor is taken, as a share of what the parts alone promise; halved until the machine keeps up.
+MODERATE = 0.5
 #: Steps of the search for the knee; each halves what is not known.
 STEPS = 6
 RECIPIENTS = [b"user%d@relay.test" % i for i in range(50)]
@@ -57,7 +61,10 @@ def _site(options: Options, name: str) -> Iterator[dict[str, Any]]:
             day = _Day(home, site, options, lambda: machine.process_cpu_s(sink_pid))
             costs = day.parts()
             cores = machine.describe(home.path)["cores"]
-            predicted = _predicted(site, Constants(cores=cores, costs=costs, source="measured"))
+            constants = Constants(cores=cores, costs=costs, source="measured")
+            summed = _predicted(site, constants)
+            factor = day.factor(summed * MODERATE, cores / summed)
+            predicted = _predicted(site, structs.replace(constants, mix_factor=factor))
             yield from day.records
             low, high = 0.0, 0.0
             rate = predicted * 0.8
@@ -77,13 +84,16 @@ def _site(options: Options, name: str) -> Iterator[dict[str, Any]]:
         "case": f"{name}, the knee",
         "site": name,
         "octets": site.size,
+        "summed_per_s": summed,
         "predicted_per_s": predicted,
         "predicted_beside_others_per_s": beside,
         "saturated_per_s": saturated,
         "between_per_s": [low, high],
         "error_percent": (beside / saturated - 1) * 100 if saturated else None,
         "cost_us_by_part": {module: round(cost.message_us, 1) for module, cost in costs.items()},
-        "also": ["predicted_per_s", "predicted_beside_others_per_s", "saturated_per_s", "error_percent"],
+        "constant": "mix_factor",
+        "value": round(factor, 3),
+        "also": ["summed_per_s", "value", "predicted_per_s", "predicted_beside_others_per_s", "saturated_per_s", "error_percent"],
     }
 
 
@@ -149,6 +159,22 @@ class _Day:
             reading = measure.counted([home], waiting, self._site.size, leave)
             found["smtpc"] = self._note("smtpc", reading | {"client_us": (self._sink_s() - sunk) / waiting * 1e6})
         return found
+
+    def factor(self, rate: float, summed_s: float) -> float:
+        """What a message of the mix costs at a moderate rate, over `summed_s`, the sum of its parts; at least 1."""
+        for _ in range(4):
+            reading, kept_up = self.step(rate)
+            if kept_up:
+                break
+            rate /= 2
+        else:
+            raise RuntimeError(f"the machine does not even carry {rate:.0f} messages a second of the mix")
+        case = f"{self._site.name}, {rate:.0f}/s for its cost"
+        self.records.append(
+            {"rig": NAME, "case": case, "site": self._site.name, "octets": self._site.size, "also": ["backlog"]}
+            | measure.figures([reading])
+        )
+        return max(1.0, float(reading["cpu_us"] + reading["client_us"]) / 1e6 / summed_s)
 
     def _send(
         self, to: list[bytes], rate: float, *, run_s: float, mark: Callable[[str], None] | None = None

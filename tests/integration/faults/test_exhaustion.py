@@ -95,9 +95,9 @@ class Drip:
                 sock.sendall(b"EHLO drip\r\nMAIL FROM:<s@load.test>\r\nRCPT TO:<a1@load.test>\r\nDATA\r\n")
         self._period_s = period_s
         self._over = threading.Event()
+        self.sent = 0
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        self.sent = 0
 
     def _run(self) -> None:
         slices = 50

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from iems.perf import machine
+from iems.perf.ports import free_base
 
 DOMAIN = "load.test"
 #: A server that is not ready by then will not be.
@@ -46,7 +45,7 @@ class PrivateHome:
     ) -> None:
         self._parent = Path(tempfile.mkdtemp(prefix="iems-perf-", dir=folder))
         self.path = self._parent / "home"
-        self.base = _free_base()
+        self.base = free_base()
         self._accounts = accounts
         self._settings = settings or {}
         self._held = held
@@ -255,19 +254,3 @@ class PrivateHome:
 def _role(pid: int) -> str:
     title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0", 1)[0].decode()
     return title.split()[1] if title.startswith("iems: ") and len(title.split()) > 2 else "master"
-
-
-def _free_base() -> int:
-    """A port base on which every port of a home is free just now."""
-    offsets = (24, 25, 110, 143, 389, 465, 587, 636, 80, 443, 993, 995, 4190, 9100)
-    for _ in range(200):
-        base = 12_000 + secrets.randbelow(400) * 100
-        try:
-            with contextlib.ExitStack() as stack:
-                for offset in offsets:
-                    sock = stack.enter_context(socket.socket())
-                    sock.bind(("127.0.0.1", base + offset))
-            return base
-        except OSError:
-            continue
-    raise RuntimeError("no free ports on loopback")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from iems.perf.home import _free_base
+from iems.perf.ports import free_base
 
 
 def start(folder, base):
@@ -31,7 +31,7 @@ def accounts(lines):
 
 
 def test_demo(tmp_path):
-    base = _free_base()
+    base = free_base()
     process, lines = start(tmp_path / "demo", base)
     try:
         people = accounts(lines)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from iems.master.child import lives
-from tests.support.ports import free_base
+from iems.perf.ports import free_base
 
 CONTENT = b"Subject: hello\r\nFrom: anna@example.test\r\n\r\nThe first mail.\r\n"
 

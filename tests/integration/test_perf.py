@@ -118,7 +118,7 @@ def test_all_three_uses_from_a_wheel(tmp_path: Path):
     assert str(tmp_path) in run(python, "-c", "import iems; print(iems.__file__)").stdout
 
     home = tmp_path / "home"
-    from tests.support.ports import free_base
+    from iems.perf.ports import free_base
 
     run(ctl, "init", home, "--domain", "example.test", "--port-base", str(free_base()))
     run(ctl, "--home", home, "start")

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
+from iems.perf.ports import free_base
 from tests.support.dnsserver import DnsServer
-from tests.support.ports import free_base
 from tests.support.smtpserver import SmtpServer
 
 CONTENT = b"Subject: hello\r\nFrom: anna@example.test\r\nMessage-ID: <%d@example.test>\r\n\r\nline\r\n..\r\n.dotted\r\n"

@@ -20,7 +20,7 @@ from iems.cli.trace import in_order
 from iems.config import Config, load
 from iems.log import Log
 from iems.model import id_text
-from tests.support.ports import free_base
+from iems.perf.ports import free_base
 
 
 def run(*args: str, code: int = 0) -> Result:

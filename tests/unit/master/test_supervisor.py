@@ -20,7 +20,7 @@ from iems.cli.run import status_of
 from iems.master.board import Board, blamed
 from iems.master.child import lives
 from iems.master.supervisor import running_pid
-from tests.support.ports import free_base
+from iems.perf.ports import free_base
 
 ROOT = Path(__file__).parents[3]
 ID = bytes(range(16))

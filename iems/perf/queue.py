@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,16 +21,17 @@ def waiting(home: Path) -> int:
 
 
 def _counts(home: Path) -> dict[str, dict[str, Any]]:
-    """The queue's counts; while a damaged index is being replaced, one message that waits."""
-    try:
-        return admin.counts(home / "spool")
-    except FileNotFoundError:
-        return {"INPUT": {"ready": 1, "leased": 0}}
+    """The queue's counts; an empty queue whose index is being built anew has one message that waits."""
+    with contextlib.suppress(FileNotFoundError):
+        found = admin.counts(home / "spool")
+        if any(count["ready"] + count["leased"] for count in found.values()) or not admin.rebuilding(home / "spool"):
+            return found
+    return {"INPUT": {"ready": 1, "leased": 0, "deferred": 0, "held": 0}}
 
 
 def queued(home: Path, states: Collection[str] = ("ready", "leased", "deferred", "held")) -> int:
     """Messages in any channel in one of `states`."""
-    return sum(count[state] for count in admin.counts(home / "spool").values() for state in states)
+    return sum(count[state] for count in _counts(home).values() for state in states)
 
 
 def until_drained(home: Path, timeout_s: float = 300.0, look: Callable[[Path], int] = waiting) -> float:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lmdb
 from msgspec import Struct, field
 
 from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
@@ -146,6 +147,21 @@ class Found(Struct):
 
 
 _STATE = {FRESH: "ready", RETRY: "deferred", HELD: "held", QUARANTINED: "quarantined"}
+
+
+def rebuilding(path: Path) -> bool:
+    """Whether the queue's index is built anew from the segments, or is about to be: counts and lists are not whole until it is."""
+    spool = folder(path)
+    if recovery.distrusted(spool) or not recovery.usable(spool):
+        return True
+    try:
+        index = Index(spool / "index", readonly=True)
+    except (lmdb.Error, FileNotFoundError):
+        return True
+    try:
+        return index.is_rebuilding()
+    finally:
+        index.close()
 
 
 def _find(index: Index, selection: Selection) -> Iterator[Found]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections import deque
@@ -67,6 +68,10 @@ DEAD_S: Final = 300.0
 PROBE_S: Final = 5.0
 #: How long a host may take to accept a connection while others wait for the place.
 PATIENCE_S: Final = 2.0
+#: Share of the connections that may be on their way to hosts which took none lately; the rest is for hosts that answer.
+UNPROVEN_SHARE: Final = 0.75
+#: How long a host that took a connection counts as one that answers.
+PROVEN_S: Final = 3600.0
 #: Where a domain's mail goes is looked up again after this time at the latest (the resolver minds the TTL).
 ROUTE_S: Final = 60.0
 #: A host whose TLS handshake failed is spoken to in the clear for this long.
@@ -232,6 +237,10 @@ class Worker:
         self._connecting = 0
         self._idle: dict[tuple[str, int], list[Session]] = {}
         self._waiting: dict[str, Destination] = {}  # for a connection to become free
+        self._waiting_proven: dict[str, Destination] = {}  # the same, where a host is known to answer
+        self._unproven = 0  # connections on their way to hosts that took none lately
+        self._unproven_most = math.ceil(self._config.max_connections * UNPROVEN_SHARE)
+        self._proven: dict[tuple[str, int], float] = {}  # host -> until when it counts as one that answers
         self._newest_first = False
         self._bad: dict[tuple[str, int], float] = {}
         self._no_tls: dict[tuple[str, int], float] = {}
@@ -246,6 +255,7 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._scheduled = False
+        self._pumped_s = 0.0
         self._stopped = False
         self._over = False
         self._paused_until_s = 0.0
@@ -275,11 +285,15 @@ class Worker:
 
     def _woken(self) -> None:
         """Something was put into the queue."""
-        if self._in_hand < BUSY:
+        if self._scheduled:
+            return
+        # Many of those in hand may only wait for a dead host: what counts is how soon after the last look this comes.
+        wait_s = self._pumped_s + GATHER_S - self._loop.time() if self._in_hand >= BUSY else 0.0
+        if wait_s <= 0.0:
             self._pump_soon()
-        elif not self._scheduled:
+        else:
             self._scheduled = True
-            self._loop.call_later(GATHER_S, self._pump)
+            self._loop.call_later(wait_s, self._pump)
 
     def _pump(self) -> None:
         """Take what is due while there is room; then wait, parked, until woken or something falls due."""
@@ -289,7 +303,7 @@ class Worker:
             self._timer = None
         ctx = self._ctx
         touched: dict[str, Destination] = {}
-        now_s = self._loop.time()
+        now_s = self._pumped_s = self._loop.time()
         turns = 0
         while not self._stopped and not ctx.draining:
             turns += 1
@@ -390,12 +404,20 @@ class Worker:
                 return
             if self._reuse(destination, route):
                 continue
-            if len(self._sessions) + self._connecting >= self._config.max_connections and not self._evict():
-                self._waiting[destination.key] = destination
+            proven = any((host.address, host.port) in self._proven for host in route.hosts)
+            if not self._place(proven):
+                (self._waiting_proven if proven else self._waiting)[destination.key] = destination
                 return
             destination.opening += 1
             self._connecting += 1
-            self._start(self._open(destination, route))
+            self._unproven += not proven
+            self._start(self._open(destination, route, proven))
+
+    def _place(self, proven: bool) -> bool:
+        """Whether there is a place for one more connection, if need be that of a session at rest."""
+        if not proven and self._unproven >= self._unproven_most:
+            return False
+        return len(self._sessions) + self._connecting < self._config.max_connections or self._evict()
 
     def _reuse(self, destination: Destination, route: Route) -> bool:
         """Take over an idle session to one of the best hosts."""
@@ -471,8 +493,8 @@ class Worker:
         destination.route_until_s = self._loop.time() + ROUTE_S
         self._drive(destination)
 
-    async def _open(self, destination: Destination, route: Route) -> None:
-        """Connect to one of the destination's hosts, in order."""
+    async def _open(self, destination: Destination, route: Route, proven: bool) -> None:
+        """Connect to one of the destination's hosts, in order. proven: one of them took a connection lately."""
         reply: Reply | None
         try:
             reply = await self._connect(destination, route)
@@ -482,6 +504,7 @@ class Worker:
         finally:
             destination.opening -= 1
             self._connecting -= 1
+            self._unproven -= not proven
         if reply is not None:
             self._failed(destination, reply, False)
         self._drive(destination)
@@ -500,6 +523,7 @@ class Worker:
             session, reply = await self._greet(host)
             if session is not None:
                 self._bad.pop((host.address, host.port), None)
+                self._proven[host.address, host.port] = self._loop.time() + PROVEN_S
                 destination.failures = 0
                 destination.dead_reply = None
                 self._adopt(destination, session)
@@ -507,6 +531,7 @@ class Worker:
             assert reply is not None
             last = reply
             self._bad[host.address, host.port] = self._loop.time() + BAD_HOST_S
+            self._proven.pop((host.address, host.port), None)
         return last
 
     async def _greet(self, host: Host) -> tuple[Session | None, Reply | None]:
@@ -576,10 +601,13 @@ class Worker:
             self._give_up(work, reply, wait_s)
 
     def _let_wait_go(self) -> None:
-        """Connections may have become free."""
-        while self._waiting and (
-            len(self._sessions) + self._connecting < self._config.max_connections or self._idle
-        ):
+        """Connections may have become free: hosts that answer come first, they have few places to wait for."""
+        while self._waiting_proven and self._free():
+            destination = self._waiting_proven.pop(next(iter(self._waiting_proven)))
+            self._drive(destination)
+            if destination.key in self._waiting_proven:
+                return
+        while self._waiting and self._unproven < self._unproven_most and self._free():
             # The newest and the oldest in turn: fresh mail need not queue behind a crowd of mute hosts, and nobody starves.
             self._newest_first = not self._newest_first
             key = next(reversed(self._waiting) if self._newest_first else iter(self._waiting))
@@ -587,6 +615,9 @@ class Worker:
             self._drive(destination)
             if destination.key in self._waiting:
                 return
+
+    def _free(self) -> bool:
+        return len(self._sessions) + self._connecting < self._config.max_connections or bool(self._idle)
 
     # ---------------------------------------------------------------- what sessions ask and tell
 
@@ -721,7 +752,7 @@ class Worker:
         session.resting_since_s = self._loop.time()
         destination.idle.append(session)
         self._idle.setdefault((session.host.address, session.host.port), []).append(session)
-        if self._waiting:
+        if self._waiting or self._waiting_proven:
             self._loop.call_soon(self._let_wait_go)
 
     def ended(self, session: Session, reply: Reply, unfinished: list[Transaction]) -> None:
@@ -983,7 +1014,7 @@ class Worker:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         for session in list(self._sessions):
             session.tick(now_s)
-        if self._waiting:
+        if self._waiting or self._waiting_proven:
             # Others wait for a place: hosts that don't answer at all have had theirs long enough.
             for limit, since_s in self._dialling.items():
                 if now_s - since_s >= PATIENCE_S and not limit.expired():
@@ -994,7 +1025,7 @@ class Worker:
         ]:
             self._part(session)
             session.quit()
-        for table in (self._bad, self._no_tls):
+        for table in (self._bad, self._no_tls, self._proven):
             for where in [where for where, until_s in table.items() if until_s <= now_s]:
                 del table[where]
         for destination in list(self._destinations.values()):

@@ -548,6 +548,35 @@ def test_hosts_that_do_not_answer_leave_room_for_those_that_do(tmp_path, monkeyp
     assert took < (1 if trouble == "dns" else 13)
 
 
+def test_mute_hosts_leave_places_to_hosts_that_answer(tmp_path, monkeypatch):
+    """A host that took mail before takes more at once, though every place that others may have is lost to mute ones."""
+    real = module.connect
+
+    async def slow(loop, host):
+        if host.address.startswith("192.0.2."):
+            await asyncio.sleep(60)
+        return await real(loop, host)
+
+    monkeypatch.setattr(module, "connect", slow)
+    records = {("good.test", "A"): ["127.0.0.1"]} | {(f"mute{n}.test", "A"): [f"192.0.2.{n + 1}"] for n in range(20)}
+
+    async def scenario(bench, dns_server, server):
+        bench.worker._router._port = server.port
+        await bench.queue(b"b@good.test")
+        await bench.settled(1)
+        await bench.queue(*(b"a@mute%d.test" % n for n in range(20)))
+        await bench.until(lambda: bench.worker._unproven == 3)
+        began = bench.loop.time()
+        await bench.queue(b"c@good.test")
+        await bench.until(lambda: len(server.messages) == 2, 15)
+        return bench.loop.time() - began
+
+    took = run(
+        tmp_path, scenario, DnsServer(records), SmtpServer(), smtpc={"resolution": "dns", "max_connections": 4, "idle_s": 0.01}
+    )
+    assert took < module.PATIENCE_S / 2
+
+
 def test_a_destination_that_waits_for_a_connection_does_not_starve(tmp_path):
     """With one connection and ever newer destinations, the first that had to wait gets its turn."""
 

@@ -184,9 +184,12 @@ class _MessagePost(Post):
             else:
                 content.discard()
         self.pieces = ()
-        if error is None:
-            self.spool.announce(INPUT)
-        self.done(error)
+        try:
+            self.done(error)
+        finally:
+            if error is None:
+                # After the answer: who wakes now takes a core from it. A death in between is seen by the master, which wakes all.
+                self.spool.announce(INPUT)
 
 
 class _SettlePost(Post):

@@ -1,4 +1,4 @@
-"""IMAP against a real server: the ImapTest scripts, imaplib, mbsync, curl, TLS, IDLE, hostile input, draining."""
+"""IMAP against a real server: the ImapTest scripts, imaplib, mbsync, offlineimap, curl, TLS, IDLE, hostile input, draining."""
 
 import imaplib
 import re
@@ -252,3 +252,49 @@ def test_draining_says_bye():
         home.stop()
         assert client.readline().startswith(b"* BYE")
         assert client.file.read() == b""
+
+
+@pytest.mark.skipif(shutil.which("offlineimap") is None, reason="offlineimap is not installed")
+def test_offlineimap(home, tmp_path):
+    """Both ways: what is there comes, what is written here goes, what is removed here goes there."""
+    client = login(home, "a3@load.test")
+    for number in range(10):
+        client.append("INBOX", "", None, b"Subject: %d\r\nMessage-ID: <%d@x>\r\n\r\nbody\r\n" % (number, number))
+    (tmp_path / "rc").write_text(
+        f"""[general]
+accounts = iems
+metadata = {tmp_path}/state
+[Account iems]
+localrepository = local
+remoterepository = remote
+[Repository local]
+type = Maildir
+localfolders = {tmp_path}/mail
+[Repository remote]
+type = IMAP
+remotehost = 127.0.0.1
+remoteport = {home.port("imap")}
+remoteuser = a3@load.test
+remotepass = pw
+ssl = no
+starttls = no
+"""
+    )
+
+    def sync():
+        done = subprocess.run(
+            ["offlineimap", "-c", tmp_path / "rc", "-o", "-u", "basic"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+
+    sync()
+    inbox = tmp_path / "mail/INBOX"
+    found = [path for folder in ("new", "cur") for path in (inbox / folder).iterdir()]
+    assert len(found) == 10
+    found[0].unlink()
+    (inbox / "new/1.local.host").write_bytes(b"Subject: local\nMessage-ID: <local@x>\n\nnew\n")
+    sync()
+    client.select("INBOX")
+    assert len(client.search(None, "ALL")[1][0].split()) == 10
+    assert len(client.search(None, "SUBJECT", "local")[1][0].split()) == 1
+    client.logout()

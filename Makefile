@@ -1,6 +1,7 @@
 # make run        a demo server on loopback, in the foreground (Ctrl-C stops it)
 # make test       everything a change must pass
 # make test-long  kills, power cuts and fuzzing at full length
+# make test-shared  mail that is not ours to pass on, from ../shared/data where that is there
 # make perf       kernels beside their twins and rivals, then the rigs (PERF="--full --out DIR" for real figures)
 # make generated  docs/config.md and conf/iems.toml from the declarations
 
@@ -12,7 +13,7 @@ JOBS ?= 3
 PERF ?= --quick
 NATIVE := $(wildcard iems/_native/*.pyx iems/_native/*.pxd iems/_native/*.h)
 
-.PHONY: run test test-long perf check generated clean machine
+.PHONY: run test test-long test-shared perf check generated clean machine
 
 run: $(VENV)/.installed
 	@exec $(VENV)/bin/python -m iems.cli.demo $(DEMO) --port-base $(BASE)
@@ -24,6 +25,9 @@ test: $(VENV)/.dev
 
 test-long: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m long
+
+test-shared: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q -m shared
 
 perf: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q perf/kernels --benchmark-only --benchmark-columns=median,min,rounds --benchmark-sort=name

@@ -29,7 +29,7 @@ def corpus(folders=(CORPUS,)):
     found = []
     for folder in folders:
         for place, _names, files in os.walk(folder):
-            found += [Path(place, name).read_bytes() for name in sorted(files) if name.endswith((".eml", ".msg", ".raw"))]
+            found += [Path(place, name).read_bytes() for name in sorted(files) if name.endswith((".eml", ".msg", ".raw")) or name.isdigit()]
     return [raw for raw in found if raw]
 
 

@@ -265,8 +265,13 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(ge=1, description="Seconds a DNS-BL that fails or lists everybody is left alone and lists nobody."),
     ] = 600.0
     screen_timeout_s: Annotated[
-        float, Meta(gt=0, le=60, description="Wait for one look-up of a DNS-BL or a sender check.")
-    ] = 5.0
+        float,
+        Meta(
+            gt=0,
+            le=60,
+            description="Wait for one look-up of a DNS-BL or a sender check; above dns.timeout_s, so that one lost packet is no failure.",
+        ),
+    ] = 8.0
     check_sender_domain: Annotated[
         Literal["off", "tag", "reject"],
         Meta(description="A sender's domain without MX, A and AAAA records."),

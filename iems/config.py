@@ -71,6 +71,15 @@ def _servers(value: list[str]) -> None:
             raise ValueError(f"{text!r}: a DNS server is named by its IP address") from None
 
 
+_BAN_PLACES = ("mail-from", "from", "reply-to", "resent-from", "sender", "return-path")
+
+
+def _ban_places(value: list[str]) -> None:
+    for text in value:
+        if text not in _BAN_PLACES:
+            raise ValueError(f"{text!r} is none of {', '.join(_BAN_PLACES)}")
+
+
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 
@@ -240,6 +249,45 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             gt=0, description="Longest time the content of one message may take, however steadily it comes."
         ),
     ] = 3600.0
+    ban_places: Annotated[
+        list[str],
+        Meta(
+            description="Where banned addresses and domains are looked for: at MAIL FROM, and in header fields.",
+            extra={"check": _ban_places},
+        ),
+    ] = field(default_factory=lambda: list(_BAN_PLACES))
+    dnsbl_allow: Annotated[
+        list[str],
+        Meta(description="Networks that no DNS-BL is asked about.", extra={"check": _networks}),
+    ] = field(default_factory=list)
+    dnsbl_sick_s: Annotated[
+        float,
+        Meta(ge=1, description="Seconds a DNS-BL that fails or lists everybody is left alone and lists nobody."),
+    ] = 600.0
+    screen_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=60,
+            description="Wait for one look-up of a DNS-BL or a sender check; above dns.timeout_s, so that one lost packet is no failure.",
+        ),
+    ] = 8.0
+    check_sender_domain: Annotated[
+        Literal["off", "tag", "reject"],
+        Meta(description="A sender's domain without MX, A and AAAA records."),
+    ] = "off"
+    check_client_name: Annotated[
+        Literal["off", "tag", "reject"],
+        Meta(description="A client whose address has no name in DNS that leads back to it."),
+    ] = "off"
+    check_helo: Annotated[
+        Literal["off", "tag", "reject"],
+        Meta(description="A name in HELO or EHLO that is malformed or not in DNS."),
+    ] = "off"
+    check_unqualified: Annotated[
+        Literal["off", "tag", "reject"],
+        Meta(description="A sender or recipient without a domain, where smtpd.qualify would complete it."),
+    ] = "off"
 
 
 class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -144,12 +144,27 @@ class Recipient(Struct, array_like=True):
     delay_noticed: bool = False
 
 
+class Verdict(Struct, frozen=True, array_like=True):
+    """What a check at the door said of a message that was taken all the same.
+
+    check: `dnsbl`, `sender-domain`, `client-name`, `helo` or `unqualified`. subject: what was looked at, for `dnsbl` the zone.
+    answer: what was found, for `dnsbl` the address the zone answered with.
+    """
+
+    check: str
+    subject: str
+    answer: str
+
+    def __str__(self) -> str:
+        return f"{self.check} {self.subject}: {self.answer}"
+
+
 class Envelope(Struct, array_like=True):
     """What a message carries beside its content (RFC 5321 2.3.1); never the header.
 
     reverse_path: b"" is the null path of a DSN. received_ns: wall clock. body: 0 = 7BIT, 1 = 8BITMIME, 2 = BINARYMIME.
     ret: 0 not given, 1 FULL, 2 HDRS. client_ip: of the sending server, "" for mail made here. auth: the user who logged in.
-    parent: the id of the message that caused this one, or b"".
+    parent: the id of the message that caused this one, or b"". verdicts: of the checks at the door that tag.
     """
 
     input_channel: int
@@ -166,6 +181,7 @@ class Envelope(Struct, array_like=True):
     envid: bytes | None = None
     parent: bytes = b""
     dot_free: bool = False
+    verdicts: tuple[Verdict, ...] = ()
 
 
 class Result(Struct, array_like=True):

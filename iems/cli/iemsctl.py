@@ -30,6 +30,8 @@ COMMANDS = {
     "connector": ("policy", "connector"),
     "forward": ("policy", "forward"),
     "channel": ("policy", "channel"),
+    "ban": ("screen", "ban"),
+    "dnsbl": ("screen", "dnsbl"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
     "capacity": ("capacity", "capacity"),

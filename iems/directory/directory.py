@@ -19,7 +19,7 @@ import lmdb
 import msgspec
 
 from iems import reserve
-from iems.directory import keys, passwords
+from iems.directory import keys, passwords, screening
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
@@ -83,6 +83,8 @@ class Directory:
         self._resolutions: dict[bytes, Resolution] = {}
         self._accounts: dict[str | int, Account | None] = {}
         self._cached_version = -1
+        #: The version that the last look-up of this process saw; what hangs on it need not ask again while it stands.
+        self.seen = -1
         self._policy = Policy()
         self._db: dict[bytes, Any] = {}
         if create:
@@ -182,6 +184,12 @@ class Directory:
             self._resolutions = {}
             self._accounts = {}
             self._cached_version = version
+            self.seen = version
+
+    def refresh(self) -> int:
+        """Look whether anything was written since; the version. Raises DirectoryUnavailable."""
+        self._refresh()
+        return self.seen
 
     def account(self, address: str) -> Account | None:
         """The account of exactly this address (no alias, no detail), in any case of letters."""
@@ -321,6 +329,11 @@ class Directory:
         """Channel Action Matrices: module name -> cells (input channel, output channel) in which it runs."""
         with self._view() as view:
             return {entry.lookup: _cells(entry) for _, entry in view.of_class(keys.CLASS_MATRIX)}
+
+    def screen_lists(self, known: int = -1) -> screening.Screening | None:
+        """(state, bans, DNS-BL zones), both oldest first; None while the state is `known`."""
+        with self._view() as view:
+            return screening.read(view, known)
 
     def retired(self) -> list[Retired]:
         """Deleted accounts whose mail is still to be removed from the store."""
@@ -788,6 +801,25 @@ class Directory:
                 work.replace(*found, values)
 
         self._write("matrix set", change)
+
+    def add_ban(self, kind: str, value: str, reply: int = screening.PERMANENT) -> None:
+        """Ban an address, domain, ip, range or cidr; the reply of one that is banned is changed. Raises DirectoryRefusal."""
+        ban = screening.ban_of(kind, value, reply)
+        self._write("ban add", lambda work: screening.add_ban(work, ban), policy=False)
+
+    def remove_ban(self, kind: str, value: str) -> None:
+        """Lift a ban. Raises DirectoryRefusal."""
+        ban = screening.ban_of(kind, value)
+        self._write("ban remove", lambda work: screening.remove_ban(work, ban), policy=False)
+
+    def add_dnsbl(self, name: str, action: str, codes: str = "") -> None:
+        """Ask a DNS-BL zone (action: "reject", "tag"), or change how. codes: as `127.0.0.2,127.0.0.4-11`. Raises DirectoryRefusal."""
+        zone = screening.zone_of(name, action, codes)
+        self._write("dnsbl add", lambda work: screening.add_zone(work, zone), policy=False)
+
+    def remove_dnsbl(self, name: str) -> None:
+        """Ask a zone no more. Raises DirectoryRefusal."""
+        self._write("dnsbl remove", lambda work: screening.remove_zone(work, name), policy=False)
 
 
 def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:

@@ -21,6 +21,8 @@ RECIPIENT = "iemsRecipient"
 FORWARD = "iemsForward"
 MATRIX = "iemsMatrix"
 SETTINGS = "iemsSettings"
+BAN = "iemsBan"
+DNSBL = "iemsDnsbl"
 
 
 class DirectoryRefusal(IemsError):

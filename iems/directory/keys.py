@@ -2,7 +2,7 @@
 
 | database | key                                        | value                                   | written by   | read by          |
 | -------- | ------------------------------------------ | --------------------------------------- | ------------ | ---------------- |
-| meta     | name: format version policy entry account  | u64: see below                          | every write  | every look-up    |
+| meta     | name: format version policy entry account screen | u64: see below                    | every write  | every look-up    |
 | entries  | entry id u64                               | `entries.Entry` as MessagePack array    | policy write | look-ups         |
 | names    | parent id u64, hash of the RDN u64         | entry id u64 (several if hashes meet)   | policy write | names, `ldapd`   |
 | lookup   | kind u8, hash of the look-up key u64       | entry id u64 (several if hashes meet)   | policy write | routing, log-in  |
@@ -14,8 +14,8 @@ All numbers are big-endian, so key order is number order. Names are never keys: 
 to 511 octets, so a name is found by its hash and compared in the entry.
 
 meta: `format` is the layout's version (1; a newer one is refused). `version` grows with every write, `policy` with those
-that touch more than one entry's routing (domains, forwarding table, channels, settings). `entry` and `account` are the
-next free numbers; an account number is never used twice, since the store's rows are named by it.
+that touch more than one entry's routing (domains, forwarding table, channels, settings), `screen` (there from the first
+one on) with those of bans and DNS-BL zones. `entry` and `account` are the next free numbers; an account number is never used twice, since the store's rows are named by it.
 
 Writers commit fully synced, from any process: LMDB's own lock makes them take turns. Open the environment after a fork,
 once per process.
@@ -46,6 +46,8 @@ KIND_DOMAIN = 2
 KIND_FORWARD = 3
 KIND_MATRIX = 4
 KIND_SETTINGS = 5
+KIND_BAN = 10
+KIND_DNSBL = 11
 
 # Codes of the object classes that have an index.
 CLASS_LOCAL_DOMAIN = 2
@@ -55,6 +57,8 @@ CLASS_RECIPIENT = 5
 CLASS_FORWARD = 6
 CLASS_MATRIX = 7
 CLASS_SETTINGS = 8
+CLASS_BAN = 20
+CLASS_DNSBL = 21
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")

@@ -12,6 +12,8 @@ from iems.directory import keys
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
+    BAN,
+    DNSBL,
     FORWARD,
     LOCAL_DOMAIN,
     MATRIX,
@@ -38,6 +40,8 @@ _CODES = {
     FORWARD: keys.CLASS_FORWARD,
     MATRIX: keys.CLASS_MATRIX,
     SETTINGS: keys.CLASS_SETTINGS,
+    BAN: keys.CLASS_BAN,
+    DNSBL: keys.CLASS_DNSBL,
 }
 
 
@@ -113,14 +117,18 @@ class View:
 
     def of_class(self, code: int) -> Iterator[tuple[int, Entry]]:
         """(id, entry) of a class, oldest first."""
+        for number in self.numbers(code):
+            yield number, self.read(number)
+
+    def numbers(self, code: int) -> Iterator[int]:
+        """The ids of a class, oldest first."""
         with self.txn.cursor(self.db[b"classes"]) as cursor:
             found = cursor.set_range(bytes([code]))
             while found:
                 key = cursor.key()
                 if key[0] != code:
                     return
-                number = keys.u64_of(key[1:])
-                yield number, self.read(number)
+                yield keys.u64_of(key[1:])
                 found = cursor.next()
 
     def dn(self, entry: Entry) -> str:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull
 from iems.model import Channel, Envelope, Reply, id_text
 from iems.smtp import received, replies
-from iems.smtp.grammar import Mail, Rcpt, rcpt
+from iems.smtp.grammar import Mail, Path, Rcpt, rcpt
 from iems.smtpd.engine import (
     Begin,
     Engine,
@@ -26,12 +26,14 @@ from iems.smtpd.engine import (
     Xclient,
 )
 from iems.smtpd.policy import SUBMISSION, Peer, Policy
+from iems.smtpd.screen import Findings, Screening
 from iems.spool.items import Message
 
 if TYPE_CHECKING:
     from iems.config import Config
     from iems.directory import Authenticator, Directory, Resolution
     from iems.log import Log
+    from iems.smtpd.screen import Refusal, Screen
     from iems.spool import Spool
 
 #: Resolutions remembered for the time the directory does not answer (beyond.md 3.10).
@@ -66,6 +68,7 @@ class Session:
         "listener",
         "login_failures",
         "peer",
+        "screening",
         "tls_offered",
         "tls_text",
     )
@@ -80,6 +83,8 @@ class Session:
         self.tls_offered = tls_offered
         self.tls_text = b""
         self.login_failures = 0
+        #: What the screen knows of this client and its transaction; None while nothing is in force.
+        self.screening: Screening | None = None
         engine.may_xclient = peer.xclient
         self._running = False
         self._prefix = b""
@@ -148,7 +153,7 @@ class Session:
 class Handlers:
     """The effects of all sessions of a worker.
 
-    count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as a task of the loop.
+    screen: who is turned away; None for nobody. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
     """
 
@@ -163,8 +168,10 @@ class Handlers:
         count: Callable[..., None],
         clock_ns: Callable[[], int] = time.time_ns,
         spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
+        screen: Screen | None = None,
     ) -> None:
         self.policy = policy
+        self.screen = screen
         self.spool = spool
         self.directory = directory
         self.authenticator = authenticator
@@ -206,7 +213,7 @@ class Handlers:
         """STARTTLS: the worker begins the handshake once this is sent."""
         return replies.TLS_READY
 
-    def xclient(self, session: Session, event: Xclient) -> Reply:
+    def xclient(self, session: Session, event: Xclient) -> Reply | None:
         """XCLIENT: from here on the session is that of the client told of, with its rights and no others."""
         address = event.attributes.get(b"ADDR")
         if address is not None:
@@ -214,6 +221,12 @@ class Handlers:
             peer = self.policy.peer(text[5:] if text[:5].upper() == "IPV6:" else text)
             if not peer.ip:
                 return replies.SYNTAX
+            refusal = self.screen.client(peer.ip) if self.screen is not None else None
+            if refusal is not None:
+                # Nothing more from it, in its own name or the proxy's.
+                self.client_refused(peer.ip, refusal)
+                session.engine.close(refusal.reply)
+                return None
             session.peer = peer
         return replies.OK
 
@@ -249,13 +262,80 @@ class Handlers:
 
     # ---------------------------------------------------------------- envelope
 
-    def mail(self, session: Session, mail: Mail) -> Reply:
-        """MAIL: on the submission ports only after a login."""
+    def mail(self, session: Session, mail: Mail) -> Reply | None:
+        """MAIL: on the submission ports only after a login; through the screen if it is on."""
         if session.listener in SUBMISSION:
             connection = session.engine.connection
             if not connection.user:
                 return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
+        screen = self.screen
+        if screen is not None and screen.on:
+            return self._screened(session, screen, mail)
+        if session.screening is not None:
+            session.screening = None
         return replies.SENDER_OK
+
+    def _screened(self, session: Session, screen: Screen, mail: Mail) -> Reply | None:
+        """MAIL through the screen; None if DNS is asked first."""
+        screening = session.screening
+        if screening is None:
+            screening = session.screening = Screening()
+        connection = session.engine.connection
+        reverse_path = mail.path.address
+        screening.begin()
+        screening.spared = screen.spares(session.peer, connection.user)
+        refusal = screen.sender(screening, reverse_path) or screen.path(screening, mail.path)
+        if refusal is not None:
+            return self._screen_refused(session, refusal, reverse_path)
+        found = screen.questions(screening, session.peer, connection.helo, reverse_path)
+        if isinstance(found, Findings):
+            refusal = screen.noted(screening, found)
+            return replies.SENDER_OK if refusal is None else self._screen_refused(session, refusal, reverse_path)
+        self.pending += 1
+        self._spawn(self._answer_mail(session, screen, screening, found, reverse_path))
+        return None
+
+    async def _answer_mail(
+        self,
+        session: Session,
+        screen: Screen,
+        screening: Screening,
+        asked: Awaitable[Findings],
+        reverse_path: bytes,
+    ) -> None:
+        reply = replies.SENDER_OK
+        try:
+            refusal = screen.noted(screening, await asked)
+        except Exception as fault:
+            self.log.error("sender not screened", fault)
+            reply = replies.LOCAL_ERROR
+        else:
+            if refusal is not None:
+                reply = self._screen_refused(session, refusal, reverse_path)
+        self.pending -= 1
+        session.answer(reply)
+
+    def _screen_refused(self, session: Session, refusal: Refusal, reverse_path: bytes) -> Reply:
+        """Leave a trace of a message that the screen did not let in."""
+        self.count("messages_refused_total")
+        reply = refusal.reply
+        self.log.event(
+            "refused",
+            reverse_path=reverse_path,
+            client=session.peer.ip,
+            reply=f"{reply.code} {reply.status} {reply.text}",
+            what=refusal.check,
+            subject=refusal.subject,
+        )
+        return reply
+
+    def client_refused(self, ip: str, refusal: Refusal) -> None:
+        """Leave a trace of a client that may not connect."""
+        self.count("sessions_refused_total")
+        reply = refusal.reply
+        self.log.event(
+            "refused", client=ip, reply=f"{reply.code} {reply.status} {reply.text}", what=refusal.check
+        )
 
     def rcpt(self, session: Session, rcpt: Rcpt) -> Reply:
         """RCPT: known here, or relayed for those who may."""
@@ -264,11 +344,27 @@ class Handlers:
             found = self.resolve(path.address)
         except DirectoryUnavailable:
             return self._refused(session, path.original, replies.DIRECTORY_AWAY)
+        screen = self.screen
+        if screen is not None:
+            if screen.seen != self.directory.seen:
+                screen.refresh()
+            if screen.on and (reply := self._screened_recipient(session, screen, path)) is not None:
+                return self._refused(session, path.original, reply)
         if found.ours or self.policy.may_relay(session.peer, session.engine.connection.user):
             if found.exists:
                 return replies.RECIPIENT_OK
             return self._refused(session, path.original, found.reply or replies.NO_SUCH_USER)
         return self._refused(session, path.original, replies.RELAYING_DENIED)
+
+    def _screened_recipient(self, session: Session, screen: Screen, path: Path) -> Reply | None:
+        """What the screen has against a recipient: a ban of the sender that came after MAIL, or a missing domain."""
+        transaction = session.engine.transaction
+        assert transaction is not None
+        screening = session.screening
+        if screening is None:
+            screening = session.screening = Screening()
+        refusal = screen.sender(screening, transaction.mail.path.address) or screen.path(screening, path)
+        return refusal.reply if refusal is not None else None
 
     def resolve(self, address: bytes) -> Resolution:
         """The directory's answer; a remembered one while it is away. Raises DirectoryUnavailable."""
@@ -337,6 +433,12 @@ class Handlers:
         transaction = session.engine.transaction
         assert transaction is not None
         content: Any = transaction.sink
+        screen = self.screen
+        if screen is not None and screen.bans.header and session.screening is not None:
+            refusal = screen.arriving(session.screening, content.buffer, transaction.decoder.octets)
+            if refusal is not None:
+                session.engine.refuse_content(refusal.reply)
+                return
         try:
             content.check_spill()
         except SpoolFull:
@@ -345,10 +447,16 @@ class Handlers:
             self.log.error("content can't be kept", fault)
             session.engine.refuse_content(replies.LOCAL_ERROR)
 
-    def content(self, session: Session, transaction: Transaction) -> None:
+    def content(self, session: Session, transaction: Transaction) -> Reply | None:
         """All content is here: make it durable, then answer."""
         connection = session.engine.connection
         mail = transaction.mail
+        content: Any = transaction.sink
+        screening = session.screening
+        if screening is not None and self.screen is not None:
+            refusal = self.screen.arrived(screening, content.buffer, transaction.decoder.octets)
+            if refusal is not None:
+                return self._screen_refused(session, refusal, mail.path.address)
         recipients = transaction.recipients
         now_ns = self.clock_ns()
         message_id = self.spool.new_id()
@@ -379,7 +487,8 @@ class Handlers:
             b"",
             decoder.dot_free,
         )
-        content: Any = transaction.sink
+        if screening is not None:
+            envelope.verdicts = screening.verdicts
 
         def done(fault: SpoolError | None) -> None:
             self.pending -= 1
@@ -389,6 +498,7 @@ class Handlers:
         # The spool's from here on; until now the engine would have dropped it.
         transaction.sink = None
         self.pending += 1
+        return None
 
     def _accepted(self, message_id: bytes, text: str, envelope: Envelope, fault: SpoolError | None) -> Reply:
         if fault is not None:
@@ -408,6 +518,8 @@ class Handlers:
             client=envelope.client_ip,
             user=envelope.auth,
         )
+        if envelope.verdicts:
+            self.log.event("tagged", message_id, verdicts=[str(verdict) for verdict in envelope.verdicts])
         return replies.queued(text)
 
     def content_refused(self, session: Session, reply: Reply) -> None:

@@ -8,14 +8,17 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
+from iems.config import host_port
 from iems.directory import Authenticator, Directory
 from iems.model import Reply
 from iems.net import proxy
+from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.smtp import replies
 from iems.smtpd import handlers
 from iems.smtpd.engine import Engine, Settings, State
 from iems.smtpd.policy import Policy
+from iems.smtpd.screen import Screen
 from iems.spool import Spool
 
 if TYPE_CHECKING:
@@ -193,6 +196,14 @@ class Worker:
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
         self.authenticator = Authenticator(self.directory, threads=config.auth.threads)
+        dns = config.dns
+        resolver = Resolver(
+            [host_port(text, 53) for text in dns.servers] or None,
+            timeout_s=dns.timeout_s,
+            attempts=dns.attempts,
+            cache_records=dns.cache_records,
+        )
+        self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
         self.handlers = handlers.Handlers(
             policy=self.policy,
             spool=self.spool,
@@ -200,6 +211,7 @@ class Worker:
             authenticator=self.authenticator,
             log=ctx.log,
             count=ctx.count,
+            screen=self.screen,
         )
         self.sessions: set[Session] = set()
         self.now = ctx.loop.time()
@@ -234,7 +246,7 @@ class Worker:
         if full or (self.max_sessions and ctx.total("sessions_now") > self.max_sessions):
             ctx.count("sessions_now", -1)
             ctx.count("sessions_refused_total")
-            _turn_away(sock, listener)
+            _turn_away(sock, listener, replies.TOO_MANY_SESSIONS)
             return
         if self.policy.proxies and self.policy.peer(sock.getpeername()[0]).proxy:
             proxy.Reader(ctx.loop, sock, partial(self._proxied, listener, sock))
@@ -252,6 +264,10 @@ class Worker:
             self._begin(listener, sock, ip)
 
     def _begin(self, listener: str, sock: socket.socket, ip: str) -> None:
+        screen = self.screen
+        screen.refresh()
+        if screen.bans.clients and self._banned(listener, sock, ip):
+            return
         if not self._ticking:
             self.now = self.ctx.loop.time()
             self._ticking = self.ctx.loop.call_later(TICK_S, self._turn)
@@ -262,6 +278,20 @@ class Worker:
             raise
         self.sessions.add(session)
         self._place(session)
+
+    def _banned(self, listener: str, sock: socket.socket, ip: str) -> bool:
+        """Turn a banned client away (RFC 5321 3.1); whether it was one."""
+        try:
+            ip = ip or sock.getpeername()[0]
+        except OSError:  # gone already; the session will see it
+            return False
+        refusal = self.screen.client(ip)
+        if refusal is None:
+            return False
+        self.ctx.count("sessions_now", -1)
+        self.handlers.client_refused(ip, refusal)
+        _turn_away(sock, listener, refusal.reply)
+        return True
 
     def session_over(self, session: Session) -> None:
         """A connection is gone."""
@@ -335,11 +365,11 @@ class Worker:
         self.spool.close()
 
 
-def _turn_away(sock: socket.socket, listener: str) -> None:
-    """421 in place of the greeting."""
+def _turn_away(sock: socket.socket, listener: str, reply: Reply) -> None:
+    """A refusal in place of the greeting."""
     with contextlib.suppress(OSError):
         sock.setblocking(False)
         if listener != "submissions":  # it would be read as TLS
-            sock.send(replies.wire(replies.TOO_MANY_SESSIONS))
+            sock.send(replies.wire(reply))
         sock.shutdown(socket.SHUT_WR)
     sock.close()

@@ -67,6 +67,14 @@ class FakeSpool:
 class FakeDirectory:
     def __init__(self):
         self.away = False
+        self.seen = 1
+        self.bans, self.zones = [], []
+
+    def refresh(self):
+        return self.seen
+
+    def screen_lists(self, known=-1):
+        return None if known == self.seen else (self.seen, self.bans, self.zones)
 
     def resolve(self, address):
         if self.away or address.startswith(b"away@"):

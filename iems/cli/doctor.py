@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import smtplib
 import socket
 import stat
 import struct
@@ -18,11 +19,13 @@ from pathlib import Path
 import click
 from msgspec import Struct
 
+from iems.cli import relaytest
 from iems.cli.common import Home, json_option, pass_home_unchanged, say, say_json
 from iems.config import Config, host_port
 from iems.errors import ConfigError
 from iems.log import printable
 from iems.master.supervisor import active_roles, listeners, raise_descriptor_limit, running_pid
+from iems.smtpd.policy import Policy
 
 LEVELS = ("ok", "note", "warning", "problem")
 
@@ -445,6 +448,44 @@ def natives(home: Home, config: Config) -> Iterator[Finding]:
         yield Finding("natives", "ok", "compiled parts load")
 
 
+def open_relay(home: Home, config: Config) -> Iterator[Finding]:
+    """Whether the running server takes mail from strangers for strangers."""
+    mend = "name only networks of yours in smtpd.trusted_networks, then iemsctl reload"
+    for network in relaytest.wide(config.smtpd.trusted_networks):
+        yield Finding("relay", "problem", f"smtpd.trusted_networks has {network}: strangers may relay", mend)
+    if running_pid(home.path) is None:
+        yield Finding("relay", "note", "not tried: the server does not run")
+        return
+    policy = Policy(config)
+    tried = 0
+    for _, name, address, port in listeners(config):
+        if name not in ("smtp", "submission") or port == 0:
+            continue
+        ip = relaytest.outside_address(address)
+        if policy.peer(ip).trusted:
+            yield Finding("relay", "note", f"{name}: not tried as a stranger, {ip} may relay (smtpd.trusted_networks)")
+            continue
+        tried += 1
+        try:
+            taken = relaytest.accepted(ip, port, relaytest.attempts(config.domain or config.hostname, config.hostname, ip))
+        except (OSError, smtplib.SMTPException) as error:
+            yield Finding("relay", "warning", f"{name}: could not be tried at {ip}:{port}: {error}")
+            continue
+        for what, recipient in taken:
+            if recipient.endswith(f"@{config.domain}"):
+                # Ours to pass on; whether that opens a way is up to the host behind.
+                yield Finding(
+                    "relay",
+                    "warning",
+                    f"{name}: {what} is passed on: {recipient}",
+                    "let `iemsctl channel default LOCAL` be LOCAL, or see that the host behind refuses such addresses",
+                )
+            else:
+                yield Finding("relay", "problem", f"{name}: an open relay by {what}: {recipient}", mend)
+    if tried:
+        yield Finding("relay", "ok", f"{len(relaytest.attempts('', '', ''))} ways to relay tried on {tried} port(s)")
+
+
 CHECKS: list[Check] = [
     descriptors,
     kernel_limits,
@@ -455,6 +496,7 @@ CHECKS: list[Check] = [
     permissions,
     certificate,
     natives,
+    open_relay,
 ]
 
 

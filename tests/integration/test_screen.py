@@ -111,6 +111,17 @@ def test_banned_clients_are_turned_away_at_once(server, kind, value):
     smtplib.SMTP("127.0.0.1", server.port("smtp"), timeout=10, source_address=("127.0.0.9", 0)).quit()
 
 
+def test_large_content_that_goes_to_a_file(server):
+    body = "\r\n" + "x" * 70 + "\r\n"
+    header = "Subject: x\r\n" + "X-Filler: y\r\n" * 1000 + "Sender: c@spam.example\r\n\r\n" + body * 40_000
+    server.ctl("ban", "add", "address", "c@spam.example")
+    try:
+        assert send(server, header=header)[0] == 553
+        assert send(server, header=header.replace("Sender", "Subject"))[0] == 250
+    finally:
+        server.ctl("ban", "remove", "address", "c@spam.example")
+
+
 def test_a_list_rejects_with_its_words(server, dns):
     server.ctl("dnsbl", "add", "bl.test", "--action", "reject")
     try:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iems.config import parse
 from iems.directory.screening import ban_of
+from iems.errors import ConfigError
 from iems.smtpd.screen.bans import FIELD_OCTETS, PLACES, Bans
 from iems.smtpd.screen.screen import HEADER_OCTETS
 from tests.transcripts.smtp_server import SmtpServer
@@ -153,3 +155,9 @@ def test_xclient_does_not_lead_round_a_ban():
     server = screened(SmtpServer({"ip": "127.0.0.1", "xclient_networks": "127.0.0.1"}), bans=[("cidr", "203.0.113.0/24")])
     server.connect()
     assert server.feed(b"XCLIENT ADDR=203.0.113.5\r\nEHLO c\r\n").startswith(b"554 5.7.1 ") and server.closed
+
+
+def test_places_are_checked_in_the_settings():
+    assert list(PLACES) == parse(b"", "f").smtpd.ban_places
+    with pytest.raises(ConfigError, match=r"f:2: smtpd.ban_places: 'to' is none of mail-from, from"):
+        parse(b'[smtpd]\nban_places = ["from", "to"]\n', "f")

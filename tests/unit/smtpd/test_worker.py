@@ -14,6 +14,7 @@ import pytest
 
 from iems.cli.init import self_signed
 from iems.config import Config, Smtpd
+from iems.directory.screening import ban_of
 from iems.smtpd import worker as module
 from tests.transcripts.smtp_server import FakeAuthenticator, FakeDirectory, FakeLog, FakeSpool
 
@@ -441,6 +442,28 @@ def test_proxy_header(monkeypatch, certificate):
             writer.close()
             await asyncio.sleep(0.1)
             assert worker.ctx.counts["sessions_now"] == len(worker.sessions) == 0
+
+    asyncio.run(go())
+
+
+def test_banned_clients_get_554_also_behind_a_proxy(monkeypatch, certificate):
+    async def go():
+        async with serving(monkeypatch, tls=certificate, proxy_networks=["127.0.0.0/8"]) as (worker, _):
+            worker.directory.bans = [ban_of("cidr", "203.0.113.0/24"), ban_of("ip", "198.51.100.1", 451)]
+            worker.directory.seen += 1
+            for ip, said in (("203.0.113.9", b"554 5.7.1 "), ("198.51.100.1", b"421 4.7.1 ")):
+                reader, writer = await client(worker)
+                writer.write(b"PROXY TCP4 %b 127.0.0.1 1 25\r\n" % ip.encode())
+                assert (await read_reply(reader)).startswith(said) and await reader.read() == b""
+            reader, writer = await client(worker, "submissions")
+            writer.write(b"PROXY TCP4 203.0.113.9 127.0.0.1 1 25\r\n")
+            assert await reader.read() == b""  # a word in the clear would be read as TLS
+            reader, writer = await client(worker)
+            writer.write(b"PROXY TCP4 203.0.114.9 127.0.0.1 1 25\r\n")
+            assert (await read_reply(reader))[:3] == b"220"
+            assert worker.ctx.counts["sessions_refused_total"] == 3
+            assert worker.ctx.counts["sessions_now"] == len(worker.sessions) == 1
+            writer.close()
 
     asyncio.run(go())
 

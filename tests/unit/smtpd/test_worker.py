@@ -448,7 +448,7 @@ def test_proxy_header(monkeypatch, certificate):
 
 def test_banned_clients_get_554_also_behind_a_proxy(monkeypatch, certificate):
     async def go():
-        async with serving(monkeypatch, tls=certificate, proxy_networks=["127.0.0.0/8"]) as (worker, _spool):
+        async with serving(monkeypatch, tls=certificate, proxy_networks=["127.0.0.0/8"]) as (worker, _):
             worker.directory.bans = [ban_of("cidr", "203.0.113.0/24"), ban_of("ip", "198.51.100.1", 451)]
             worker.directory.seen += 1
             for ip, said in (("203.0.113.9", b"554 5.7.1 "), ("198.51.100.1", b"421 4.7.1 ")):

@@ -18,7 +18,7 @@ from iems.directory.view import Change, View
 #: Kinds of a ban, as the command names them.
 BAN_KINDS = ("address", "domain", "ip", "range", "cidr")
 #: Bans and zones a home may have: workers keep them in memory.
-MAX_BANS = 65_536
+MAX_BANS = 16_384
 MAX_ZONES = 64
 PERMANENT, TEMPORARY = 553, 451
 

@@ -434,8 +434,9 @@ class Handlers:
         assert transaction is not None
         content: Any = transaction.sink
         screen = self.screen
-        if screen is not None and screen.bans.header and session.screening is not None:
-            refusal = screen.arriving(session.screening, content.buffer, transaction.decoder.octets)
+        screening = session.screening
+        if screening is not None and screen is not None and not transaction.decoder.too_big:
+            refusal = screen.arriving(screening, content.buffer, transaction.decoder.octets)
             if refusal is not None:
                 session.engine.refuse_content(refusal.reply)
                 return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from iems.errors import DirectoryUnavailable
 from iems.model import Reply, Verdict
+from iems.smtp import replies
 from iems.smtp.grammar import Path
 from iems.smtpd.policy import Peer, Policy
 from iems.smtpd.screen.bans import Bans
@@ -28,29 +29,19 @@ if TYPE_CHECKING:
 
 #: Octets of a header that are looked at for banned senders; a longer one is refused while something is banned.
 HEADER_OCTETS = 262_144
-HEADER_TOO_LONG = Reply(554, 6, 0, "The header is too long")
+HEADER_TOO_LONG = Refusal(Reply(554, 6, 0, "The header is too long"), "ban", "header")
+HEADER_GONE = Refusal(replies.SYSTEM_FULL, "ban", "header")
 
 
 class Screening:
     """What is known of one client and its transaction.
 
     peer, helo, state: whom and under which state of the directory `connection` was found. spared: nothing is asked about it.
-    verdicts: of the transaction. tested: the state of the bans its reverse-path was tested under. head: of its content, as far as the
-    header has come; taken: octets of the content that were looked at; ended: the header was tested.
+    verdicts: of the transaction. tested: the state of the bans its reverse-path was tested under. looked: octets of its content that were
+    looked at for the end of the header; ended: it is tested.
     """
 
-    __slots__ = (
-        "connection",
-        "ended",
-        "head",
-        "helo",
-        "peer",
-        "spared",
-        "state",
-        "taken",
-        "tested",
-        "verdicts",
-    )
+    __slots__ = ("connection", "ended", "helo", "looked", "peer", "spared", "state", "tested", "verdicts")
 
     def __init__(self) -> None:
         self.peer: Peer | None = None
@@ -60,16 +51,14 @@ class Screening:
         self.spared = True
         self.verdicts: tuple[Verdict, ...] = ()
         self.tested = -1
-        self.head = bytearray()
-        self.taken = 0
+        self.looked = 0
         self.ended = False
 
     def begin(self) -> None:
         """A transaction begins."""
         self.verdicts = ()
         self.tested = -1
-        self.head = bytearray()
-        self.taken = 0
+        self.looked = 0
         self.ended = False
 
 
@@ -93,6 +82,8 @@ class Screen:
         self._directory = directory
         self._log = log
         self._places = tuple(smtpd.ban_places)
+        # Content above `large_octets` goes to a file at once: the header has to be whole by then.
+        self._header_octets = min(HEADER_OCTETS, config.spool.large_octets)
         self._allowed = [ipaddress.ip_network(text, strict=False) for text in smtpd.dnsbl_allow]
         self.lists = Lists(
             resolver, log, timeout_s=smtpd.screen_timeout_s, sick_s=smtpd.dnsbl_sick_s, clock=clock
@@ -145,51 +136,36 @@ class Screen:
         return self.bans.sender(reverse_path)
 
     def arriving(self, screening: Screening, buffer: Any, octets: int) -> Refusal | None:
-        """Content came in and more is to come: keep the header together, and test it once it is whole.
+        """Content came in: test its header once it is whole.
 
-        buffer: where the content stands; what came before may have left it. octets: of the content so far.
+        buffer: where the content stands, unless it has gone to a file. octets: of the content so far. A header is never copied while
+        it comes in, so nobody can make us keep more than the spool's own staging counts.
         """
         if screening.ended or not self.bans.header:
             return None
-        looked = max(len(screening.head) - 3, 0)
-        if not self._take(screening, buffer, octets):
-            return None
-        head = screening.head
-        end = _header_end(head, looked)
+        if octets > len(buffer):
+            # To a file already: a ban came amid the content, or memory for content ran short amid the header.
+            screening.ended = True
+            return HEADER_GONE if screening.looked else None
+        start = max(screening.looked - 3, 0)
+        with memoryview(buffer) as view:
+            end = _header_end(bytes(view[start : self._header_octets + 4]), start)
+        screening.looked = octets
         if end < 0:
-            return self._too_long() if len(head) > HEADER_OCTETS else None
-        return self._header(screening, head, end)
+            return HEADER_TOO_LONG if octets > self._header_octets else None
+        return self._header(screening, buffer, end)
 
     def arrived(self, screening: Screening, buffer: Any, octets: int) -> Refusal | None:
         """All content has come."""
-        if screening.ended or not self.bans.header or not self._take(screening, buffer, octets):
-            return None
-        head = screening.head
-        end = _header_end(head, 0)
-        return self._header(screening, head, len(head) if end < 0 else end)
+        refusal = self.arriving(screening, buffer, octets)
+        if refusal is None and not screening.ended and self.bans.header:
+            refusal = self._header(screening, buffer, octets)
+        return refusal
 
-    def _take(self, screening: Screening, buffer: Any, octets: int) -> bool:
-        """Add what came to the head; False if the header is in the spool already (a ban that came amid the content)."""
-        have = len(buffer)
-        start = have - (octets - screening.taken)
-        if start < 0:
-            screening.ended = True
-            return False
-        screening.taken = octets
-        with memoryview(buffer) as view:
-            # No more than decides that it is too long.
-            screening.head += view[start : start + HEADER_OCTETS + 4]
-        return True
-
-    def _header(self, screening: Screening, head: bytearray, end: int) -> Refusal | None:
+    def _header(self, screening: Screening, buffer: Any, end: int) -> Refusal | None:
         screening.ended = True
-        screening.head = bytearray()
-        if end > HEADER_OCTETS:
-            return self._too_long()
-        return self.bans.content(bytes(head[:end]))
-
-    def _too_long(self) -> Refusal:
-        return Refusal(HEADER_TOO_LONG, "ban", "header")
+        with memoryview(buffer) as view:
+            return self.bans.content(bytes(view[:end]))
 
     # ---------------------------------------------------------------- DNS-BL and sender checks
 
@@ -252,8 +228,9 @@ class Screen:
         return any(network.version == address.version and address in network for network in self._allowed)
 
 
-def _header_end(head: bytearray, start: int) -> int:
-    """Where the header ends in content of CRLF lines, -1 if it has not ended yet."""
-    if head[:2] == b"\r\n":
+def _header_end(piece: bytes, start: int) -> int:
+    """Where a header of CRLF lines ends, in content of which `piece` is what begins at `start`; -1 if it has not ended yet."""
+    if start == 0 and piece[:2] == b"\r\n":
         return 0
-    return head.find(b"\r\n\r\n", start)
+    found = piece.find(b"\r\n\r\n")
+    return found + start if found >= 0 else -1

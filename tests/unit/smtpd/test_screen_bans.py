@@ -151,6 +151,21 @@ def test_a_ban_amid_content_that_is_in_the_spool_already():
     assert server.feed(b"From: a@b.test\r\n\r\n.\r\n")[:3] == b"250"  # a line of the body
 
 
+def test_memory_that_runs_short_amid_a_header_is_no_refusal_for_good():
+    server = screened(SmtpServer(), bans=[("domain", "b.test")])
+    server.connect()
+    server.feed(b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<john@mx.test>\r\nDATA\r\n")
+    server.feed(b"X: %b\r\n" % (b"y" * 900) * 100)
+    server.engine.transaction.sink.buffer.truncate(0)  # as after a spill
+    assert server.feed(b"From: a@b.test\r\n\r\n.\r\n").startswith(b"452 4.3.1 ") and not server.spool.messages
+
+
+def test_content_above_the_size_limit_is_told_so():
+    server = screened(SmtpServer({"size_limit": "2000"}), bans=[("domain", "b.test")])
+    server.connect()
+    assert talk(server, b"X: %b\r\n" % (b"y" * 900) * 10, 8) == b"552"
+
+
 def test_xclient_does_not_lead_round_a_ban():
     server = screened(SmtpServer({"ip": "127.0.0.1", "xclient_networks": "127.0.0.1"}), bans=[("cidr", "203.0.113.0/24")])
     server.connect()

@@ -455,6 +455,97 @@ class Pop3d(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     login_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a login.")] = 60.0
 
 
+def _pickup_host(value: str) -> None:
+    if not value or not value.isprintable() or " " in value:
+        raise ValueError("must be a host name or an IP address")
+
+
+class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A maildrop that batches are picked up from by POP3. name: for the log, Received lines and the memory of what was taken."""
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", description="Name of the profile.")]
+    host: Annotated[str, Meta(min_length=1, description="Host of the maildrop.")]
+    login: Annotated[str, Meta(min_length=1, description="Name to log in with.")]
+    password_file: Annotated[
+        str, Meta(description="File with the password, readable by its owner alone; relative to the home.")
+    ]
+    tls: Annotated[
+        Literal["implicit", "starttls", "none"], Meta(description="How the connection is kept private.")
+    ] = "implicit"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS.")] = 0
+    verify: Annotated[bool, Meta(description="Whether the server's certificate must be good.")] = True
+    ca_file: Annotated[
+        str, Meta(description="PEM file of roots trusted beside the system's; relative to the home.")
+    ] = ""
+    interval_s: Annotated[float, Meta(ge=0.1, description="Seconds between two sessions.")] = 300.0
+    timeout_s: Annotated[float, Meta(gt=0, description="Wait for each answer of the server.")] = 300.0
+    max_messages: Annotated[
+        int, Meta(ge=1, description="Messages taken in one session; then QUIT and a new session.")
+    ] = 100
+    senders: Annotated[
+        list[str],
+        Meta(description="Addresses or domains the From of a batch must be of; empty: any. Can be forged: see key_file."),
+    ] = field(default_factory=list)
+    key_file: Annotated[
+        str, Meta(description="File with the key batches must be signed with; empty: bsmtp.key_file.")
+    ] = ""
+    relay: Annotated[
+        bool, Meta(description="Whether recipients that are not ours are taken; needs a key.")
+    ] = False
+    deliver_to: Annotated[str, Meta(description="Address that gets mail without a batch; empty: the postmaster.")] = ""
+
+
+def _pickups(value: list[Pickup]) -> None:
+    names = [profile.name for profile in value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two profiles are called {name!r}")
+    for profile in value:
+        try:
+            _pickup_host(profile.host)
+        except ValueError as error:
+            raise ValueError(f"profile {profile.name!r}: host {error}") from None
+
+
+class Bsmtp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The worker that puts mail into batches (RFC 2442) and picks batches up."""
+
+    enabled: Enabled = False
+    workers: Annotated[int, Meta(ge=1, le=1, description=_WORKERS)] = 1
+    encoder: Annotated[
+        bool, Meta(description="Whether mail of the channel BSMTPOUT is put into batches; if not, it waits.")
+    ] = True
+    key_file: Annotated[
+        str,
+        Meta(
+            description="File with the key batches are signed with and must be signed with, readable by its owner alone;"
+            " relative to the home; empty: none."
+        ),
+    ] = ""
+    max_octets: Annotated[
+        int, Meta(ge=1 << 16, description="Largest mail fetched, and largest message in a batch; larger mail stays in its maildrop.")
+    ] = 104_857_600
+    max_messages: Annotated[int, Meta(ge=1, le=10_000, description="Most messages in one mail.")] = 1000
+    max_recipients: Annotated[
+        int, Meta(ge=1, le=10_000, description="Most recipients of one message in a batch.")
+    ] = 1000
+    folder: Annotated[
+        str,
+        Meta(description="Folder whose files are taken in as fetched mail; relative to the home; empty: none."),
+    ] = ""
+    folder_interval_s: Annotated[float, Meta(ge=0.1, description="Seconds between two looks into the folder.")] = 10.0
+    folder_relay: Annotated[
+        bool, Meta(description="Whether recipients that are not ours are taken from the folder; needs a key.")
+    ] = False
+    pickup: Annotated[
+        list[Pickup],
+        Meta(
+            description="Maildrops batches are picked up from, each a table `[[bsmtp.pickup]]`; see bsmtp.md.",
+            extra={"check": _pickups},
+        ),
+    ] = field(default_factory=list)
+
+
 class Janitor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The worker that recovers, reclaims and serves the metrics."""
 
@@ -579,6 +670,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     imapd: Imapd = field(default_factory=Imapd)
     pop3d: Pop3d = field(default_factory=Pop3d)
     janitor: Janitor = field(default_factory=Janitor)
+    bsmtp: Bsmtp = field(default_factory=Bsmtp)
 
     def spool_path(self, home: Path) -> Path:
         """The spool's folder."""
@@ -652,6 +744,11 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
         found.append((("master", "heartbeat_limit_s"), "must be more than twice master.heartbeat_s"))
     if config.master.respawn_max_s < config.master.respawn_min_s:
         found.append((("master", "respawn_max_s"), "must not be below master.respawn_min_s"))
+    for profile in config.bsmtp.pickup:
+        if profile.relay and not (profile.key_file or config.bsmtp.key_file):
+            found.append((("bsmtp", "pickup"), f"profile {profile.name!r}: relay needs a key"))
+    if config.bsmtp.folder_relay and not config.bsmtp.key_file:
+        found.append((("bsmtp", "folder_relay"), "needs bsmtp.key_file"))
     if config.store.workers > config.store.partitions:
         found.append((("store", "workers"), "must not be above store.partitions"))
     seen: dict[int, str] = {}
@@ -689,7 +786,10 @@ def _build(
                     raise ValueError("must be a finite number")
                 if setting.check is not None:
                     setting.check(converted)
-            except msgspec.ValidationError:
+            except msgspec.ValidationError as exc:
+                if table_of(setting.type) is not None:
+                    problem(where, str(exc))
+                    continue
                 words = ", ".join(filter(None, (kind(setting.type, ""), limits(setting.meta))))
                 article = "a " if words.startswith(("whole", "number", "list")) else ""
                 problem(where, f"must be {article}{words}")
@@ -908,7 +1008,20 @@ def toml_value(value: Any) -> str:
         return repr(value)
     if isinstance(value, list):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, Struct):
+        pairs = msgspec.structs.asdict(value).items()
+        return "{ " + ", ".join(f"{name} = {toml_value(item)}" for name, item in pairs) + " }"
     return msgspec.json.encode(value).decode()
+
+
+def table_of(hint: Any) -> Any:
+    """The Struct of whose tables a list holds any number, or None."""
+    if typing.get_origin(hint) is Annotated:
+        return table_of(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is not list:
+        return None
+    element = typing.get_args(hint)[0]
+    return element if isinstance(element, type) and issubclass(element, Struct) else None
 
 
 def kind(hint: Any, quote: str = "`") -> str:
@@ -918,6 +1031,8 @@ def kind(hint: Any, quote: str = "`") -> str:
     origin = typing.get_origin(hint)
     if origin is Literal:
         return " or ".join(f"{quote}{toml_value(choice)}{quote}" for choice in typing.get_args(hint))
+    if table_of(hint) is not None:
+        return "tables"
     if origin is list:
         return "list of " + kind(typing.get_args(hint)[0], quote)
     if origin in (typing.Union, types.UnionType):
@@ -960,7 +1075,8 @@ def reference() -> str:
         for setting in rows:
             bounds = limits(setting.meta)
             what = kind(setting.type) + (f" ({bounds})" if bounds else "")
-            cells = (f"`{setting.name}`", what, f"`{toml_value(setting.default)}`", setting.description)
+            default = "needed" if setting.default is None else f"`{toml_value(setting.default)}`"
+            cells = (f"`{setting.name}`", what, default, setting.description)
             out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         out.append("")
 
@@ -969,6 +1085,11 @@ def reference() -> str:
         if setting.section is not None:
             out.extend([f"## [{setting.name}]", "", setting.description.splitlines()[0], ""])
             table(setting.section)
+            for inner in declarations(setting.section).values():
+                rows = table_of(inner.type)
+                if rows is not None:
+                    out.extend([f"## [[{setting.name}.{inner.name}]]", "", rows.__doc__.strip(), ""])
+                    table(rows)
     return "\n".join(out).rstrip("\n") + "\n"
 
 

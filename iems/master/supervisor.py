@@ -57,6 +57,7 @@ ROLES: dict[str, Role] = {
     "janitor": Role(listeners=("metrics",), local=frozenset({"metrics"}), exclusive=True, last=True),
     "lmda": Role(),
     "smtpc": Role(),
+    "bsmtp": Role(exclusive=True),
     "preprocessor": Role(),
     "imapd": Role(listeners=("imap", "imaps")),
     "pop3d": Role(listeners=("pop3", "pop3s")),

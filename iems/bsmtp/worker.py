@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import stat
 import time
@@ -51,6 +52,8 @@ PAUSE_S = 5.0
 RETRY_S = 300.0
 #: Files of the folder taken in one look.
 FILES = 1000
+#: Workers that may die over one mail; then it stays where it is.
+DEATHS = 3
 SECRET_OCTETS = 4096
 KEY_LEAST_OCTETS = 16
 
@@ -104,7 +107,9 @@ class Worker:
         self._memory: Memory | None = None
         #: Tails of ids in the spool, of mail that may be fetched again.
         self._known: set[bytes] = set()
-        self._taking = asyncio.Lock()
+        #: One mail in work at a time, in or out: the board has room for one to be blamed.
+        self._work = asyncio.Lock()
+        self._blamed: dict[bytes, int] = {}
         self._told: set[tuple[str, bytes]] = set()
 
     async def start(self) -> None:
@@ -193,29 +198,33 @@ class Worker:
 
     async def _tunnel(self, items: list[Item]) -> None:
         """Make a carrier of each item and settle it with it. Items without an outcome go back to the queue."""
-        ctx = self._ctx
         left = list(items)
         try:
             while left:
-                item = left[0]
-                ctx.working_on(item.id)
-                ctx.log.event("leased", item.id, channel="BSMTPOUT", attempts=item.attempts)
-                try:
-                    made = await ctx.loop.run_in_executor(self._making, self._make, item)
-                except ContentDamaged as error:
-                    with self._spool.index.change() as change:
-                        quarantine(change, item, f"content damaged: {error.strerror}")
-                    ctx.log.event("quarantined", item.id, why="content damaged", cause=error.strerror)
-                except (OSError, EOFError) as error:
-                    self._failed("the content can't be read", error, item.id)
-                    await self._later(item)
-                else:
-                    await self._settle(item, made)
-                del left[0]
+                async with self._work:
+                    await self._tunnel_one(left[0])
+                    del left[0]
         finally:
-            ctx.working_on(None)
             if left:
                 self._spool.give_back(left)
+
+    async def _tunnel_one(self, item: Item) -> None:
+        ctx = self._ctx
+        ctx.working_on(item.id)
+        try:
+            ctx.log.event("leased", item.id, channel="BSMTPOUT", attempts=item.attempts)
+            made = await ctx.loop.run_in_executor(self._making, self._make, item)
+        except ContentDamaged as error:
+            with self._spool.index.change() as change:
+                quarantine(change, item, f"content damaged: {error.strerror}")
+            ctx.log.event("quarantined", item.id, why="content damaged", cause=error.strerror)
+        except (OSError, EOFError) as error:
+            self._failed("the content can't be read", error, item.id)
+            await self._later(item)
+        else:
+            await self._settle(item, made)
+        finally:
+            ctx.working_on(None)
 
     def _make(self, item: Item) -> _Made:
         """In the thread: the carrier of an item. Raises OSError, EOFError, SecretError."""
@@ -342,6 +351,7 @@ class Worker:
         except BaseException:
             memory.close()
             raise
+        self._blamed = self._ctx.blamed()
         return memory, {tail(id) for id in ids}
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -371,15 +381,22 @@ class Worker:
 
         Raises NoPlace, DirectoryUnavailable, SpoolError, OSError: then it must stay.
         """
-        async with self._taking:
+        async with self._work:
             memory = self._memory
             assert memory is not None
-            taken = await self._in_thread(self._taker.take, trust, unique, content, time.time_ns())
-            if taken.key in memory:
-                self._ctx.log.event("repeated", None, profile=trust.name, why="this mail was taken in before")
-                return
-            await self._submit(trust, taken)
-            await self._in_thread(memory.note, taken.key, int(time.time()))
+            suspect = bytes(6) + hashlib.blake2b(b"\0".join((trust.name.encode(), unique, content)), digest_size=10).digest()
+            if self._blamed.get(suspect, 0) >= DEATHS:
+                raise NoPlace(f"{self._blamed[suspect]} workers died over it")
+            self._ctx.working_on(suspect)
+            try:
+                taken = await self._in_thread(self._taker.take, trust, unique, content, time.time_ns())
+                if taken.key in memory:
+                    self._ctx.log.event("repeated", None, profile=trust.name, why="this mail was taken in before")
+                    return
+                await self._submit(trust, taken)
+                await self._in_thread(memory.note, taken.key, int(time.time()))
+            finally:
+                self._ctx.working_on(None)
             self._known.difference_update(tail(message.id) for message in taken.messages)
         if taken.problem:
             self._ctx.log.event("batch_refused", taken.messages[0].id, profile=trust.name, why=taken.problem)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import itertools
 import json
 import os
 import poplib
@@ -10,10 +12,16 @@ import random
 import re
 import signal
 import smtplib
+import socketserver
+import threading
 import time
 
 import pytest
 
+from iems.bsmtp import carrier
+from iems.bsmtp.batch import Entry, encode
+from iems.cli.run import status_of
+from iems.model import Recipient
 from iems.perf.home import PASSWORD, PrivateHome
 
 poplib._MAXLINE = 1 << 20
@@ -55,8 +63,8 @@ class Named(PrivateHome):
 class Far(Named):
     """The server at the far end: batches for its domain far.test lie in a maildrop of another server."""
 
-    def __init__(self, near, extra=""):
-        super().__init__("far.test", 3, {})
+    def __init__(self, near, extra="", **settings):
+        super().__init__("far.test", 3, {f"bsmtp.{name}": value for name, value in settings.items()})
         self._near, self._extra = near, extra
 
     def _make(self):
@@ -79,6 +87,70 @@ def near():
         yield home
 
 
+class Maildrop(socketserver.ThreadingTCPServer):
+    """A POP3 server with these mails. `told` is called with each command, and its argument, that is about to be answered."""
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, mails, told=lambda command, argument: None):
+        self.mails, self.told, self.uidl, self.sessions = dict(enumerate(mails, 1)), told, True, 0
+        super().__init__(("127.0.0.1", 0), Session)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+class Session(socketserver.StreamRequestHandler):
+    """One session with a Maildrop; what is marked goes at QUIT."""
+
+    def _lines(self):
+        with contextlib.suppress(ConnectionError):
+            yield from self.rfile
+
+    def handle(self):
+        drop, marked = self.server, []
+        listed = dict(drop.mails)
+        drop.sessions += 1
+        self.wfile.write(b"+OK\r\n")
+        for line in self._lines():
+            word, _, argument = line.decode().strip().partition(" ")
+            drop.told(word, argument)
+            answer = b"+OK\r\n"
+            if word == "LIST":
+                answer += b"".join(b"%d %d\r\n" % (n, len(mail)) for n, mail in listed.items()) + b".\r\n"
+            elif word == "UIDL":
+                answer = answer + b"".join(b"%d u%d\r\n" % (n, n) for n in listed) + b".\r\n" if drop.uidl else b"-ERR\r\n"
+            elif word == "RETR":
+                answer += (b"\r\n" + listed[int(argument)]).replace(b"\r\n.", b"\r\n..")[2:] + b".\r\n"
+            elif word == "DELE":
+                marked.append(int(argument))
+            elif word == "QUIT":
+                for number in marked:
+                    drop.mails.pop(number, None)
+            self.wfile.write(answer)
+            if word == "QUIT":
+                return
+
+
+def batch_mail(number, *recipients, key=b""):
+    """A carrier with two messages of these recipients."""
+    entries = [
+        Entry(b"s@out.test", [Recipient(r) for r in recipients], b"Subject: m%03d%s\r\n\r\nx\r\n" % (number, half)) for half in (b"a", b"b")
+    ]
+    made = carrier.make(
+        encode(entries, b"h"), sender="postmaster@out.test", to=TUNNEL, hostname="out.test", unique=bytes(16), content=b"\r\n",
+        now_s=int(time.time()), key=key,
+    )  # fmt: skip
+    return b"".join(made)
+
+
+def subjects(server, user):
+    """The test subjects in a mailbox, in order."""
+    return sorted(line for mail in mails(server, user) for line in mail.split(b"\r\n") if line.startswith(b"Subject: m"))
+
+
 def mails(server, user):
     """Contents of a mailbox."""
     client = poplib.POP3("127.0.0.1", server.port("pop3"), timeout=20)
@@ -91,7 +163,7 @@ def mails(server, user):
 
 
 def pids(server):
-    return json.loads(server.ctl("status", "--json"))["roles"]["bsmtp"]["pids"]
+    return status_of(server.path)["roles"]["bsmtp"]["pids"]
 
 
 BODY = b"Subject: dots\r\nTo: somebody@else.test\r\n\r\n.\r\n..two\r\n.QUIT\r\nMAIL FROM:<evil@x.test>\r\n\xc3\xa9\xff 8 bit\r\n\r\n.\r\n"
@@ -121,31 +193,93 @@ def test_a_domain_through_a_tunnel(near):
         until(lambda: not mails(near, TUNNEL))
 
 
-def test_killed_in_between_everything_arrives_once(near):
-    """The workers of both ends are killed again and again; each mail is there once."""
-    rng = random.Random(2442)
-    count = 60
+def kill(found):
+    """End these processes at once."""
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_killed_at_every_step_takes_each_mail_in_once():
+    """Killed when it asks to delete, when it says goodbye, and at moments after a mail came."""
+    rng = random.Random(1939)
+    with contextlib.ExitStack() as stack:
+        kills = itertools.cycle(["RETR", "RETR", "DELE", "RETR", "QUIT"])
+        aim = [next(kills)]
+
+        deaths = collections.Counter()
+
+        def told(command, argument):
+            # After three deaths over one mail it would stay in its place.
+            if command == aim[0] and (command != "RETR" or deaths[argument] < 2):
+                aim[0] = next(kills)
+                deaths[argument] += command == "RETR"
+                found = pids(far)
+                threading.Timer(rng.uniform(0, 0.006) if command == "RETR" else 0, kill, (found,)).start()
+
+        key = KEY.strip().encode()
+        drop = stack.enter_context(Maildrop([], told))
+        drop.port = lambda name: drop.server_address[1]
+        far = stack.enter_context(Far(drop, 'tls = "none"'))
+        drop.mails.update((n, batch_mail(n, b"u1@far.test", b"u4@far.test", key=key)) for n in range(9))
+        until(lambda: not drop.mails, 30)
+        expected = [b"Subject: m%03d%s" % (n, half) for n in range(9) for half in (b"a", b"b")]
+        for user in ("a2@load.test", "a3@load.test"):
+            until(lambda user=user: len(set(subjects(far, user))) == len(expected))
+            assert subjects(far, user) == expected
+        assert json.loads(far.ctl("audit", "--json"))["missing"] == 0
+        assert drop.sessions >= 16
+
+
+def test_what_is_no_batch_for_us_goes_to_the_postmaster():
+    """Sessions end at their limit; a batch without our signature, ordinary mail and a batch sent twice; a folder; no unique ids."""
+    key = KEY.strip().encode()
+    signed = batch_mail(1, b"u1@far.test", key=key)
+    drop = Maildrop([])
+    drop.port, drop.uidl = lambda name: drop.server_address[1], False
+    with drop, Far(drop, 'tls = "none"', folder="drop", folder_interval_s=0.1, key_file="conf/key", max_octets=100_000) as far:
+        large = b"Subject: large\r\n\r\n" + b"x" * 100_000 + b"\r\n"
+        drop.mails.update(enumerate([
+            signed, batch_mail(2, b"u1@far.test"), b"Subject: ordinary\r\n\r\nx\r\n", signed, large,
+            batch_mail(3, b"nobody@elsewhere.test", key=key), batch_mail(4, b"u1@far.test", key=key)[:-30] + b"\r\n",
+        ], 1))  # fmt: skip
+        until(lambda: list(drop.mails) == [5])  # the large one stays
+        assert drop.sessions >= 2
+        folder = far.path / "drop"
+        (folder / ".tmp").write_bytes(batch_mail(9, b"u4@far.test", key=key))
+        (folder / ".tmp").rename(folder / "batch")
+        (folder / ".on-its-way").write_bytes(b"x")
+        (folder / "again").write_bytes(signed)
+        until(lambda: os.listdir(folder) == [".on-its-way"])
+        until(lambda: subjects(far, "a3@load.test") == [b"Subject: m009a", b"Subject: m009b"])
+        told = until(lambda: (found := mails(far, "a1@load.test")) and len(found) == 4 and found)
+        assert subjects(far, "a2@load.test") == [b"Subject: m001a", b"Subject: m001b"]
+        reasons = sorted(mail.split(b"X-IEMS-Pickup: near: ")[1].split(b"\r\n")[0][:23] for mail in told)
+        assert reasons == [b"a recipient is not ours", b"no batch in it", b"the batch is not signed", b"the signature of the ba"]
+        log = (far.path / "log/mail.log").read_text()
+        assert "has more than 100000 octets" in log and PASSWORD not in re.findall(r'"[^"]*"', log) and KEY.strip() not in log
+
+
+def test_a_tunnel_to_no_address_fails_with_a_report(near):
+    near.ctl("forward", "set", "broken.test", "BSMTPOUT", "noaddress")
+    with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
+        client.sendmail("a2@load.test", ["x@broken.test"], b"Subject: lost?\r\n\r\nx\r\n")
+    [report] = until(lambda: mails(near, "a2@load.test"))
+    assert b"Status: 5.1.3" in report and b"Subject: lost?" in report
+
+
+def test_encoders_killed_in_between(near):
+    """The workers of both ends are killed while mail goes through the tunnel; each mail is there once."""
+    count = 24
     with Far(near, 'tls = "none"') as far:
         with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
             for number in range(count):
                 client.sendmail("s@out.test", ["u2@far.test"], b"Subject: m%03d\r\n\r\nx\r\n" % number)
-                if not number % 10:
-                    for server in (near, far):
-                        for pid in pids(server):
-                            with contextlib.suppress(ProcessLookupError):
-                                os.kill(pid, signal.SIGKILL)
-        for _ in range(6):
-            time.sleep(rng.uniform(0.05, 0.4))
-            for server in (far, near):
-                for pid in pids(server):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-
-        def subjects():
-            return [line for mail in mails(far, "a2@load.test") for line in mail.split(b"\r\n") if line.startswith(b"Subject: m")]
-
-        until(lambda: len(set(subjects())) == count)
+                if number % 8 == 5:
+                    kill(pids(near))
+        kill(pids(far))
+        until(lambda: len(set(subjects(far, "a2@load.test"))) == count)
         until(lambda: not mails(near, TUNNEL))
-        assert sorted(subjects()) == [b"Subject: m%03d" % number for number in range(count)]
+        assert subjects(far, "a2@load.test") == [b"Subject: m%03d" % number for number in range(count)]
         for server in (near, far):
             assert json.loads(server.ctl("audit", "--json"))["missing"] == 0

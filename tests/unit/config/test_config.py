@@ -195,3 +195,22 @@ def test_every_setting_says_what_it_means() -> None:
     with pytest.raises(AttributeError):
         Config().smtpd.workers = 3  # type: ignore[misc]
     assert msgspec.to_builtins(Config())["smtpd"]["workers"] == 2
+
+
+def test_tables_of_pickup() -> None:
+    """Tables of an array are checked like sections, and shown as TOML that reads back."""
+    table = '[[bsmtp.pickup]]\nname = "a"\nhost = "h"\nlogin = "l"\npassword_file = "p"\n'
+    found = settings.parse(f"[bsmtp]\nkey_file = 'k'\n{table}relay = true\n".encode(), "x").bsmtp
+    shown = f"[bsmtp]\nkey_file = 'k'\npickup = {settings.toml_value(found.pickup)}\n"
+    assert settings.parse(shown.encode(), "x").bsmtp == found
+    for text, what in (
+        (table + 'hosst = "h"\n', "unknown field `hosst`"),
+        (table + "relay = true\n", "relay needs a key"),
+        (table + table, "two profiles are called 'a'"),
+        (table.replace('"h"', '"a b"'), "must be a host name"),
+        (table.replace('name = "a"', 'name = "a b"'), "regex"),
+        ("[bsmtp]\nfolder_relay = true\n", "needs bsmtp.key_file"),
+    ):
+        with pytest.raises(ConfigError, match=r"^x:\d+: bsmtp\.") as caught:
+            settings.parse(text.encode(), "x")
+        assert what in str(caught.value)

@@ -14,6 +14,8 @@ from iems.bsmtp.batch import Batch, BatchError, check_extensions
 from iems.message import build, words
 from iems.message.header import fields, header_end, unfold, values
 from iems.message.structure import Structure
+from iems.model import id_text
+from iems.smtp import received
 
 #: The header field with the signature of the batch.
 SIGNATURE = b"IEMS-Batch-Signature"
@@ -23,6 +25,8 @@ SIGNATURE_S = 28 * 86_400
 AHEAD_S = 86_400
 #: Received fields of the message that are carried on, so that a tunnel into itself is found as a loop.
 TRACES = 100
+#: So many turns through tunnels of one host are a loop. Each makes a message a third larger, so `preprocessor.max_trips` is too many.
+TURNS = 8
 #: Parts looked at in one message.
 PARTS = 1000
 
@@ -63,10 +67,19 @@ def check_signature(key: bytes, content: bytes, batches: list[bytes], now_s: int
 def make(
     batch: Batch, *, sender: str, to: str, hostname: str, unique: bytes, content: bytes, now_s: int, key: bytes = b""
 ) -> list[bytes]:
-    """The carrier of a batch: header and body. sender, to: addresses. unique: the carrier's id. content: of the message
-    carried, whose Received fields are repeated. key: signs it. Raises ValueError if an address can't stand in a header."""
+    """The carrier of a batch: header and body.
+
+    sender, to: addresses. unique: the carrier's id. content: of the message carried, whose Received fields are repeated under
+    one of our own. key: signs it, if not empty. Raises ValueError if an address can't stand in a header.
+    """
     parameters = [("required-extensions", ",".join(batch.extensions))] if batch.extensions else []
-    traces: list[bytes] = []
+    # Each turn through a tunnel is one more line of ours, or a tunnel into itself would never end.
+    name = hostname.encode()
+    traces = [
+        received.line(
+            received.prefix(helo=name, client_ip="", by=name, protocol=b"BSMTP"), id_text(unique), b"", now_s
+        )
+    ]
     for found in fields(content, 0, header_end(content)):
         if found.name == b"received" and len(traces) < TRACES:
             trace = content[found.start : found.end]
@@ -86,6 +99,13 @@ def make(
         b"Content-Transfer-Encoding: base64\r\n\r\n",
         build.encode_base64(batch.octets),
     ]
+
+
+def is_loop(content: bytes, hostname: str) -> bool:
+    """Whether a message has been through tunnels of this host `TURNS` times."""
+    mark = b"by %b with BSMTP id" % hostname.encode()
+    traces = values(content, b"received", 0, header_end(content))
+    return sum(mark in b" ".join(trace.split()) for trace in traces) >= TURNS
 
 
 def open_parts(content: bytes) -> Parts:

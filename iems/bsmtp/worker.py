@@ -58,6 +58,7 @@ SECRET_OCTETS = 4096
 KEY_LEAST_OCTETS = 16
 
 BAD_TUNNEL = Reply(553, 1, 3, "The address the batches go to can't be written")
+LOOP = Reply(554, 4, 6, "Too many turns through a tunnel: it leads back into itself")
 BAD_ENVELOPE = Reply(553, 1, 0, "The envelope can't be put into a batch")
 PASSED_ON = Reply(250, 1, 5, "Put into a batch")
 UNREADABLE = Reply(451, 3, 0, "Content can't be read, try again later")
@@ -234,6 +235,8 @@ class Worker:
         path = grammar.rcpt(b"TO:<%b>" % to.encode("utf-8", "surrogateescape"))
         if isinstance(path, Reply):
             return _Made([], BAD_TUNNEL)
+        if carrier.is_loop(content, self._ctx.hostname):
+            return _Made([], LOOP)
         try:
             written = batch.encode([Entry.of(item.envelope, content)], self._ctx.hostname.encode())
         except BatchError as error:

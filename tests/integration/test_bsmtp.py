@@ -268,6 +268,16 @@ def test_a_tunnel_to_no_address_fails_with_a_report(near):
     assert b"Status: 5.1.3" in report and b"Subject: lost?" in report
 
 
+def test_a_tunnel_into_itself_ends(near):
+    near.ctl("forward", "set", "loop.test", "BSMTPOUT", "again@loop.test")
+    before = len(mails(near, "a2@load.test"))
+    with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
+        client.sendmail("a2@load.test", ["x@loop.test"], b"Subject: round\r\n\r\nx\r\n")
+    reports = until(lambda: (found := mails(near, "a2@load.test")) and len(found) > before and found)
+    assert b"Status: 5.4.6" in reports[-1]
+    until(lambda: not json.loads(near.ctl("audit", "--json"))["queued"])
+
+
 def test_encoders_killed_in_between(near):
     """The workers of both ends are killed while mail goes through the tunnel; each mail is there once."""
     count = 24

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from iems.config import Config, host_port
+from iems.directory.peers import NONE, Peer
 from iems.errors import SpoolError
 from iems.model import Channel, Extent, Notify, Outcome, Recipient, Reply, Result, id_text, rope_length
 from iems.net.resolver import Resolver
@@ -38,6 +39,9 @@ from iems.smtpc.connections import (
 )
 from iems.smtpc.engine import Stage, Transaction, Wait
 from iems.smtpc.mx import Host, HostTable, Resolution, Route, Router, listening_addresses
+from iems.smtpc.profiles import NEXT_RUN, Profiles, policy_of, refusal_of
+from iems.smtpc.security import NEEDS, Need, Security, validating, verifying_tls
+from iems.smtpc.sts import PolicyStore
 from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
@@ -89,6 +93,7 @@ _OWN_REPLIES: Final = {
         engine.TOO_BIG,
         engine.NEEDS_UTF8,
         engine.NEEDS_BINARY,
+        engine.NEEDS_REQUIRETLS,
         engine.BAD_SENDER,
         engine.BAD_RECIPIENT,
         engine.NONSENSE,
@@ -146,8 +151,11 @@ class Destination:
         "idle",
         "key",
         "name",
+        "needs",
         "opening",
+        "profile",
         "ready",
+        "requiretls",
         "route",
         "route_until_s",
         "routing",
@@ -163,6 +171,9 @@ class Destination:
         self.sessions: set[Session] = set()
         self.idle: list[Session] = []
         self.opening = 0
+        self.profile: Peer | None = None
+        self.needs: dict[str, Need] = {}
+        self.requiretls = False
         self.routing = False
         self.window = FIRST_WINDOW
         self.failures = 0
@@ -264,17 +275,65 @@ class Worker:
         self._relayed_now = 0  # not yet counted on the board
         self._octets_now = 0
         self._empty: asyncio.Event = asyncio.Event()
+        self._peers = NONE
 
     async def start(self) -> None:
         """Open the spool and begin to take."""
         ctx = self._ctx
         self._spool = Spool.open(ctx)
+        self._profiles = Profiles(ctx.home / "directory", ctx.log)
         self._verifier = Verifier(self._spool.blobs)
-        self._tls: ssl.SSLContext | None = client_tls() if self._config.tls == "may" else None
+        self._tls: ssl.SSLContext = client_tls()
+        self._checking: ssl.SSLContext | None = None
+        self._need = NEEDS[self._config.tls]
         self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
+        self._security = self._make_security()
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         ctx.on_wake(self._woken)
         self._pump_soon()
+
+    def _make_security(self) -> Security:
+        """What finds the needs of hosts beyond the setting; nothing is asked while DANE and MTA-STS are off."""
+        config = self._config
+        dane = config.dane
+        dns = self._ctx.config.dns
+        if dane and not validating([host_port(text, 53) for text in dns.servers], dns.validating):
+            self._ctx.log.error("DANE is off: a DNS server is neither on loopback nor named in dns.validating")
+            dane = False
+        policies = None
+        if config.mta_sts:
+            policies = PolicyStore(
+                self._ctx.home / "cache" / "mta-sts",
+                self._router.resolver,
+                self._verifying(),
+                port=config.mta_sts_port,
+                log=self._ctx.log,
+            )
+        return Security(self._router.resolver, dane=dane, policies=policies)
+
+    def _verifying(self) -> ssl.SSLContext:
+        """TLS that checks certificates, made when first needed: it reads the system's authorities."""
+        if self._checking is None:
+            file = self._config.tls_ca_file
+            self._checking = verifying_tls(self._ctx.home / file if file else "")
+        return self._checking
+
+    def _need_of(self, destination: Destination, host: Host) -> Need:
+        """The TLS that a host must have for a destination's mail."""
+        profile = destination.profile
+        if destination.requiretls:
+            found = destination.needs.get(host.name)
+            return found if found is not None and found.level == "dane" else NEEDS["verify"]
+        if profile is not None and profile.tls != "default":
+            own = NEEDS[profile.tls]
+            if not own.must:
+                return own
+            found = destination.needs.get(host.name)
+            return found if found is not None and found.level in ("verify", "dane") else own
+        found = destination.needs.get(host.name)
+        if found is None or (found.level == "encrypt" and self._need.level == "verify"):
+            return self._need
+        return found
 
     # ---------------------------------------------------------------- taking
 
@@ -325,6 +384,8 @@ class Worker:
                 self._pause("the queue can't be read", error)
                 continue
             self._failures = 0
+            if items:
+                self._peers = self._profiles.now()
             for item in items:
                 destination = self._accept(item, now_s)
                 touched[destination.key] = destination
@@ -348,9 +409,20 @@ class Worker:
         recipients = item.envelope.recipients
         direct = bool(recipients and recipients[0].identifier)
         key = self._router.key(name, direct)
+        profile = None
+        if self._peers:
+            profile = self._profile(item)
+            if profile is not None and not direct and (profile.max_sessions or profile.max_messages):
+                key = name  # with limits of its own it shares no connections
+        requiretls = item.envelope.requiretls
+        if requiretls:
+            key = f"{key} requiretls"
         destination = self._destinations.get(key)
         if destination is None:
             destination = self._destinations[key] = Destination(key, name, direct)
+            destination.requiretls = requiretls
+        if self._peers or destination.profile is not None:
+            destination.profile = profile
         self._ctx.log.event("leased", item.id, channel="SMTPC", destination=name, attempts=item.attempts)
         self._in_hand += 1
         held = self._held[name] = self._held.get(name, 0) + 1
@@ -358,6 +430,8 @@ class Worker:
             self._limited.add(name)
             self._spool.limit_destination(Channel.SMTPC, name, DESTINATION_IN_HAND)
         work = Work(item, destination)
+        if self._peers and self._held_back(work, profile):
+            return destination
         if (
             destination.dead_reply is not None
             and now_s < destination.dead_until_s
@@ -371,6 +445,34 @@ class Worker:
             self._read_ahead(item)
         destination.ready.append(work)
         return destination
+
+    def _profile(self, item: Item) -> Peer | None:
+        """The profile of an item's (first) domain."""
+        return self._profile_of(item, item.envelope.recipients[0])
+
+    def _profile_of(self, item: Item, recipient: Recipient) -> Peer | None:
+        """The profile for a recipient; where a relay host is the destination, the address says which domain it is."""
+        name = item.destination
+        if recipient.identifier:
+            name = recipient.address.rpartition(b"@")[2].decode("utf-8", "replace")
+        return self._peers.find(name)
+
+    def _held_back(self, work: Work, profile: Peer | None) -> bool:
+        """Whether a profile ends the attempt before it begins: not to be sent, too large, or to wait for the next run."""
+        item = work.item
+        if profile is not None and profile.queue_first and not item.attempts:
+            self._give_up(work, NEXT_RUN, 0.0)
+            return True
+        for recipient in item.envelope.recipients:  # of several domains, if a relay host was named for them
+            found = self._profile_of(item, recipient)
+            reply = refusal_of(found, work.size) if found is not None else None
+            if reply is not None:
+                self._answer(work, [recipient], reply)
+                work.remaining.remove(recipient)
+        if work.remaining:
+            return False
+        self._complete(work)
+        return True
 
     def _read_ahead(self, item: Item) -> None:
         """Old content may have left the page cache: have it read while the connection is made."""
@@ -389,9 +491,14 @@ class Worker:
         while destination.ready and destination.idle:
             session = destination.idle.pop()
             self._unrest(session)
+            if session.need != self._need_of(destination, session.host):
+                session.quit()
+                continue
             destination.sessions.add(session)
             session.go_on()
         limit = self._config.max_per_host
+        if destination.profile is not None:
+            limit = destination.profile.max_sessions or limit
         while destination.ready and not self._over:
             route = destination.route
             if route is None or self._loop.time() >= destination.route_until_s:
@@ -427,7 +534,7 @@ class Worker:
             if host.preference != route.hosts[0].preference:
                 return False
             resting = self._idle.get((host.address, host.port))
-            if resting:
+            if resting and resting[-1].need == self._need_of(destination, host):
                 session = resting[-1]
                 session.destination.idle.remove(session)
                 self._unrest(session)
@@ -436,6 +543,8 @@ class Worker:
         return False
 
     def _adopt(self, destination: Destination, session: Session) -> None:
+        if destination.profile is not None and destination.profile.max_messages:
+            session.limit_messages(destination.profile.max_messages)
         session.destination = destination
         destination.sessions.add(session)
         session.go_on()
@@ -481,6 +590,10 @@ class Worker:
         """Look up where a destination's mail goes. Takes no place among the connections: DNS may be slow."""
         try:
             route = await self._router.find(destination.name, destination.direct)
+            if self._security.active and route.reply is None:
+                route, destination.needs = await self._security.find(destination.name, route)
+            if destination.requiretls and route.mx and route.reply is None:
+                route = self._vouched(destination, route)
         except Exception as error:
             self._ctx.log.error("no route could be found", error)
             route = Route((), OUR_FAULT)
@@ -492,6 +605,17 @@ class Worker:
         destination.route = route
         destination.route_until_s = self._loop.time() + ROUTE_S
         self._drive(destination)
+
+    def _vouched(self, destination: Destination, route: Route) -> Route:
+        """The hosts of a route whose names DNSSEC or a policy vouches for, as REQUIRETLS wants it (RFC 8689 4.2.1)."""
+        sure = ("verify", "dane")
+        hosts = tuple(
+            host for host in route.hosts if host.name in destination.needs and destination.needs[host.name].level in sure
+        )
+        if hosts:
+            return Route(hosts, mx=True)
+        code = 451 if self._security.active else 550
+        return Route((), Reply(code, 7, 30, "REQUIRETLS: nothing vouches for the mail hosts of the domain"))
 
     async def _open(self, destination: Destination, route: Route, proven: bool) -> None:
         """Connect to one of the destination's hosts, in order. proven: one of them took a connection lately."""
@@ -520,7 +644,8 @@ class Worker:
         for host in hosts:
             if not destination.ready or self._over or self._reuse(destination, Route((host,))):
                 return None
-            session, reply = await self._greet(host)
+            need = self._need_of(destination, host)
+            session, reply = await self._greet(host, need)
             if session is not None:
                 self._bad.pop((host.address, host.port), None)
                 self._proven[host.address, host.port] = self._loop.time() + PROVEN_S
@@ -530,14 +655,18 @@ class Worker:
                 return None
             assert reply is not None
             last = reply
+            if need.must and reply.subject == 7:
+                continue  # good enough for others
             self._bad[host.address, host.port] = self._loop.time() + BAD_HOST_S
             self._proven.pop((host.address, host.port), None)
         return last
 
-    async def _greet(self, host: Host) -> tuple[Session | None, Reply | None]:
-        """A session that is ready, or why there is none. In the clear if the TLS handshake fails: it is opportunistic."""
+    async def _greet(self, host: Host, need: Need) -> tuple[Session | None, Reply | None]:
+        """A session that is ready, or why there is none. In the clear if the TLS handshake fails, unless TLS is needed."""
         where = (host.address, host.port)
-        tls = None if self._no_tls.get(where, 0.0) > self._loop.time() else self._tls
+        tls: ssl.SSLContext | None = self._verifying() if need.level == "verify" else self._tls
+        if need.level == "off" or (not need.must and self._no_tls.get(where, 0.0) > self._loop.time()):
+            tls = None
         while True:
             try:
                 async with asyncio.timeout(self._timeouts.connect_s) as limit:
@@ -560,6 +689,7 @@ class Worker:
                 blobs=self._spool.blobs,
                 tls=tls,
                 max_messages=self._config.max_messages,
+                need=need,
             )
             self._sessions.add(session)
             self._ctx.count("sessions_total")
@@ -573,7 +703,7 @@ class Worker:
                     self._ctx.count("tls_total")
                 return session, None
             self._sessions.discard(session)
-            if session.tls_failed and tls is not None:
+            if session.tls_failed and tls is not None and not need.must:
                 self._ctx.log.event("tls-failed", host=str(host), reply=_said(reply))
                 self._no_tls[where] = self._loop.time() + NO_TLS_S
                 tls = None
@@ -625,6 +755,8 @@ class Worker:
         """The next message of the session's destination."""
         destination: Destination = session.destination
         extensions = session.engine.extensions
+        if (self._peers or self._security.active or destination.requiretls) and session.need != self._need_of(destination, session.host):
+            return None  # another TLS is asked for meanwhile
         while destination.ready and not self._over:
             work = destination.ready.popleft()
             item = work.item
@@ -690,7 +822,8 @@ class Worker:
         work: Work = transaction.owner
         work.open -= 1
         destination: Destination = session.destination
-        if destination.window < self._max_per_host:
+        profile = destination.profile
+        if destination.window < (self._max_per_host if profile is None else profile.max_sessions or self._max_per_host):
             destination.window += 1.0 / destination.window
         host = session.name
         offers_dsn = session.engine.extensions.dsn
@@ -744,7 +877,7 @@ class Worker:
         if session in destination.idle:
             return
         destination.sessions.discard(session)
-        if session.spent or self._stopped:
+        if session.spent or self._stopped or destination.ready:
             session.quit()
             if destination.ready:
                 self._loop.call_soon(self._drive, destination)
@@ -825,7 +958,7 @@ class Worker:
                     decision = self._decide(work, not_before_s)
                 if decision.expired:
                     result.outcome = Outcome.FAILED
-                    result.reply = _expired(result.reply, self._policy.lifetime_s)
+                    result.reply = _expired(result.reply, self._policy_of(item).lifetime_s)
                 else:
                     result.next_attempt_s = decision.next_attempt_s
                     if decision.notify and not recipient.delay_noticed and dsn.wanted(recipient, "delayed"):
@@ -888,12 +1021,17 @@ class Worker:
             for result in work.results
         )
         return decide(
-            self._policy,
+            self._policy_of(item),
             item.attempts + 1,
             self._spool.age_s(item),
             notice_due=notice_due,
             not_before_s=not_before_s,
         )
+
+    def _policy_of(self, item: Item) -> Policy:
+        """The retries of an item: those of its domain's profile, else the channel's."""
+        profile = self._profile(item) if self._peers else None
+        return self._policy if profile is None else policy_of(self._policy, profile)
 
     def _settle_soon(self, lane: str) -> None:
         if lane not in self._settling:
@@ -970,7 +1108,7 @@ class Worker:
             head = b""
         config = self._ctx.config
         now_ns = time.time_ns()
-        left_s = self._policy.lifetime_s - self._spool.age_s(item)
+        left_s = self._policy_of(item).lifetime_s - self._spool.age_s(item)
         messages = []
         for kind, results in done.kinds:
             message = dsn.make(
@@ -1060,6 +1198,7 @@ class Worker:
             task.cancel()
         if self._ticker is not None:
             self._ticker.cancel()
+        self._profiles.close()
         self._spool.close()
 
     async def _stop(self, limit_s: float | None) -> None:

@@ -5,10 +5,13 @@ leads through `spool.submit`: its callback answers the client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from iems.directory.peers import NONE, Peers
+from iems.directory.peers import Peer as Profile
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull
 from iems.model import Channel, Envelope, Reply, id_text
 from iems.smtp import received, replies
@@ -31,8 +34,9 @@ from iems.spool.items import Message
 
 if TYPE_CHECKING:
     from iems.config import Config
-    from iems.directory import Authenticator, Directory, Resolution
+    from iems.directory import Authenticator, Resolution
     from iems.log import Log
+    from iems.smtpd.relays import RelayChecks
     from iems.smtpd.screen import Refusal, Screen
     from iems.spool import Spool
 
@@ -68,6 +72,8 @@ class Session:
         "listener",
         "login_failures",
         "peer",
+        "peers",
+        "profile",
         "screening",
         "tls_offered",
         "tls_text",
@@ -80,6 +86,8 @@ class Session:
         self.engine = engine
         self.listener = listener
         self.peer = peer
+        self.peers = NONE
+        self.profile: Profile | None = None
         self.tls_offered = tls_offered
         self.tls_text = b""
         self.login_failures = 0
@@ -150,10 +158,22 @@ class Session:
         return self._prefix
 
 
+class Lookup(Protocol):
+    """What is asked of the directory. seen: the version its last answer belongs to."""
+
+    @property
+    def seen(self) -> int: ...
+
+    def resolve(self, address: bytes) -> Resolution:
+        """Where mail to an address goes. Raises DirectoryUnavailable."""
+
+
 class Handlers:
     """The effects of all sessions of a worker.
 
-    screen: who is turned away; None for nobody. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as a task of the loop.
+    screen: who is turned away; None for nobody. peers: gives the peer-domain profiles. relays: looks at recipients of relay
+    domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
+    a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
     """
 
@@ -162,10 +182,12 @@ class Handlers:
         *,
         policy: Policy,
         spool: Spool,
-        directory: Directory,
+        directory: Lookup,
         authenticator: Authenticator,
         log: Log,
         count: Callable[..., None],
+        peers: Callable[[], Peers] = lambda: NONE,
+        relays: RelayChecks | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         screen: Screen | None = None,
@@ -177,6 +199,9 @@ class Handlers:
         self.authenticator = authenticator
         self.log = log
         self.count = count
+        self.peers = peers
+        self.relays = relays
+        self._peers_known = NONE
         self.clock_ns = clock_ns
         self.pending = 0
         self._known: dict[bytes, Resolution] = {}
@@ -200,14 +225,40 @@ class Handlers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine that gives an answer; `pending` counts it until it has ended."""
+        self.pending += 1
+        self._spawn(work)
+
     # ---------------------------------------------------------------- greeting, TLS, login
 
     def hello(self, session: Session, event: Hello) -> Reply:
-        """EHLO, HELO, LHLO: what is on offer depends on TLS and on where the client is."""
+        """EHLO, HELO, LHLO: what is on offer depends on TLS, on where the client is, and on its domain's profile."""
+        with contextlib.suppress(DirectoryUnavailable):  # what was known last stands
+            self._peers_known = self.peers()
+        if (self._peers_known or session.peers) and session.listener not in SUBMISSION:
+            refusal = self._profiled(session, event.name)
+            if refusal is not None:
+                return refusal
         connection = session.engine.connection
         connection.starttls = session.tls_offered and not connection.secure
         connection.mechanisms = self.policy.mechanisms(session.listener, session.peer, connection.secure)
         return replies.OK
+
+    def _profiled(self, session: Session, name: bytes) -> Reply | None:
+        """Find the profile of a client by the name it gives itself; the refusal if it may not connect."""
+        peers = session.peers = self._peers_known
+        host = name.decode("ascii", "replace")
+        profile = session.profile = peers.find(host)
+        engine = session.engine
+        default = engine.settings.size_limit
+        engine.announced = max(default, peers.max_in_octets) if default else 0
+        engine.size_limit = default
+        if profile is None or profile.accept:
+            return None
+        self.count("sessions_refused_total")
+        self.log.event("refused", client=session.peer.ip, what="peer", peer=profile.domain)
+        return Reply(550, 7, 1, f"host {host} is not authorized to connect")
 
     def starttls(self, session: Session, event: StartTls) -> Reply:
         """STARTTLS: the worker begins the handshake once this is sent."""
@@ -268,6 +319,8 @@ class Handlers:
             connection = session.engine.connection
             if not connection.user:
                 return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
+        if session.peers and not self._fits(session, mail):
+            return replies.TOO_BIG
         screen = self.screen
         if screen is not None and screen.on:
             return self._screened(session, screen, mail)
@@ -337,24 +390,36 @@ class Handlers:
             "refused", client=ip, reply=f"{reply.code} {reply.status} {reply.text}", what=refusal.check
         )
 
-    def rcpt(self, session: Session, rcpt: Rcpt) -> Reply:
+    def _fits(self, session: Session, mail: Mail) -> bool:
+        """Set the limit of this message's size: of the client's profile, else of the sender domain's, else that of all."""
+        profile = session.profile
+        if profile is None:
+            profile = session.peers.find(mail.path.address.rpartition(b"@")[2].decode("utf-8", "replace"))
+        engine = session.engine
+        own = profile.max_in_octets if profile is not None else 0
+        engine.size_limit = own or engine.settings.size_limit
+        return not engine.size_limit or mail.size <= engine.size_limit
+
+    def rcpt(self, session: Session, rcpt: Rcpt) -> Reply | None:
         """RCPT: known here, or relayed for those who may."""
         path = rcpt.path
         try:
             found = self.resolve(path.address)
         except DirectoryUnavailable:
-            return self._refused(session, path.original, replies.DIRECTORY_AWAY)
+            return self.refused(session, path.original, replies.DIRECTORY_AWAY)
         screen = self.screen
         if screen is not None:
             if screen.seen != self.directory.seen:
                 screen.refresh()
             if screen.on and (reply := self._screened_recipient(session, screen, path)) is not None:
-                return self._refused(session, path.original, reply)
+                return self.refused(session, path.original, reply)
         if found.ours or self.policy.may_relay(session.peer, session.engine.connection.user):
             if found.exists:
+                if self.relays is not None and found.ours and not found.local:
+                    return self.relays.rcpt(self, session, path)
                 return replies.RECIPIENT_OK
-            return self._refused(session, path.original, found.reply or replies.NO_SUCH_USER)
-        return self._refused(session, path.original, replies.RELAYING_DENIED)
+            return self.refused(session, path.original, found.reply or replies.NO_SUCH_USER)
+        return self.refused(session, path.original, replies.RELAYING_DENIED)
 
     def _screened_recipient(self, session: Session, screen: Screen, path: Path) -> Reply | None:
         """What the screen has against a recipient: a ban of the sender that came after MAIL, or a missing domain."""
@@ -380,7 +445,8 @@ class Handlers:
         self._known[address] = found
         return found
 
-    def _refused(self, session: Session, recipient: bytes, reply: Reply) -> Reply:
+    def refused(self, session: Session, recipient: bytes, reply: Reply) -> Reply:
+        """Count and log the refusal of a recipient; the reply."""
         self.count("recipients_refused_total")
         transaction = session.engine.transaction
         self.log.event(
@@ -405,7 +471,7 @@ class Handlers:
             found = self.resolve(read.path.address)
         except DirectoryUnavailable:
             return replies.DIRECTORY_AWAY
-        if not found.ours:
+        if not found.ours or (not found.local and self.relays is not None):
             return replies.CANNOT_VERIFY
         return replies.VERIFIED if found.exists else (found.reply or replies.NO_SUCH_USER)
 
@@ -487,6 +553,7 @@ class Handlers:
             mail.envid,
             b"",
             decoder.dot_free,
+            requiretls=mail.requiretls,
         )
         if screening is not None:
             envelope.verdicts = screening.verdicts

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from iems.config import host_port
 from iems.directory import Authenticator, Directory
+from iems.directory.srs import forwarding
 from iems.model import Reply
 from iems.net import proxy
 from iems.net.resolver import Resolver
@@ -18,6 +19,7 @@ from iems.smtp import replies
 from iems.smtpd import handlers
 from iems.smtpd.engine import Engine, Settings, State
 from iems.smtpd.policy import Policy
+from iems.smtpd.relays import RelayChecks, callahead_of
 from iems.smtpd.screen import Screen
 from iems.spool import Spool
 
@@ -207,11 +209,13 @@ class Worker:
         self.handlers = handlers.Handlers(
             policy=self.policy,
             spool=self.spool,
-            directory=self.directory,
+            directory=forwarding(config, ctx.home, self.directory) or self.directory,
             authenticator=self.authenticator,
             log=ctx.log,
             count=ctx.count,
             screen=self.screen,
+            peers=self.directory.peers,
+            relays=RelayChecks(self.directory, callahead_of(config)),
         )
         self.sessions: set[Session] = set()
         self.now = ctx.loop.time()
@@ -361,6 +365,8 @@ class Worker:
             await asyncio.sleep(0.01)
         for session in list(self.sessions):
             session.stream.abort()
+        if self.handlers.relays is not None:
+            self.handlers.relays.close()
         self.authenticator.close()
         self.spool.close()
 

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 
 from iems._native import kernel
-from iems.spool.recovery import write_durably
+from iems.spool.segments import sync_folder
 
 crc32c = kernel("crc32c").crc32c
 
@@ -60,7 +60,14 @@ class Memory:
         """Replace the file by one with the living keys alone."""
         if self._fd >= 0:
             os.close(self._fd)
-        write_durably(self._path, b"".join(_packed(key, time_s) for key, time_s in self._keys.items()))
+        fresh = self._path.with_name(self._path.name + ".new")
+        with open(fresh, "wb", opener=_private) as file:
+            for key, time_s in self._keys.items():
+                file.write(_packed(key, time_s))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(fresh, self._path)
+        sync_folder(self._path.parent)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._records = len(self._keys)
 
@@ -86,6 +93,10 @@ class Memory:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _packed(key: bytes, time_s: int) -> bytes:

@@ -32,6 +32,7 @@ COMMANDS = {
     "channel": ("policy", "channel"),
     "ban": ("screen", "ban"),
     "dnsbl": ("screen", "dnsbl"),
+    "peer": ("peers", "peer"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
     "capacity": ("capacity", "capacity"),

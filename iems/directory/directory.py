@@ -49,6 +49,7 @@ from iems.directory.names import (
     shown,
     split_dn,
 )
+from iems.directory.peers import PEER, Peers, checked
 from iems.directory.resolve import resolve
 from iems.directory.view import ROOT, Change, Policy, View
 from iems.errors import DirectoryUnavailable
@@ -334,6 +335,11 @@ class Directory:
         """(state, bans, DNS-BL zones), both oldest first; None while the state is `known`."""
         with self._view() as view:
             return screening.read(view, known)
+
+    def peers(self) -> Peers:
+        """The peer-domain profiles as they are now; read again only after a change of policy."""
+        with self._view() as view:
+            return view.peers
 
     def retired(self) -> list[Retired]:
         """Deleted accounts whose mail is still to be removed from the store."""
@@ -820,6 +826,33 @@ class Directory:
     def remove_dnsbl(self, name: str) -> None:
         """Ask a zone no more. Raises DirectoryRefusal."""
         self._write("dnsbl remove", lambda work: screening.remove_zone(work, name), policy=False)
+
+    def set_peer(self, domain: str, **values: Any) -> None:
+        """Set fields of the profile of a domain (or `*.DOMAIN`), making it if need be; see `peers.Peer`. Raises DirectoryRefusal."""
+        pattern, attributes = checked(domain, values)
+
+        def change(work: Change) -> None:
+            found = work.find(keys.KIND_PEER, pattern)
+            if found is not None:
+                work.replace(*found, attributes)
+                return
+            folder = work.folder("ou=peers")
+            first = {"associatedDomain": [pattern]} | attributes
+            work.add(Entry(folder, rdn("cn", pattern), keys.KIND_PEER, pattern, ["top", PEER], first))
+
+        self._write("peer set", change)
+
+    def remove_peer(self, domain: str) -> None:
+        """Remove the profile of a domain. Raises DirectoryRefusal."""
+        pattern, _ = checked(domain, {})
+
+        def change(work: Change) -> None:
+            found = work.find(keys.KIND_PEER, pattern)
+            if found is None:
+                raise DirectoryRefusal(f"{pattern} has no profile")
+            work.remove(*found)
+
+        self._write("peer remove", change)
 
 
 def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:

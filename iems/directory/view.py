@@ -25,6 +25,7 @@ from iems.directory.entries import (
     encode,
 )
 from iems.directory.names import domain_rdns, entry_address, suffixes
+from iems.directory.peers import PEER, Peers, peer_of
 from iems.errors import DirectoryUnavailable
 from iems.model import Channel
 
@@ -42,13 +43,14 @@ _CODES = {
     SETTINGS: keys.CLASS_SETTINGS,
     BAN: keys.CLASS_BAN,
     DNSBL: keys.CLASS_DNSBL,
+    PEER: keys.CLASS_PEER,
 }
 
 
 class Policy:
     """What was looked up about domains and settings under one value of the `policy` counter."""
 
-    __slots__ = ("forwards", "local", "only_domain", "settings", "version")
+    __slots__ = ("forwards", "local", "only_domain", "peers", "settings", "version")
 
     def __init__(self, version: bytes | None = None) -> None:
         self.version = version
@@ -56,6 +58,7 @@ class Policy:
         self.forwards: dict[str, tuple[str, Channel, str] | None] = {}
         self.settings: dict[str, list[str]] | None = None
         self.only_domain: str | None = None
+        self.peers: Peers | None = None
 
 
 class View:
@@ -175,6 +178,14 @@ class View:
             known.clear()
         known[domain] = answer
         return answer
+
+    @property
+    def peers(self) -> Peers:
+        """The peer-domain profiles."""
+        found = self.policy.peers
+        if found is None:
+            found = self.policy.peers = Peers(peer_of(entry) for _, entry in self.of_class(keys.CLASS_PEER))
+        return found
 
     @property
     def settings(self) -> dict[str, list[str]]:

@@ -203,6 +203,10 @@ class Session:
         engine = self.engine
         return engine.transactions >= self._max_messages or engine.sent_quit or self._gone
 
+    def limit_messages(self, messages: int) -> None:
+        """Let no more than this number go over it in all."""
+        self._max_messages = min(self._max_messages, messages)
+
     def go_on(self) -> None:
         """Ask the owner for work, as something may have come."""
         if not self._gone and not self._busy:

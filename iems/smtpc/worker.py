@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from iems.config import Config, host_port
+from iems.directory.peers import NONE, Peer
 from iems.errors import SpoolError
 from iems.model import Channel, Extent, Notify, Outcome, Recipient, Reply, Result, id_text, rope_length
 from iems.net.resolver import Resolver
@@ -38,6 +39,7 @@ from iems.smtpc.connections import (
 )
 from iems.smtpc.engine import Stage, Transaction, Wait
 from iems.smtpc.mx import Host, HostTable, Resolution, Route, Router, listening_addresses
+from iems.smtpc.profiles import NEXT_RUN, Profiles, policy_of, refusal_of
 from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
@@ -147,6 +149,7 @@ class Destination:
         "key",
         "name",
         "opening",
+        "profile",
         "ready",
         "route",
         "route_until_s",
@@ -163,6 +166,7 @@ class Destination:
         self.sessions: set[Session] = set()
         self.idle: list[Session] = []
         self.opening = 0
+        self.profile: Peer | None = None
         self.routing = False
         self.window = FIRST_WINDOW
         self.failures = 0
@@ -264,11 +268,13 @@ class Worker:
         self._relayed_now = 0  # not yet counted on the board
         self._octets_now = 0
         self._empty: asyncio.Event = asyncio.Event()
+        self._peers = NONE
 
     async def start(self) -> None:
         """Open the spool and begin to take."""
         ctx = self._ctx
         self._spool = Spool.open(ctx)
+        self._profiles = Profiles(ctx.home / "directory", ctx.log)
         self._verifier = Verifier(self._spool.blobs)
         self._tls: ssl.SSLContext | None = client_tls() if self._config.tls == "may" else None
         self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
@@ -325,6 +331,8 @@ class Worker:
                 self._pause("the queue can't be read", error)
                 continue
             self._failures = 0
+            if items:
+                self._peers = self._profiles.now()
             for item in items:
                 destination = self._accept(item, now_s)
                 touched[destination.key] = destination
@@ -348,9 +356,16 @@ class Worker:
         recipients = item.envelope.recipients
         direct = bool(recipients and recipients[0].identifier)
         key = self._router.key(name, direct)
+        profile = None
+        if self._peers:
+            profile = self._profile(item)
+            if profile is not None and not direct and (profile.max_sessions or profile.max_messages):
+                key = name  # with limits of its own it shares no connections
         destination = self._destinations.get(key)
         if destination is None:
             destination = self._destinations[key] = Destination(key, name, direct)
+        if self._peers or destination.profile is not None:
+            destination.profile = profile
         self._ctx.log.event("leased", item.id, channel="SMTPC", destination=name, attempts=item.attempts)
         self._in_hand += 1
         held = self._held[name] = self._held.get(name, 0) + 1
@@ -358,6 +373,8 @@ class Worker:
             self._limited.add(name)
             self._spool.limit_destination(Channel.SMTPC, name, DESTINATION_IN_HAND)
         work = Work(item, destination)
+        if self._peers and self._held_back(work, profile):
+            return destination
         if (
             destination.dead_reply is not None
             and now_s < destination.dead_until_s
@@ -371,6 +388,34 @@ class Worker:
             self._read_ahead(item)
         destination.ready.append(work)
         return destination
+
+    def _profile(self, item: Item) -> Peer | None:
+        """The profile of an item's (first) domain."""
+        return self._profile_of(item, item.envelope.recipients[0])
+
+    def _profile_of(self, item: Item, recipient: Recipient) -> Peer | None:
+        """The profile for a recipient; where a relay host is the destination, the address says which domain it is."""
+        name = item.destination
+        if recipient.identifier:
+            name = recipient.address.rpartition(b"@")[2].decode("utf-8", "replace")
+        return self._peers.find(name)
+
+    def _held_back(self, work: Work, profile: Peer | None) -> bool:
+        """Whether a profile ends the attempt before it begins: not to be sent, too large, or to wait for the next run."""
+        item = work.item
+        if profile is not None and profile.queue_first and not item.attempts:
+            self._give_up(work, NEXT_RUN, 0.0)
+            return True
+        for recipient in item.envelope.recipients:  # of several domains, if a relay host was named for them
+            found = self._profile_of(item, recipient)
+            reply = refusal_of(found, work.size) if found is not None else None
+            if reply is not None:
+                self._answer(work, [recipient], reply)
+                work.remaining.remove(recipient)
+        if work.remaining:
+            return False
+        self._complete(work)
+        return True
 
     def _read_ahead(self, item: Item) -> None:
         """Old content may have left the page cache: have it read while the connection is made."""
@@ -392,6 +437,8 @@ class Worker:
             destination.sessions.add(session)
             session.go_on()
         limit = self._config.max_per_host
+        if destination.profile is not None:
+            limit = destination.profile.max_sessions or limit
         while destination.ready and not self._over:
             route = destination.route
             if route is None or self._loop.time() >= destination.route_until_s:
@@ -436,6 +483,8 @@ class Worker:
         return False
 
     def _adopt(self, destination: Destination, session: Session) -> None:
+        if destination.profile is not None and destination.profile.max_messages:
+            session.limit_messages(destination.profile.max_messages)
         session.destination = destination
         destination.sessions.add(session)
         session.go_on()
@@ -690,7 +739,8 @@ class Worker:
         work: Work = transaction.owner
         work.open -= 1
         destination: Destination = session.destination
-        if destination.window < self._max_per_host:
+        profile = destination.profile
+        if destination.window < (self._max_per_host if profile is None else profile.max_sessions or self._max_per_host):
             destination.window += 1.0 / destination.window
         host = session.name
         offers_dsn = session.engine.extensions.dsn
@@ -825,7 +875,7 @@ class Worker:
                     decision = self._decide(work, not_before_s)
                 if decision.expired:
                     result.outcome = Outcome.FAILED
-                    result.reply = _expired(result.reply, self._policy.lifetime_s)
+                    result.reply = _expired(result.reply, self._policy_of(item).lifetime_s)
                 else:
                     result.next_attempt_s = decision.next_attempt_s
                     if decision.notify and not recipient.delay_noticed and dsn.wanted(recipient, "delayed"):
@@ -888,12 +938,17 @@ class Worker:
             for result in work.results
         )
         return decide(
-            self._policy,
+            self._policy_of(item),
             item.attempts + 1,
             self._spool.age_s(item),
             notice_due=notice_due,
             not_before_s=not_before_s,
         )
+
+    def _policy_of(self, item: Item) -> Policy:
+        """The retries of an item: those of its domain's profile, else the channel's."""
+        profile = self._profile(item) if self._peers else None
+        return self._policy if profile is None else policy_of(self._policy, profile)
 
     def _settle_soon(self, lane: str) -> None:
         if lane not in self._settling:
@@ -970,7 +1025,7 @@ class Worker:
             head = b""
         config = self._ctx.config
         now_ns = time.time_ns()
-        left_s = self._policy.lifetime_s - self._spool.age_s(item)
+        left_s = self._policy_of(item).lifetime_s - self._spool.age_s(item)
         messages = []
         for kind, results in done.kinds:
             message = dsn.make(
@@ -1060,6 +1115,7 @@ class Worker:
             task.cancel()
         if self._ticker is not None:
             self._ticker.cancel()
+        self._profiles.close()
         self._spool.close()
 
     async def _stop(self, limit_s: float | None) -> None:

@@ -221,6 +221,7 @@ class Engine:
         "_out",
         "_pos",
         "_skipped",
+        "announced",
         "connection",
         "draining",
         "errors",
@@ -228,6 +229,7 @@ class Engine:
         "may_xclient",
         "refused",
         "settings",
+        "size_limit",
         "state",
         "transaction",
         "waiting",
@@ -244,6 +246,8 @@ class Engine:
         self.idle_commands = 0
         #: Whether this client may use XCLIENT; set by whoever knows its address.
         self.may_xclient = False
+        #: Octets: the limit named in the answer to EHLO, and the one for content that may come now; 0 is none.
+        self.announced = self.size_limit = settings.size_limit
         #: The refusal of the content read last, for whoever keeps a log; he sets it back to None.
         self.refused: Reply | None = None
         self._event: Any = None
@@ -419,14 +423,14 @@ class Engine:
         self._refuse(too_long if skipped else replies.BARE_LINE_END)
         return True
 
-    def _refuse(self, reply: Reply) -> None:
-        """Send a refusal and count it; one too many ends the session."""
+    def _refuse(self, reply: Reply, wire: bytes = b"") -> None:
+        """Send a refusal and count it; one too many ends the session. wire: what to send, if not the usual form."""
         if reply.code >= 500 and not (self.settings.lmtp and reply.code == 550):
             self.errors += 1
             if self.errors > self.settings.max_errors:
                 self.close(replies.TOO_MANY_ERRORS)
                 return
-        self._out += replies.wire(reply)
+        self._out += wire or replies.wire(reply)
 
     def _out_of_order(self, verb: int, state: int) -> Reply:
         """The refusal of a command that is known but not allowed now."""
@@ -488,7 +492,8 @@ class Engine:
 
     def _hello_done(self, event: Hello, reply: Reply) -> None:
         if reply.code != 250:
-            self._refuse(reply)
+            # No enhanced status in the answer to EHLO (RFC 2034 4).
+            self._refuse(reply, f"{reply.code} {reply.text}\r\n".encode("ascii", "replace"))
             return
         self._drop()
         connection = self.connection
@@ -496,7 +501,11 @@ class Engine:
         connection.esmtp = event.esmtp
         self.state = _READY
         if event.esmtp:
-            self._out += self.settings.hello(connection.starttls, self.may_xclient, connection.mechanisms)
+            settings = self.settings
+            text = settings.hello(connection.starttls, self.may_xclient, connection.mechanisms)
+            if self.announced != settings.size_limit:
+                text = text.replace(b"SIZE %d\r\n" % settings.size_limit, b"SIZE %d\r\n" % self.announced, 1)
+            self._out += text
         else:
             self._out += b"250 " + self.settings.hostname + b"\r\n"
 
@@ -509,7 +518,7 @@ class Engine:
         if type(mail) is not Mail:
             self._refuse(mail)  # type: ignore[arg-type]
             return None
-        if settings.size_limit and mail.size > settings.size_limit:
+        if self.announced and mail.size > self.announced:
             self._refuse(replies.TOO_BIG)
             return None
         return mail
@@ -749,14 +758,14 @@ class Engine:
         settings = self.settings
         if event.chunked:
             binary = transaction.mail.body == 2
-            transaction.decoder = DataDecoder(settings.size_limit, settings.normalise, True, binary)
+            transaction.decoder = DataDecoder(self.size_limit, settings.normalise, True, binary)
             if reply.code != 354:
                 self.refuse_content(reply)
             self._chunk_begins()
         elif reply.code != 354:
             self._refuse(reply)
         else:
-            transaction.decoder = DataDecoder(settings.size_limit, settings.normalise)
+            transaction.decoder = DataDecoder(self.size_limit, settings.normalise)
             self._out += replies.wire(reply)
             self.state = _DATA
 
@@ -835,7 +844,7 @@ class Engine:
 
     def _chunk_begins(self) -> None:
         self.state = _CHUNK
-        limit = self.settings.size_limit
+        limit = self.size_limit
         transaction = self.transaction
         wanted = transaction if self._chunk_before is None else None
         if limit and wanted is not None and wanted.decoder.octets + self._chunk_left > limit:

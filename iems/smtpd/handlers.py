@@ -5,10 +5,13 @@ leads through `spool.submit`: its callback answers the client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from iems.directory.peers import NONE, Peers
+from iems.directory.peers import Peer as Profile
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull
 from iems.model import Channel, Envelope, Reply, id_text
 from iems.smtp import received, replies
@@ -68,6 +71,8 @@ class Session:
         "listener",
         "login_failures",
         "peer",
+        "peers",
+        "profile",
         "screening",
         "tls_offered",
         "tls_text",
@@ -80,6 +85,8 @@ class Session:
         self.engine = engine
         self.listener = listener
         self.peer = peer
+        self.peers = NONE
+        self.profile: Profile | None = None
         self.tls_offered = tls_offered
         self.tls_text = b""
         self.login_failures = 0
@@ -153,7 +160,8 @@ class Session:
 class Handlers:
     """The effects of all sessions of a worker.
 
-    screen: who is turned away; None for nobody. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as a task of the loop.
+    screen: who is turned away; None for nobody. peers: gives the peer-domain profiles. count: adds to a counter of the board.
+    clock_ns: wall clock. spawn: runs a coroutine, by default as a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
     """
 
@@ -166,6 +174,7 @@ class Handlers:
         authenticator: Authenticator,
         log: Log,
         count: Callable[..., None],
+        peers: Callable[[], Peers] = lambda: NONE,
         clock_ns: Callable[[], int] = time.time_ns,
         spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         screen: Screen | None = None,
@@ -177,6 +186,8 @@ class Handlers:
         self.authenticator = authenticator
         self.log = log
         self.count = count
+        self.peers = peers
+        self._peers_known = NONE
         self.clock_ns = clock_ns
         self.pending = 0
         self._known: dict[bytes, Resolution] = {}
@@ -203,11 +214,32 @@ class Handlers:
     # ---------------------------------------------------------------- greeting, TLS, login
 
     def hello(self, session: Session, event: Hello) -> Reply:
-        """EHLO, HELO, LHLO: what is on offer depends on TLS and on where the client is."""
+        """EHLO, HELO, LHLO: what is on offer depends on TLS, on where the client is, and on its domain's profile."""
+        with contextlib.suppress(DirectoryUnavailable):  # what was known last stands
+            self._peers_known = self.peers()
+        if (self._peers_known or session.peers) and session.listener not in SUBMISSION:
+            refusal = self._profiled(session, event.name)
+            if refusal is not None:
+                return refusal
         connection = session.engine.connection
         connection.starttls = session.tls_offered and not connection.secure
         connection.mechanisms = self.policy.mechanisms(session.listener, session.peer, connection.secure)
         return replies.OK
+
+    def _profiled(self, session: Session, name: bytes) -> Reply | None:
+        """Find the profile of a client by the name it gives itself; the refusal if it may not connect."""
+        peers = session.peers = self._peers_known
+        host = name.decode("ascii", "replace")
+        profile = session.profile = peers.find(host)
+        engine = session.engine
+        default = engine.settings.size_limit
+        engine.announced = max(default, peers.max_in_octets) if default else 0
+        engine.size_limit = default
+        if profile is None or profile.accept:
+            return None
+        self.count("sessions_refused_total")
+        self.log.event("refused", client=session.peer.ip, what="peer", peer=profile.domain)
+        return Reply(550, 7, 1, f"host {host} is not authorized to connect")
 
     def starttls(self, session: Session, event: StartTls) -> Reply:
         """STARTTLS: the worker begins the handshake once this is sent."""
@@ -268,6 +300,8 @@ class Handlers:
             connection = session.engine.connection
             if not connection.user:
                 return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
+        if session.peers and not self._fits(session, mail):
+            return replies.TOO_BIG
         screen = self.screen
         if screen is not None and screen.on:
             return self._screened(session, screen, mail)
@@ -336,6 +370,16 @@ class Handlers:
         self.log.event(
             "refused", client=ip, reply=f"{reply.code} {reply.status} {reply.text}", what=refusal.check
         )
+
+    def _fits(self, session: Session, mail: Mail) -> bool:
+        """Set the limit of this message's size: of the client's profile, else of the sender domain's, else that of all."""
+        profile = session.profile
+        if profile is None:
+            profile = session.peers.find(mail.path.address.rpartition(b"@")[2].decode("utf-8", "replace"))
+        engine = session.engine
+        own = profile.max_in_octets if profile is not None else 0
+        engine.size_limit = own or engine.settings.size_limit
+        return not engine.size_limit or mail.size <= engine.size_limit
 
     def rcpt(self, session: Session, rcpt: Rcpt) -> Reply:
         """RCPT: known here, or relayed for those who may."""

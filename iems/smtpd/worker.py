@@ -212,6 +212,7 @@ class Worker:
             log=ctx.log,
             count=ctx.count,
             screen=self.screen,
+            peers=self.directory.peers,
         )
         self.sessions: set[Session] = set()
         self.now = ctx.loop.time()

@@ -3,6 +3,7 @@
 from iems._native import kernel
 from iems.config import Config, Smtpd
 from iems.directory import Account, Resolution
+from iems.directory.peers import NONE
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull
 from iems.model import Reply
 from iems.smtpd.engine import Engine, State
@@ -69,12 +70,18 @@ class FakeDirectory:
         self.away = False
         self.seen = 1
         self.bans, self.zones = [], []
+        self.profiles = NONE
 
     def refresh(self):
         return self.seen
 
     def screen_lists(self, known=-1):
         return None if known == self.seen else (self.seen, self.bans, self.zones)
+
+    def peers(self):
+        if self.away:
+            raise DirectoryUnavailable("gone fishing")
+        return self.profiles
 
     def resolve(self, address):
         if self.away or address.startswith(b"away@"):
@@ -137,15 +144,17 @@ class SmtpServer(Session):
         self.log = FakeLog()
         self.counts = {}
         policy = Policy(config)
+        directory = FakeDirectory()
         handlers = Handlers(
             policy=policy,
             spool=self.spool,
-            directory=FakeDirectory(),
+            directory=directory,
             authenticator=FakeAuthenticator(),
             log=self.log,
             count=self._count,
             clock_ns=lambda: NOW_NS,
             spawn=run,
+            peers=directory.peers,
         )
         self.output = b""
         super().__init__(handlers, Engine(settings_of(config, listener)), listener, policy.peer(ip), tls)

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from iems.config import Config, Smtpc
+from iems.directory import Directory
 from iems.model import INPUT, Channel, Envelope, Notify, Outcome, Recipient, Reply
 from iems.smtpc import worker as module
 from iems.smtpc.engine import NONSENSE, TOO_BIG, Wait
@@ -704,3 +705,94 @@ def test_a_slow_destination_does_not_hold_up_the_others(tmp_path):
     slow = SmtpServer(delay_s=0.3)
     relayed, in_hand = run(tmp_path, scenario, slow, SmtpServer(), DnsServer({}), smtpc={"resolution": "hosts"})
     assert relayed < 300 and in_hand <= 400
+
+
+def profile(home, domain, **values):
+    """Set a peer profile; the worker under test opens the directory later."""
+    directory = Directory(home / "directory", create=True, who="test", audit=lambda record: None)
+    directory.set_peer(domain, **values)
+    directory.close()
+
+
+def test_a_domain_that_gets_no_mail(tmp_path):
+    profile(tmp_path, "x.test", transmit=False)
+    profile(tmp_path, "small.test", max_out_octets=20)
+
+    async def scenario(bench, server):
+        await bench.queue(b"bob@x.test", b"eve@small.test", b"ann@y.test")
+        await bench.settled(3)
+        # Named relay host: the recipients' own domains count.
+        people = [Recipient(b"%b@%b.test" % (n, n), identifier=f"127.0.0.1:{server.port}") for n in (b"x", b"z")]
+        await bench.queue(*people, destination=f"127.0.0.1:{server.port}")
+        await bench.settled(5)
+        return bench, server, bench.waiting(), bench.notices()
+
+    _, server, waiting, notices = run(tmp_path, scenario, SmtpServer())
+    assert [m[1] for m in server.messages] == [[b"RCPT TO:<ann@y.test>"], [b"RCPT TO:<z@z.test>"]] and waiting == []
+    said = {status_of(message)[0]["Final-Recipient"]: status_of(message)[0]["Status"] for _, message in notices}
+    assert said == {"rfc822; bob@x.test": "5.7.1", "rfc822; eve@small.test": "5.3.4", "rfc822; x@x.test": "5.7.1"}
+
+
+def test_limits_of_a_domain(tmp_path):
+    profile(tmp_path, "x.test", max_sessions=1, max_messages=3)
+
+    async def scenario(bench, server):
+        await bench.queue(b"bob@x.test", count=20)
+        await bench.settled(20)
+        most = server.most_open
+        await bench.queue(b"bob@y.test", count=40)
+        await bench.settled(60)
+        return server, most
+
+    server, most = run(tmp_path, scenario, SmtpServer(delay_s=0.002))
+    assert most <= 2  # one that says QUIT, one that is new
+    to_x = [sum(b"@x.test" in c for c in connection.commands) for connection in server.connections]
+    to_y = [sum(b"@y.test" in c for c in connection.commands) for connection in server.connections]
+    assert (sum(to_x), max(to_x)) == (20, 3) and sum(to_y) == 40 and max(to_y) > 3
+
+
+def test_mail_that_waits_for_the_next_run(tmp_path):
+    profile(tmp_path, "x.test", queue_first=True, run_interval_s=0.4)
+
+    async def scenario(bench, server):
+        begin = time.monotonic()
+        await bench.queue(b"bob@x.test", count=3)
+        await bench.settled(3)
+        assert not server.connections and len(bench.waiting()) == 3
+        await bench.settled(6)
+        return bench, server, time.monotonic() - begin
+
+    bench, server, spent_s = run(tmp_path, scenario, SmtpServer())
+    assert len(server.messages) == 3 and 0.3 < spent_s < 5
+    assert {e[3]["next_attempt_s"] for e in bench.ctx.log.of("deferred")} == {0.4}
+
+
+def test_retry_period_of_a_domain(tmp_path):
+    profile(tmp_path, "x.test", run_interval_s=0.1, retry_period_h=0.3 / 3600)
+
+    async def scenario(bench, server):
+        await bench.queue(b"bob@x.test", b"ann@y.test")
+        await bench.until(lambda: bench.ctx.log.of("failed") and not bench.worker._in_hand)
+        return bench, bench.notices()
+
+    script = lambda c, verb, line: "451 4.2.0 later" if verb == "RCPT" else None  # noqa: E731
+    bench, notices = run(tmp_path, scenario, SmtpServer(script))
+    ((_, recipient, detail),) = [e[1:] for e in bench.ctx.log.of("failed")]
+    assert recipient == b"bob@x.test" and "not delivered within 0 seconds" in detail["reply"]
+    assert [status_of(m)[0]["Status"] for _, m in notices] == ["5.4.7"]
+    assert {e[3]["next_attempt_s"] for e in bench.ctx.log.of("deferred") if e[2] == b"ann@y.test"} == {1800.0}
+
+
+def test_profiles_take_effect_at_once(tmp_path):
+    profile(tmp_path, "z.test")
+
+    async def scenario(bench, server):
+        await bench.queue(b"bob@x.test")
+        await bench.settled(1)
+        bench.worker._profiles._directory.set_peer("x.test", transmit=False)
+        await bench.queue(b"bob@x.test")
+        await bench.settled(2)
+        return bench
+
+    bench = run(tmp_path, scenario, SmtpServer())
+    assert [event[0] for event in bench.outcomes()] == ["relayed", "failed"]

@@ -1,0 +1,75 @@
+"""Peer profiles on a started server, set by the command while it runs."""
+
+from __future__ import annotations
+
+import imaplib
+import json
+import smtplib
+from collections.abc import Iterator
+
+import pytest
+
+from iems.perf.home import PrivateHome
+from tests.integration.test_relay import Outside, until
+from tests.support.smtpserver import SmtpServer
+
+
+@pytest.fixture(scope="module")
+def next_hop() -> Iterator[SmtpServer]:
+    server = SmtpServer()
+    outside = Outside(server)
+    yield server
+    outside.close()
+
+
+@pytest.fixture(scope="module")
+def home(next_hop: SmtpServer) -> Iterator[PrivateHome]:
+    settings = {
+        "smtpc.resolution": "relay",
+        "smtpc.relay_hosts": [f"127.0.0.1:{next_hop.port}"],
+        "smtpd.trusted_networks": ["127.0.0.0/8"],
+        "smtpd.size_limit": 100_000,
+    }
+    with PrivateHome(1, settings) as running:
+        yield running
+
+
+def submit(home: PrivateHome, recipient: str) -> None:
+    with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
+        client.sendmail("a1@load.test", [recipient], b"Subject: x\r\n\r\nx\r\n")
+
+
+def reports(home: PrivateHome) -> list[bytes]:
+    client = imaplib.IMAP4("127.0.0.1", home.port("imap"))
+    client.login("a1@load.test", "pw")
+    client.select()
+    found = [client.fetch(n, "(BODY[])")[1][0][1] for n in client.search(None, "ALL")[1][0].split()]
+    client.logout()
+    return found
+
+
+def test_a_profile_acts_at_once(home: PrivateHome, next_hop: SmtpServer) -> None:
+    submit(home, "bob@x.test")
+    until(lambda: next_hop.messages)
+    home.ctl("peer", "set", "x.test", "--accept", "off", "--transmit", "off", "--max-in", "200000")
+    with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
+        assert client.ehlo("x.test") == (550, b"host x.test is not authorized to connect")
+        client.ehlo("y.test")
+        assert client.esmtp_features["size"] == "200000"
+    submit(home, "bob@x.test")
+    (report,) = until(lambda: reports(home))
+    assert b"Status: 5.7.1" in report and b"is not transmitted" in report
+    (shown,) = [json.loads(line) for line in home.ctl("peer", "list", "--json").splitlines()]
+    assert shown["domain"] == "x.test" and shown["accept"] is False and shown["max_in_octets"] == 200_000
+    home.ctl("peer", "remove", "x.test")
+    submit(home, "bob@x.test")
+    until(lambda: len(next_hop.messages) == 2)
+    assert home.ctl("peer", "list", "--json") == ""
+
+
+def test_a_profile_that_makes_no_sense(home: PrivateHome) -> None:
+    with pytest.raises(RuntimeError, match="not a domain name"):
+        home.ctl("peer", "set", "a b")
+    with pytest.raises(RuntimeError, match="between 0 and 1000"):
+        home.ctl("peer", "set", "x.test", "--max-sessions", "-1")
+    assert home.ctl("peer", "list") == ""

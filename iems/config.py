@@ -362,7 +362,10 @@ class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, Meta(ge=0, description="Age at which the sender is told of the delay, once; 0: never.")
     ] = 14_400.0
     tls: Annotated[
-        Literal["off", "may"], Meta(description="Whether STARTTLS is used where the remote host offers it.")
+        Literal["off", "may", "encrypt", "verify"],
+        Meta(
+            description="STARTTLS: never, where offered, always, or always with a certificate checked for the host's name."
+        ),
     ] = "may"
     max_connections: Annotated[int, Meta(ge=1, description="Connections at once, per worker.")] = 100
     max_per_host: Annotated[
@@ -397,6 +400,20 @@ class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     end_timeout_s: Annotated[
         float, Meta(gt=0, description="Wait for the reply to the final dot (4.5.3.2.6).")
     ] = 600.0
+    dane: Annotated[
+        bool,
+        Meta(description="Whether TLSA records of hosts are looked up and obeyed (RFC 7672); see dns.validating."),
+    ] = False
+    mta_sts: Annotated[
+        bool, Meta(description="Whether MTA-STS policies of domains are fetched and obeyed (RFC 8461).")
+    ] = False
+    mta_sts_port: Annotated[int, Meta(gt=0, lt=65536, description="Port of policy hosts.")] = 443
+    tls_ca_file: Annotated[
+        str,
+        Meta(
+            description="Certificates (PEM) of authorities trusted besides the system's; relative to the home."
+        ),
+    ] = ""
 
 
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -610,6 +627,14 @@ class Dns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cache_records: Annotated[int, Meta(ge=0, description="Answers kept, per worker; 0: no cache.")] = (
         1_000_000
     )
+    validating: Annotated[
+        list[str],
+        Meta(
+            description="Addresses of servers whose word on DNSSEC counts, as they validate and the way to them is safe; "
+            "loopback always does.",
+            extra={"check": _addresses},
+        ),
+    ] = field(default_factory=list)
 
 
 class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

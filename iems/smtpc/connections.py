@@ -23,6 +23,7 @@ from iems.model import Reply, Rope
 from iems.net.stream import Stream
 from iems.smtpc.engine import NEED_DATA, Engine, Event, Transaction, Wait, What
 from iems.smtpc.mx import Host
+from iems.smtpc.security import NEEDS, Need, matches
 
 #: Content up to this size is read as a whole.
 INLINE_OCTETS: Final = 65536
@@ -143,7 +144,7 @@ class Owner(Protocol):
 class Session:
     """One connection to one host.
 
-    opened: a future; None when transactions may begin, else the reply that says why not. used: a transaction was completed.
+    need: the TLS it must have. opened: a future; None when transactions may begin, else the reply that says why not. used: a transaction was completed.
     """
 
     def __init__(
@@ -158,10 +159,12 @@ class Session:
         blobs: Blobs,
         tls: ssl.SSLContext | None = None,
         max_messages: int = 100,
+        need: Need = NEEDS["may"],
     ) -> None:
         self.host = host
+        self.need = need
         self.name = str(host)
-        self.engine = Engine(helo, tls=tls is not None)
+        self.engine = Engine(helo, tls=tls is not None, must=need.must)
         self.opened: asyncio.Future[Reply | None] = loop.create_future()
         self.used = False
         self.tls_failed = False
@@ -267,6 +270,13 @@ class Session:
 
     def tls_ready(self) -> None:
         self._handshaking = False
+        if self.need.tlsa:
+            tls = self.stream.sslobj
+            certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+            if not certificate or not matches(certificate, self.need.tlsa):
+                self.tls_failed = True
+                self._end(Reply(451, 7, 5, "the certificate is none that the TLSA records name"))
+                return
         self.engine.tls_started()
         self._flush()
 
@@ -324,7 +334,10 @@ class Session:
                 assert self._tls is not None
                 self._handshaking = True
                 self._deadline_s = self._loop.time() + self._timeouts.helo_s
-                self.stream.start_tls(self._tls, server_side=False, server_hostname=_server_name(self.host))
+                name = _server_name(self.host)
+                if self._tls.check_hostname:
+                    name = name or self.host.address
+                self.stream.start_tls(self._tls, server_side=False, server_hostname=name)
             case What.CLOSED:
                 self._reply = event.reply
                 self._end(event.reply or Reply(221, 0, 0, "closed"))

@@ -172,6 +172,7 @@ NEEDS_UTF8 = Reply(553, 6, 7, "the remote host does not offer SMTPUTF8, which th
 NEEDS_BINARY = Reply(554, 6, 3, "binary content can't be sent to the remote host")
 BAD_SENDER = Reply(553, 1, 7, "reverse-path can't be sent")
 BAD_RECIPIENT = Reply(553, 1, 3, "recipient address can't be sent")
+NO_TLS = Reply(451, 7, 4, "TLS is required, but the remote host does not offer it")
 NONSENSE = Reply(451, 5, 2, "the remote host answers something that is no SMTP reply")
 
 
@@ -229,9 +230,10 @@ def parse_extensions(lines: Sequence[bytes]) -> Extensions:
 
 
 class Engine:
-    """One connection. helo: the name this host gives itself. tls: whether STARTTLS is wanted where offered."""
+    """One connection. helo: the name this host gives itself. tls: whether STARTTLS is wanted where offered; must: or nothing."""
 
-    def __init__(self, helo: bytes, *, tls: bool = False, secure: bool = False) -> None:
+    def __init__(self, helo: bytes, *, tls: bool = False, secure: bool = False, must: bool = False) -> None:
+        self._must_tls = must
         self._helo = helo
         self._want_tls = tls and not secure
         self.secure = secure
@@ -475,6 +477,9 @@ class Engine:
             self._close(parse_reply(lines))
 
     def _become_ready(self) -> None:
+        if self._must_tls and not self.secure:
+            self._close(NO_TLS)
+            return
         self.ready = True
         self._events.append(Event(What.READY))
         self._go_on()

@@ -21,7 +21,7 @@ from typing import Final, Literal, Protocol
 from msgspec import Struct
 
 from iems.model import Reply
-from iems.net.resolver import DnsFailure, Exchanges, ascii_name, ip_literal
+from iems.net.resolver import Answer, DnsFailure, Exchanges, ascii_name, ip_literal
 
 #: Addresses tried in one attempt, over all exchangers (RFC 5321 5.1 asks for at least two).
 MAX_ADDRESSES: Final = 8
@@ -44,15 +44,17 @@ class Host(Struct, frozen=True):
 
 
 class Route(Struct, frozen=True):
-    """hosts: best first, equal preference shuffled. reply: why there is none; 5xx only where that is certain."""
+    """hosts: best first, equal preference shuffled. reply: why there is none; 5xx only where that is certain. mx: DNS named them."""
 
     hosts: tuple[Host, ...]
     reply: Reply | None = None
+    mx: bool = False
 
 
 class Resolver(Protocol):
     """What is asked of `iems.net.resolver`."""
 
+    async def query(self, name: str, kind: str) -> Answer: ...
     async def exchanges(self, domain: str) -> Exchanges: ...
     async def addresses(self, host: str, families: str = "46") -> list[str]: ...
 
@@ -169,7 +171,7 @@ class Router:
         local: Callable[[str], bool],
         rng: random.Random | None = None,
     ) -> None:
-        self._resolver = resolver
+        self.resolver = resolver
         self._resolution = resolution
         self._relays = relay_hosts
         self._table = table
@@ -234,7 +236,7 @@ class Router:
 
     async def _by_dns(self, domain: str) -> Route:
         try:
-            found = await self._resolver.exchanges(domain)
+            found = await self.resolver.exchanges(domain)
         except DnsFailure as cause:
             return Route((), Reply(451, 4, 3, f"no answer from DNS for now: {cause}"))
         except ValueError:
@@ -244,7 +246,8 @@ class Router:
         if not found.exists:
             return Route((), NO_SUCH_DOMAIN)
         hosts = [(preference, host, self._port) for preference, host in found.hosts]
-        return await self._look_up(hosts, implicit=found.implicit)
+        route = await self._look_up(hosts, implicit=found.implicit)
+        return Route(route.hosts, route.reply, mx=True)
 
     async def _hosts(self, hosts: list[tuple[str, int]]) -> Route:
         """Hosts given by name or address, tried in the order given."""
@@ -266,7 +269,7 @@ class Router:
                 own = preference
                 continue
             try:
-                addresses = await self._resolver.addresses(name)
+                addresses = await self.resolver.addresses(name)
             except DnsFailure as cause:
                 unsure = str(cause)
                 continue

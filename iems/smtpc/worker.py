@@ -40,6 +40,8 @@ from iems.smtpc.connections import (
 from iems.smtpc.engine import Stage, Transaction, Wait
 from iems.smtpc.mx import Host, HostTable, Resolution, Route, Router, listening_addresses
 from iems.smtpc.profiles import NEXT_RUN, Profiles, policy_of, refusal_of
+from iems.smtpc.security import NEEDS, Need, Security, validating, verifying_tls
+from iems.smtpc.sts import PolicyStore
 from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
@@ -148,6 +150,7 @@ class Destination:
         "idle",
         "key",
         "name",
+        "needs",
         "opening",
         "profile",
         "ready",
@@ -167,6 +170,7 @@ class Destination:
         self.idle: list[Session] = []
         self.opening = 0
         self.profile: Peer | None = None
+        self.needs: dict[str, Need] = {}
         self.routing = False
         self.window = FIRST_WINDOW
         self.failures = 0
@@ -276,11 +280,54 @@ class Worker:
         self._spool = Spool.open(ctx)
         self._profiles = Profiles(ctx.home / "directory", ctx.log)
         self._verifier = Verifier(self._spool.blobs)
-        self._tls: ssl.SSLContext | None = client_tls() if self._config.tls == "may" else None
+        self._tls: ssl.SSLContext = client_tls()
+        self._checking: ssl.SSLContext | None = None
+        self._need = NEEDS[self._config.tls]
         self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
+        self._security = self._make_security()
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         ctx.on_wake(self._woken)
         self._pump_soon()
+
+    def _make_security(self) -> Security:
+        """What finds the needs of hosts beyond the setting; nothing is asked while DANE and MTA-STS are off."""
+        config = self._config
+        dane = config.dane
+        dns = self._ctx.config.dns
+        if dane and not validating([host_port(text, 53) for text in dns.servers], dns.validating):
+            self._ctx.log.error("DANE is off: a DNS server is neither on loopback nor named in dns.validating")
+            dane = False
+        policies = None
+        if config.mta_sts:
+            policies = PolicyStore(
+                self._ctx.home / "cache" / "mta-sts",
+                self._router.resolver,
+                self._verifying(),
+                port=config.mta_sts_port,
+                log=self._ctx.log,
+            )
+        return Security(self._router.resolver, dane=dane, policies=policies)
+
+    def _verifying(self) -> ssl.SSLContext:
+        """TLS that checks certificates, made when first needed: it reads the system's authorities."""
+        if self._checking is None:
+            file = self._config.tls_ca_file
+            self._checking = verifying_tls(self._ctx.home / file if file else "")
+        return self._checking
+
+    def _need_of(self, destination: Destination, host: Host) -> Need:
+        """The TLS that a host must have for a destination's mail."""
+        profile = destination.profile
+        if profile is not None and profile.tls != "default":
+            own = NEEDS[profile.tls]
+            if not own.must:
+                return own
+            found = destination.needs.get(host.name)
+            return found if found is not None and found.level in ("verify", "dane") else own
+        found = destination.needs.get(host.name)
+        if found is None or (found.level == "encrypt" and self._need.level == "verify"):
+            return self._need
+        return found
 
     # ---------------------------------------------------------------- taking
 
@@ -434,6 +481,9 @@ class Worker:
         while destination.ready and destination.idle:
             session = destination.idle.pop()
             self._unrest(session)
+            if session.need != self._need_of(destination, session.host):
+                session.quit()
+                continue
             destination.sessions.add(session)
             session.go_on()
         limit = self._config.max_per_host
@@ -474,7 +524,7 @@ class Worker:
             if host.preference != route.hosts[0].preference:
                 return False
             resting = self._idle.get((host.address, host.port))
-            if resting:
+            if resting and resting[-1].need == self._need_of(destination, host):
                 session = resting[-1]
                 session.destination.idle.remove(session)
                 self._unrest(session)
@@ -530,6 +580,8 @@ class Worker:
         """Look up where a destination's mail goes. Takes no place among the connections: DNS may be slow."""
         try:
             route = await self._router.find(destination.name, destination.direct)
+            if self._security.active and route.reply is None:
+                route, destination.needs = await self._security.find(destination.name, route)
         except Exception as error:
             self._ctx.log.error("no route could be found", error)
             route = Route((), OUR_FAULT)
@@ -569,7 +621,8 @@ class Worker:
         for host in hosts:
             if not destination.ready or self._over or self._reuse(destination, Route((host,))):
                 return None
-            session, reply = await self._greet(host)
+            need = self._need_of(destination, host)
+            session, reply = await self._greet(host, need)
             if session is not None:
                 self._bad.pop((host.address, host.port), None)
                 self._proven[host.address, host.port] = self._loop.time() + PROVEN_S
@@ -579,14 +632,18 @@ class Worker:
                 return None
             assert reply is not None
             last = reply
+            if need.must and reply.subject == 7:
+                continue  # good enough for others
             self._bad[host.address, host.port] = self._loop.time() + BAD_HOST_S
             self._proven.pop((host.address, host.port), None)
         return last
 
-    async def _greet(self, host: Host) -> tuple[Session | None, Reply | None]:
-        """A session that is ready, or why there is none. In the clear if the TLS handshake fails: it is opportunistic."""
+    async def _greet(self, host: Host, need: Need) -> tuple[Session | None, Reply | None]:
+        """A session that is ready, or why there is none. In the clear if the TLS handshake fails, unless TLS is needed."""
         where = (host.address, host.port)
-        tls = None if self._no_tls.get(where, 0.0) > self._loop.time() else self._tls
+        tls: ssl.SSLContext | None = self._verifying() if need.level == "verify" else self._tls
+        if need.level == "off" or (not need.must and self._no_tls.get(where, 0.0) > self._loop.time()):
+            tls = None
         while True:
             try:
                 async with asyncio.timeout(self._timeouts.connect_s) as limit:
@@ -609,6 +666,7 @@ class Worker:
                 blobs=self._spool.blobs,
                 tls=tls,
                 max_messages=self._config.max_messages,
+                need=need,
             )
             self._sessions.add(session)
             self._ctx.count("sessions_total")
@@ -622,7 +680,7 @@ class Worker:
                     self._ctx.count("tls_total")
                 return session, None
             self._sessions.discard(session)
-            if session.tls_failed and tls is not None:
+            if session.tls_failed and tls is not None and not need.must:
                 self._ctx.log.event("tls-failed", host=str(host), reply=_said(reply))
                 self._no_tls[where] = self._loop.time() + NO_TLS_S
                 tls = None
@@ -674,6 +732,8 @@ class Worker:
         """The next message of the session's destination."""
         destination: Destination = session.destination
         extensions = session.engine.extensions
+        if (self._peers or self._security.active) and session.need != self._need_of(destination, session.host):
+            return None  # another TLS is asked for meanwhile
         while destination.ready and not self._over:
             work = destination.ready.popleft()
             item = work.item
@@ -794,7 +854,7 @@ class Worker:
         if session in destination.idle:
             return
         destination.sessions.discard(session)
-        if session.spent or self._stopped:
+        if session.spent or self._stopped or destination.ready:
             session.quit()
             if destination.ready:
                 self._loop.call_soon(self._drive, destination)

@@ -29,6 +29,7 @@ class DnsServer:
         self.records = {(name.lower(), kind): values for (name, kind), values in records.items()}
         self.faults = faults or {}
         self.ttl = ttl
+        self.secure = False  # the AD bit of its answers
         self.asked: list[tuple[str, str, str]] = []
         self.port = 0
         self._closers: list[Any] = []
@@ -88,7 +89,7 @@ class DnsServer:
         if fault == "garbage":
             return [data[:2] + b"\x81\x80" + b"\xff" * 30]
         reply = dns.message.make_response(query)
-        reply.flags |= dns.flags.RA
+        reply.flags |= dns.flags.RA | (dns.flags.AD if self.secure else 0)
         if fault.isupper():
             reply.set_rcode(dns.rcode.from_text(fault))
             return [reply.to_wire()]

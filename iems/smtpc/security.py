@@ -1,0 +1,166 @@
+"""What TLS a host must offer before mail goes to it: by setting, by profile, by DANE (RFC 7672), by MTA-STS (RFC 8461).
+
+A need that is not met defers mail; it never goes in the clear instead. DANE outweighs MTA-STS (RFC 8461 2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from msgspec import Struct, structs
+
+from iems.model import Reply
+from iems.net.resolver import Answer, DnsFailure, system_servers
+from iems.smtp.sts import StsPolicy
+from iems.smtpc.mx import Host, Route
+
+Level = Literal["off", "may", "encrypt", "verify", "dane"]
+
+
+class Need(Struct, frozen=True):
+    """What a connection must have. may: TLS where offered. encrypt: TLS with any certificate. verify: one that a known authority
+    signed for the host's name. dane: one that a TLSA record of `tlsa`, (selector, matching type, octets), names."""
+
+    level: Level
+    tlsa: tuple[tuple[int, int, bytes], ...] = ()
+
+    @property
+    def must(self) -> bool:
+        """Whether nothing may be sent without TLS."""
+        return self.level in ("encrypt", "verify", "dane")
+
+
+NEEDS: Final[dict[str, Need]] = {
+    "off": Need("off"),
+    "may": Need("may"),
+    "encrypt": Need("encrypt"),
+    "verify": Need("verify"),
+}
+
+
+class Resolver(Protocol):
+    """What is asked of `iems.net.resolver`."""
+
+    async def query(self, name: str, kind: str) -> Answer: ...
+
+
+class Policies(Protocol):
+    """What is asked of `iems.smtpc.sts`."""
+
+    async def find(self, domain: str) -> StsPolicy | None: ...
+
+
+def verifying_tls(ca_file: str | Path = "") -> ssl.SSLContext:
+    """TLS that checks certificate and name. ca_file: authorities known besides the system's. Raises OSError, ssl.SSLError."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file:
+        context.load_verify_locations(ca_file)
+    return context
+
+
+def validating(servers: Sequence[tuple[str, int]], trusted: Sequence[str]) -> bool:
+    """Whether the AD bit of all these DNS servers counts: each is on loopback or named in `trusted` (by address)."""
+    known = {ipaddress.ip_address(text) for text in trusted}
+    for host, _ in servers or system_servers():
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if not address.is_loopback and address not in known:
+            return False
+    return True
+
+
+def usable(records: Sequence[Any]) -> tuple[tuple[int, int, bytes], ...]:
+    """The TLSA records that can be checked: usage 3 (RFC 7672 3.1.1), selector 0 or 1, matching type 0 to 2.
+
+    Usage 2 would need the chain that the host sends, which Python 3.11 does not show: such a record counts as unusable.
+    """
+    found = []
+    for record in records:
+        length = {0: None, 1: 32, 2: 64}.get(record.mtype, 0)
+        if record.usage == 3 and record.selector in (0, 1) and length in (None, len(record.cert)):
+            found.append((record.selector, record.mtype, bytes(record.cert)))
+    return tuple(found)
+
+
+def matches(certificate: bytes, tlsa: Sequence[tuple[int, int, bytes]]) -> bool:
+    """Whether a certificate (DER) is one that a record of `tlsa` names; its names and dates don't matter (RFC 7672 3.1.1)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+        spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except Exception:  # a certificate of the peer's making: whatever it breaks, it does not match
+        spki = b""
+    for selector, matching, octets in tlsa:
+        data = spki if selector else certificate
+        if matching:
+            data = (hashlib.sha256 if matching == 1 else hashlib.sha512)(data).digest()
+        if data and data == octets:
+            return True
+    return False
+
+
+class Security:
+    """Finds what a destination's hosts need beyond the setting. dane: look for TLSA records. policies: MTA-STS, None for off."""
+
+    def __init__(self, resolver: Resolver, *, dane: bool, policies: Policies | None) -> None:
+        self._resolver = resolver
+        self._dane = dane
+        self._policies = policies
+        self.active = dane or policies is not None
+
+    async def find(self, domain: str, route: Route) -> tuple[Route, dict[str, Need]]:
+        """(hosts that may be used, or a transient reply; needs by host name) of a route to a domain."""
+        needs: dict[str, Need] = {}
+        hosts = route.hosts
+        unsure = ""
+        if self._dane:
+            try:
+                secure = not route.mx or (await self._resolver.query(domain, "MX")).secure
+            except (DnsFailure, ValueError):
+                secure = False
+            for host in hosts if secure else ():
+                if host.name == host.address or host.name in needs:
+                    continue
+                try:
+                    need = await self._by_dane(host)
+                except DnsFailure as cause:
+                    # An attacker may be keeping the records from us (RFC 7672 2.1.2): this host is not used now.
+                    unsure = str(cause)
+                    hosts = tuple(other for other in hosts if other.name != host.name)
+                    continue
+                if need is not None:
+                    needs[host.name] = need
+        if not hosts:
+            return Route((), Reply(451, 7, 5, f"no answer from DNS to the question for TLSA: {unsure}")), {}
+        if self._policies is not None and route.mx:
+            policy = await self._policies.find(domain)
+            if policy is not None and policy.mode == "enforce":
+                hosts = tuple(host for host in hosts if host.name in needs or policy.covers(host.name))
+                if not hosts:
+                    return Route((), Reply(451, 7, 5, "no mail host of the domain is in its MTA-STS policy")), {}
+                for host in hosts:
+                    needs.setdefault(host.name, NEEDS["verify"])
+        return structs.replace(route, hosts=hosts), needs
+
+    async def _by_dane(self, host: Host) -> Need | None:
+        """What the TLSA records of a host ask; None if it has none that count. Raises DnsFailure."""
+        for kind in ("AAAA", "A"):
+            try:
+                if (await self._resolver.query(host.name, kind)).secure:
+                    break
+            except DnsFailure:
+                continue
+        else:
+            return None  # an unsigned zone: no question that its servers might not understand (RFC 7672 2.2.2)
+        answer = await self._resolver.query(f"_{host.port}._tcp.{host.name}", "TLSA")
+        if not answer.secure or not answer.records:
+            return None
+        tlsa = usable(answer.records)
+        return Need("dane", tlsa) if tlsa else NEEDS["encrypt"]

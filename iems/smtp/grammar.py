@@ -43,7 +43,7 @@ class Path(Struct, frozen=True, array_like=True):
 
 
 class Mail(Struct, frozen=True, array_like=True):
-    """The argument of MAIL (RFC 5321 4.1.1.2, 1870, 6152, 3030, 6531, 3461, 4954).
+    """The argument of MAIL (RFC 5321 4.1.1.2, 1870, 6152, 3030, 6531, 3461, 4954, 8689).
 
     size: 0 if not given. body: 0 7BIT, 1 8BITMIME, 2 BINARYMIME. ret: 0 not given, 1 FULL, 2 HDRS. envid and auth: still
     xtext.
@@ -56,6 +56,7 @@ class Mail(Struct, frozen=True, array_like=True):
     ret: int = 0
     envid: bytes | None = None
     auth: bytes | None = None
+    requiretls: bool = False
 
 
 class Rcpt(Struct, frozen=True, array_like=True):
@@ -80,7 +81,7 @@ def mail(argument: bytes, qualify: bytes = b"") -> Mail | Reply:
     if isinstance(given, Reply):
         return given
     size = body = ret = 0
-    smtputf8 = False
+    smtputf8 = requiretls = False
     envid = auth = None
     for key, value in given.items():
         bad = False
@@ -92,6 +93,8 @@ def mail(argument: bytes, qualify: bytes = b"") -> Mail | Reply:
             bad = body < 0
         elif key == b"SMTPUTF8":
             smtputf8, bad = True, value is not None
+        elif key == b"REQUIRETLS":
+            requiretls, bad = True, value is not None
         elif key == b"RET":
             ret = {b"FULL": 1, b"HDRS": 2}.get((value or b"").upper(), 0)
             bad = ret == 0
@@ -107,7 +110,7 @@ def mail(argument: bytes, qualify: bytes = b"") -> Mail | Reply:
             return replies.BAD_PARAMETER
     if path.utf8 and not smtputf8:
         return replies.NEED_SMTPUTF8
-    return Mail(path, size, body, smtputf8, ret, envid, auth)
+    return Mail(path, size, body, smtputf8, ret, envid, auth, requiretls)
 
 
 def rcpt(argument: bytes, qualify: bytes = b"") -> Rcpt | Reply:

@@ -150,6 +150,7 @@ class Extensions(Struct, frozen=True):
     dsn: bool = False
     starttls: bool = False
     binary: bool = False
+    requiretls: bool = False
     rcpt_max: int = MAX_RECIPIENTS
     mail_max: int = 0
 
@@ -172,6 +173,7 @@ NEEDS_UTF8 = Reply(553, 6, 7, "the remote host does not offer SMTPUTF8, which th
 NEEDS_BINARY = Reply(554, 6, 3, "binary content can't be sent to the remote host")
 BAD_SENDER = Reply(553, 1, 7, "reverse-path can't be sent")
 BAD_RECIPIENT = Reply(553, 1, 3, "recipient address can't be sent")
+NEEDS_REQUIRETLS = Reply(550, 7, 30, "REQUIRETLS is asked for, but the remote host does not offer it")
 NO_TLS = Reply(451, 7, 4, "TLS is required, but the remote host does not offer it")
 NONSENSE = Reply(451, 5, 2, "the remote host answers something that is no SMTP reply")
 
@@ -218,6 +220,8 @@ def parse_extensions(lines: Sequence[bytes]) -> Extensions:
                 found["dsn"] = True
             case "STARTTLS":
                 found["starttls"] = True
+            case "REQUIRETLS":
+                found["requiretls"] = True
             case "LIMITS":
                 for word in words[1:]:
                     name, _, number = word.partition("=")
@@ -577,6 +581,11 @@ class Engine:
             if 0 < offers.size < transaction.size:
                 refusal = refusal or TOO_BIG
             params = b" SIZE=" + str(transaction.size).encode()
+        if envelope.requiretls:
+            if offers.requiretls and self.secure:
+                params += b" REQUIRETLS"
+            else:
+                refusal = NEEDS_REQUIRETLS
         if transaction.binary:
             params += b" BODY=BINARYMIME"
         elif envelope.body and offers.eightbit:

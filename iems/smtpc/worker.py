@@ -93,6 +93,7 @@ _OWN_REPLIES: Final = {
         engine.TOO_BIG,
         engine.NEEDS_UTF8,
         engine.NEEDS_BINARY,
+        engine.NEEDS_REQUIRETLS,
         engine.BAD_SENDER,
         engine.BAD_RECIPIENT,
         engine.NONSENSE,
@@ -154,6 +155,7 @@ class Destination:
         "opening",
         "profile",
         "ready",
+        "requiretls",
         "route",
         "route_until_s",
         "routing",
@@ -171,6 +173,7 @@ class Destination:
         self.opening = 0
         self.profile: Peer | None = None
         self.needs: dict[str, Need] = {}
+        self.requiretls = False
         self.routing = False
         self.window = FIRST_WINDOW
         self.failures = 0
@@ -318,6 +321,9 @@ class Worker:
     def _need_of(self, destination: Destination, host: Host) -> Need:
         """The TLS that a host must have for a destination's mail."""
         profile = destination.profile
+        if destination.requiretls:
+            found = destination.needs.get(host.name)
+            return found if found is not None and found.level == "dane" else NEEDS["verify"]
         if profile is not None and profile.tls != "default":
             own = NEEDS[profile.tls]
             if not own.must:
@@ -408,9 +414,13 @@ class Worker:
             profile = self._profile(item)
             if profile is not None and not direct and (profile.max_sessions or profile.max_messages):
                 key = name  # with limits of its own it shares no connections
+        requiretls = item.envelope.requiretls
+        if requiretls:
+            key = f"{key} requiretls"
         destination = self._destinations.get(key)
         if destination is None:
             destination = self._destinations[key] = Destination(key, name, direct)
+            destination.requiretls = requiretls
         if self._peers or destination.profile is not None:
             destination.profile = profile
         self._ctx.log.event("leased", item.id, channel="SMTPC", destination=name, attempts=item.attempts)
@@ -582,6 +592,8 @@ class Worker:
             route = await self._router.find(destination.name, destination.direct)
             if self._security.active and route.reply is None:
                 route, destination.needs = await self._security.find(destination.name, route)
+            if destination.requiretls and route.mx and route.reply is None:
+                route = self._vouched(destination, route)
         except Exception as error:
             self._ctx.log.error("no route could be found", error)
             route = Route((), OUR_FAULT)
@@ -593,6 +605,17 @@ class Worker:
         destination.route = route
         destination.route_until_s = self._loop.time() + ROUTE_S
         self._drive(destination)
+
+    def _vouched(self, destination: Destination, route: Route) -> Route:
+        """The hosts of a route whose names DNSSEC or a policy vouches for, as REQUIRETLS wants it (RFC 8689 4.2.1)."""
+        sure = ("verify", "dane")
+        hosts = tuple(
+            host for host in route.hosts if host.name in destination.needs and destination.needs[host.name].level in sure
+        )
+        if hosts:
+            return Route(hosts, mx=True)
+        code = 451 if self._security.active else 550
+        return Route((), Reply(code, 7, 30, "REQUIRETLS: nothing vouches for the mail hosts of the domain"))
 
     async def _open(self, destination: Destination, route: Route, proven: bool) -> None:
         """Connect to one of the destination's hosts, in order. proven: one of them took a connection lately."""
@@ -732,7 +755,7 @@ class Worker:
         """The next message of the session's destination."""
         destination: Destination = session.destination
         extensions = session.engine.extensions
-        if (self._peers or self._security.active) and session.need != self._need_of(destination, session.host):
+        if (self._peers or self._security.active or destination.requiretls) and session.need != self._need_of(destination, session.host):
             return None  # another TLS is asked for meanwhile
         while destination.ready and not self._over:
             work = destination.ready.popleft()

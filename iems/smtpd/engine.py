@@ -88,11 +88,13 @@ class Settings(Struct, kw_only=True):
     normalise: bool = False
     mail_cache: dict[bytes, Mail | Reply] = {}
     rcpt_cache: dict[bytes, Rcpt | Reply] = {}
-    hello_cache: dict[tuple[bool, bool, tuple[bytes, ...]], bytes] = {}
+    hello_cache: dict[tuple[bool, bool, tuple[bytes, ...], bool], bytes] = {}
 
-    def hello(self, tls: bool, xclient: bool, mechanisms: tuple[bytes, ...]) -> bytes:
-        """The reply to EHLO or LHLO. tls, xclient: STARTTLS, XCLIENT are on offer. mechanisms: of AUTH."""
-        text = self.hello_cache.get((tls, xclient, mechanisms))
+    def hello(
+        self, tls: bool, xclient: bool, mechanisms: tuple[bytes, ...], secure: bool = False
+    ) -> bytes:
+        """The reply to EHLO or LHLO. tls, xclient: STARTTLS, XCLIENT are on offer. mechanisms: of AUTH. secure: over TLS."""
+        text = self.hello_cache.get((tls, xclient, mechanisms, secure))
         if text is None:
             lines = [
                 self.hostname,
@@ -110,13 +112,15 @@ class Settings(Struct, kw_only=True):
             ]
             if tls:
                 lines.append(b"STARTTLS")
+            if secure and not self.lmtp:
+                lines.append(b"REQUIRETLS")
             if mechanisms:
                 lines.append(b"AUTH " + b" ".join(mechanisms))
             if xclient:
                 lines.append(b"XCLIENT " + b" ".join(grammar.XCLIENT_ATTRIBUTES))
             lines.append(b"HELP")
             text = b"".join(b"250-%b\r\n" % line for line in lines[:-1]) + b"250 %b\r\n" % lines[-1]
-            self.hello_cache[tls, xclient, mechanisms] = text
+            self.hello_cache[tls, xclient, mechanisms, secure] = text
         return text
 
 
@@ -502,7 +506,9 @@ class Engine:
         self.state = _READY
         if event.esmtp:
             settings = self.settings
-            text = settings.hello(connection.starttls, self.may_xclient, connection.mechanisms)
+            text = settings.hello(
+                connection.starttls, self.may_xclient, connection.mechanisms, connection.secure
+            )
             if self.announced != settings.size_limit:
                 text = text.replace(b"SIZE %d\r\n" % settings.size_limit, b"SIZE %d\r\n" % self.announced, 1)
             self._out += text
@@ -517,6 +523,9 @@ class Engine:
             _remember(settings.mail_cache, argument, mail)
         if type(mail) is not Mail:
             self._refuse(mail)  # type: ignore[arg-type]
+            return None
+        if mail.requiretls and (settings.lmtp or not self.connection.secure):
+            self._refuse(replies.UNKNOWN_PARAMETER)
             return None
         if self.announced and mail.size > self.announced:
             self._refuse(replies.TOO_BIG)

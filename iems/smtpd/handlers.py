@@ -531,6 +531,7 @@ class Handlers:
             mail.envid,
             b"",
             decoder.dot_free,
+            requiretls=mail.requiretls,
         )
         if screening is not None:
             envelope.verdicts = screening.verdicts

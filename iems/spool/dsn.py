@@ -235,6 +235,7 @@ def compose(
         parent=item.id,
         # Only what is returned can hold a line that begins with a dot: our own lines never do.
         dot_free=not returned.startswith(b".") and b"\n." not in returned,
+        requiretls=parent.requiretls,  # what needed TLS on its way out needs it on its way back (RFC 8689 5)
     )
     return message_id, envelope, content
 
@@ -270,6 +271,7 @@ def _returned(item: Item, content_head: bytes, kind: Kind) -> tuple[bytes, bool]
         kind == "failed"
         and item.envelope.ret != 2
         and item.envelope.body != 2
+        and not item.envelope.requiretls
         and len(content_head) == rope_length(item.rope)
         and b"\0" not in content_head
         and not _BARE.search(content_head)

@@ -266,3 +266,32 @@ def test_certificates_that_are_none():
     assert not matches(b"\x30\x03nonsense", [(1, 1, b"x" * 32)])
     assert not matches(b"", [(0, 0, b"")])
     assert usable([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("offer", "who", "vouched", "outcome", "code"),
+    [
+        (("REQUIRETLS",), "good", True, "relayed", "250"),
+        ((), "good", True, "failed", "5.7.30"),
+        (("REQUIRETLS",), "other", True, "deferred", "4.7.5"),
+        (("REQUIRETLS",), "good", False, "failed", "5.7.30"),
+    ],
+)
+def test_requiretls(tmp_path, authority, good, other, offer, who, vouched, outcome, code):
+    server = SmtpServer(extensions=(*TLS, *offer), tls={"good": good, "other": other}[who].context)
+    host = PolicyHost(good.context, POLICY % (b"enforce", b"mx.x.test"))
+    names = zone(records={("_mta-sts.x.test", "TXT"): ['"v=STSv1; id=1"']})
+
+    async def scenario(bench, *_):
+        await bench.queue(b"bob@x.test")  # shares no session with what follows
+        await bench.queue(b"eve@x.test", requiretls=True)
+        await bench.settled(2)
+        return [event for event in bench.outcomes() if event[2] == b"eve@x.test"], bench.notices()
+
+    smtpc = {"resolution": "dns", "mta_sts": vouched, "tls_ca_file": str(authority.file)}
+    events, notices = run(tmp_path, scenario, names, server, host, Port(server, smtpc), Port(host, smtpc, "mta_sts_port"), smtpc=smtpc)
+    assert [event[0] for event in events] == [outcome] and code in events[0][3]["reply"], said(events)
+    came = [mail for mail, rcpt, _ in server.messages if b"eve@" in rcpt[0]]
+    assert [mail.endswith(b" REQUIRETLS") for mail in came] == [True] * (outcome == "relayed")
+    for item, message in notices:
+        assert item.envelope.requiretls and message.get_payload()[2].get_content_type() == "text/rfc822-headers"

@@ -414,6 +414,16 @@ class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Certificates (PEM) of authorities trusted besides the system's; relative to the home."
         ),
     ] = ""
+    srs: Annotated[
+        bool,
+        Meta(description="Whether mail of others that is forwarded leaves with a reverse path of ours (SRS)."),
+    ] = False
+    srs_secret_file: Annotated[
+        str,
+        Meta(
+            description="Secret for SRS, 16 octets or more, relative to the home; made if missing. Empty: conf/srs.key."
+        ),
+    ] = ""
 
 
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

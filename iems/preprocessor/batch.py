@@ -51,7 +51,8 @@ class Planner:
     """Makes plans.
 
     resolve: `Directory.resolve`. read: (rope, start, length) -> octets of the content. hostname: as in own Received
-    lines. max_trips: own lines at which mail is a loop.
+    lines. max_trips: own lines at which mail is a loop. reverse_path: (reverse path, recipients as they were given) -> the reverse
+    path with which mail leaves by SMTPC; None to keep it.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Planner:
         read: Callable[[Rope, int, int], bytes],
         hostname: str,
         max_trips: int,
+        reverse_path: Callable[[bytes, list[bytes]], bytes] | None = None,
     ) -> None:
         self.resolve = resolve
         self._read = read
         self._trips = Trips(hostname)
         self._max_trips = max_trips
+        self._reverse_path = reverse_path
 
     def plan(self, items: Iterable[Item], begin: Callable[[bytes], None] = lambda message_id: None) -> Batch:
         """Plan every message; a fault in one does not touch the others. begin: told of each id before it is looked at."""
@@ -84,6 +87,11 @@ class Planner:
         if envelope.input_channel not in _UNTRAVELLED and self._looping(item.rope):
             return Plan(item, [], [(recipient, LOOP) for recipient in envelope.recipients], loop=True)
         routed: Routed = route(self.resolve, envelope.recipients)
+        if self._reverse_path is not None:
+            for part in routed.parts:
+                if part.channel == Channel.SMTPC:
+                    given = [source.address for source in part.sources]
+                    part.reverse_path = self._reverse_path(envelope.reverse_path, given)
         return Plan(item, routed.parts, routed.failed)
 
     def _looping(self, rope: Rope) -> bool:
@@ -100,13 +108,19 @@ def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> lis
     if len(parts) == 1:
         part = parts[0]
         envelope.recipients = part.recipients
+        if part.reverse_path is not None:
+            envelope.reverse_path = part.reverse_path
         return [make(item.id, part.channel, part.destination, envelope, part.rope or item.rope)]
     return [
         make(
             item.id,
             part.channel,
             part.destination,
-            structs.replace(envelope, recipients=part.recipients),
+            structs.replace(
+                envelope,
+                recipients=part.recipients,
+                reverse_path=envelope.reverse_path if part.reverse_path is None else part.reverse_path,
+            ),
             part.rope or item.rope,
         )
         for part in parts

@@ -26,6 +26,7 @@ class Part(Struct):
     """The recipients of one message that leave by the same way. destination: as in `spool.Item`.
 
     sources: the recipient of the envelope each of them comes from. rope: content a module has rewritten, None if none has.
+    reverse_path: another than the message's, None for that one.
     """
 
     channel: int
@@ -33,6 +34,7 @@ class Part(Struct):
     recipients: list[Recipient]
     sources: list[Recipient]
     rope: Rope | None = None
+    reverse_path: bytes | None = None
 
 
 class Routed(Struct):

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from iems.directory import Directory
+from iems.directory.srs import forwarding
 from iems.errors import DirectoryUnavailable
 from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
 from iems.preprocessor.batch import Plan, Planner, parts_items
@@ -41,11 +42,13 @@ class Worker:
         self.modules = {module.name: module for module in (installed() if modules is None else modules)}
         self.directory = Directory(ctx.home / "directory")
         self.spool = Spool.open(ctx)
+        forwards = forwarding(ctx.config, ctx.home, self.directory)
         self.planner = Planner(
-            self.directory.resolve,
+            self.directory.resolve if forwards is None else forwards.resolve,
             self.spool.blobs.read_range,
             ctx.hostname,
             ctx.config.preprocessor.max_trips,
+            forwards.reverse_path if forwards is not None else None,
         )
         self._channels = {int(channel): channel.name for channel in Channel}
         self._matrices = Matrices((), {})

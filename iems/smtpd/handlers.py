@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from iems.directory.peers import NONE, Peers
 from iems.directory.peers import Peer as Profile
@@ -34,7 +34,7 @@ from iems.spool.items import Message
 
 if TYPE_CHECKING:
     from iems.config import Config
-    from iems.directory import Authenticator, Directory, Resolution
+    from iems.directory import Authenticator, Resolution
     from iems.log import Log
     from iems.smtpd.screen import Refusal, Screen
     from iems.spool import Spool
@@ -157,6 +157,13 @@ class Session:
         return self._prefix
 
 
+class Lookup(Protocol):
+    """What is asked of the directory."""
+
+    def resolve(self, address: bytes) -> Resolution:
+        """Where mail to an address goes. Raises DirectoryUnavailable."""
+
+
 class Handlers:
     """The effects of all sessions of a worker.
 
@@ -170,7 +177,7 @@ class Handlers:
         *,
         policy: Policy,
         spool: Spool,
-        directory: Directory,
+        directory: Lookup,
         authenticator: Authenticator,
         log: Log,
         count: Callable[..., None],

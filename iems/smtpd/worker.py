@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from iems.config import host_port
 from iems.directory import Authenticator, Directory
+from iems.directory.srs import forwarding
 from iems.model import Reply
 from iems.net import proxy
 from iems.net.resolver import Resolver
@@ -207,7 +208,7 @@ class Worker:
         self.handlers = handlers.Handlers(
             policy=self.policy,
             spool=self.spool,
-            directory=self.directory,
+            directory=forwarding(config, ctx.home, self.directory) or self.directory,
             authenticator=self.authenticator,
             log=ctx.log,
             count=ctx.count,

@@ -1,4 +1,4 @@
-"""Peer profiles on a started server, set by the command while it runs."""
+"""Peer profiles, forwards and relay domains on a started server, set by the command while it runs."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def home(next_hop: SmtpServer) -> Iterator[PrivateHome]:
         "smtpc.relay_hosts": [f"127.0.0.1:{next_hop.port}"],
         "smtpd.trusted_networks": ["127.0.0.0/8"],
         "smtpd.size_limit": 100_000,
+        "smtpc.srs": True,
     }
     with PrivateHome(1, settings) as running:
         yield running
@@ -73,3 +74,21 @@ def test_a_profile_that_makes_no_sense(home: PrivateHome) -> None:
     with pytest.raises(RuntimeError, match="between 0 and 1000"):
         home.ctl("peer", "set", "x.test", "--max-sessions", "-1")
     assert home.ctl("peer", "list") == ""
+
+
+def test_a_forward_comes_back_by_its_rewritten_path(home: PrivateHome, next_hop: SmtpServer) -> None:
+    home.ctl("alias", "add", "away@load.test", "anna@else.test")
+    before = len(next_hop.messages)
+    content = b"Subject: x\r\n\r\nx\r\n"
+    with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
+        client.sendmail("Bob@out.test", ["away@load.test"], content)
+        mail, rcpt, _ = until(lambda: next_hop.messages[before:])[0]
+        path = mail.split(b"<")[1].split(b">")[0]
+        assert path.startswith(b"SRS0=") and path.endswith(b"=out.test=Bob@load.test")
+        assert rcpt == [b"RCPT TO:<anna@else.test>"]
+        # A notice to that path finds its way to the first sender; a forged one is refused.
+        client.sendmail("", [path.decode()], content)
+        back, rcpt, _ = until(lambda: next_hop.messages[before + 1 :])[0]
+        assert back.startswith(b"MAIL FROM:<>") and rcpt == [b"RCPT TO:<Bob@out.test>"]
+        client.mail("")
+        assert client.rcpt("SRS0=aaaaaa=aa=out.test=Bob@load.test")[0] == 550

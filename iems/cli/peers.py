@@ -23,10 +23,18 @@ def peer() -> None:
 @click.argument("domain")
 @click.option("--accept", type=_SWITCH, help="Whether hosts of that name may send to us.")
 @click.option("--transmit", type=_SWITCH, help="Whether mail for the domain leaves; off: it bounces.")
-@click.option("--queue-first", type=_SWITCH, help="Whether its mail waits for the next run before the first try.")
-@click.option("--run-interval", type=float, metavar="S", help="Seconds between tries; 0: as smtpc.retry_s says.")
-@click.option("--retry-period", type=float, metavar="H", help="Hours until mail is given up; 0: smtpc.lifetime_s.")
-@click.option("--max-sessions", type=int, metavar="N", help="Connections at once; 0: as smtpc.max_per_host says.")
+@click.option(
+    "--queue-first", type=_SWITCH, help="Whether its mail waits for the next run before the first try."
+)
+@click.option(
+    "--run-interval", type=float, metavar="S", help="Seconds between tries; 0: as smtpc.retry_s says."
+)
+@click.option(
+    "--retry-period", type=float, metavar="H", help="Hours until mail is given up; 0: smtpc.lifetime_s."
+)
+@click.option(
+    "--max-sessions", type=int, metavar="N", help="Connections at once; 0: as smtpc.max_per_host says."
+)
 @click.option("--max-messages", type=int, metavar="N", help="Messages a connection; 0: smtpc.max_messages.")
 @click.option("--max-in", type=int, metavar="OCTETS", help="Largest message from it; 0: smtpd.size_limit.")
 @click.option("--max-out", type=int, metavar="OCTETS", help="Largest message to it; 0: no limit of ours.")

@@ -218,11 +218,49 @@ def forward() -> None:
 @click.argument("domain")
 @click.argument("channel", type=channel_type)
 @click.argument("identifier", default="")
+@click.option(
+    "--check",
+    type=click.Choice(["none", "list", "callahead"]),
+    default="none",
+    show_default=True,
+    help="How a recipient is looked at before its mail is taken.",
+)
 @pass_home
-def forward_set(home: Home, domain: str, channel: str, identifier: str) -> None:
+def forward_set(home: Home, domain: str, channel: str, identifier: str, check: str) -> None:
     """Send the mail of DOMAIN (or `*.DOMAIN`) to CHANNEL; IDENTIFIER is a relay host for SMTPC."""
     with directory_of(home) as directory:
-        directory.set_forward(domain, channel, identifier)
+        directory.set_forward(domain, channel, identifier, check)
+
+
+@forward.command("allow")
+@click.argument("addresses", nargs=-1)
+@click.option("--file", "lines", type=click.File("r", encoding="utf-8"), help="One address a line; - is stdin.")
+@pass_home
+def forward_allow(home: Home, addresses: tuple[str, ...], lines: Any) -> None:
+    """Put recipients on the list that `--check list` looks at; all of them or, if one is wrong, none."""
+    listed = [line.strip() for line in lines or () if line.strip() and not line.startswith("#")]
+    with directory_of(home) as directory:
+        directory.add_relayed([*addresses, *listed])
+
+
+@forward.command("disallow")
+@click.argument("addresses", nargs=-1, required=True)
+@pass_home
+def forward_disallow(home: Home, addresses: tuple[str, ...]) -> None:
+    """Take recipients off the list."""
+    with directory_of(home) as directory:
+        directory.remove_relayed(list(addresses))
+
+
+@forward.command("allowed")
+@click.argument("domain", default="")
+@json_option
+@pass_home
+def forward_allowed(home: Home, domain: str, as_json: bool) -> None:
+    """Show the list, or its part for DOMAIN."""
+    with directory_of(home) as directory:
+        found = directory.relayed(domain)
+    _list(as_json, ("address",), [(address,) for address in found])
 
 
 @forward.command("remove")
@@ -241,11 +279,12 @@ def forward_list(home: Home, as_json: bool) -> None:
     """List the table."""
     with directory_of(home) as directory:
         found = directory.forwards()
-    _list(
-        as_json,
-        ("domain", "channel", "identifier"),
-        [(name, channel.name, identifier) for name, channel, identifier in found],
-    )
+        checks = directory.relay_domains()
+    rows = [
+        (name, channel.name, identifier, row.check if (row := checks.find(name)) else "none")
+        for name, channel, identifier in found
+    ]
+    _list(as_json, ("domain", "channel", "identifier", "check"), rows)
 
 
 @click.group(cls=Group)

@@ -50,6 +50,7 @@ from iems.directory.names import (
     split_dn,
 )
 from iems.directory.peers import PEER, Peers, checked
+from iems.directory.relaydomains import CHECKS, RELAYED, RelayDomains
 from iems.directory.resolve import resolve
 from iems.directory.view import ROOT, Change, Policy, View
 from iems.errors import DirectoryUnavailable
@@ -315,6 +316,25 @@ class Directory:
                 (entry.lookup, Channel[entry.first("iemsChannel")], entry.first("iemsIdentifier"))
                 for _, entry in view.of_class(keys.CLASS_FORWARD)
             )
+
+    def relay_domains(self) -> RelayDomains:
+        """The domain forwarding table as RCPT needs it; read again only after a change of policy."""
+        with self._view() as view:
+            return view.relay_domains
+
+    def relays_to(self, address: bytes) -> bool:
+        """Whether an address is on the list of recipients of relay domains."""
+        parts = address_of(address)
+        if parts is None:
+            return False
+        with self._view() as view:
+            return view.find(keys.KIND_RELAYED, "@".join(parts)) is not None
+
+    def relayed(self, domain: str = "") -> list[str]:
+        """The listed recipients of relay domains, or those of one domain, sorted."""
+        with self._view() as view:
+            found = [entry.lookup for _, entry in view.of_class(keys.CLASS_RELAYED)]
+        return sorted(name for name in found if not domain or name.endswith("@" + domain.lower()))
 
     def channel_defaults(self) -> dict[str, Channel]:
         """{"LOCAL": default local delivery channel, "INTERNET": Internet delivery channel}."""
@@ -710,12 +730,17 @@ class Directory:
 
         self._write("connector remove", change, policy=False)
 
-    def set_forward(self, domain: str, channel: str, identifier: str = "") -> None:
+    def set_forward(self, domain: str, channel: str, identifier: str = "", check: str = "none") -> None:
         """Send a domain's mail (or `*.DOMAIN`'s) to a channel. Raises DirectoryRefusal.
 
-        identifier: relay host for SMTPC (else MX of the domain), mandatory for BSMTPOUT.
+        identifier: relay host for SMTPC (else MX of the domain), mandatory for BSMTPOUT. check: how recipients are looked at
+        before mail for them is taken: none, list (`add_relayed`), callahead (SMTPC only).
         """
         aim = _output(channel)
+        if check not in CHECKS:
+            raise DirectoryRefusal(f"check is one of {', '.join(CHECKS)}")
+        if check == "callahead" and aim is not Channel.SMTPC:
+            raise DirectoryRefusal("only a host that SMTPC sends to can be asked ahead")
         known = _identifier(channel, identifier)
 
         def change(work: Change) -> None:
@@ -724,6 +749,7 @@ class Directory:
                 "associatedDomain": [pattern],
                 "iemsChannel": [aim.name],
                 "iemsIdentifier": [known] if known else [],
+                "iemsCheck": [check] if check != "none" else [],
             }
             found = work.find(keys.KIND_FORWARD, pattern)
             if found is not None:
@@ -735,6 +761,37 @@ class Directory:
             )
 
         self._write("forward set", change)
+
+    def add_relayed(self, addresses: list[str]) -> int:
+        """Put recipients of relay domains on the list, all or none of them; how many are new. Raises DirectoryRefusal."""
+
+        def change(work: Change) -> int:
+            new = 0
+            folder = work.folder("ou=relayed")
+            for address in addresses:
+                name = "@".join(entry_address(address))
+                if work.find(keys.KIND_RELAYED, name) is None:
+                    attributes = {"mail": [name]}
+                    work.add(
+                        Entry(folder, rdn("mail", name), keys.KIND_RELAYED, name, ["top", RELAYED], attributes)
+                    )
+                    new += 1
+            return new
+
+        return self._write("forward allow", change, policy=False)
+
+    def remove_relayed(self, addresses: list[str]) -> None:
+        """Take recipients off the list, all or none of them. Raises DirectoryRefusal."""
+
+        def change(work: Change) -> None:
+            for address in addresses:
+                name = "@".join(entry_address(address))
+                found = work.find(keys.KIND_RELAYED, name)
+                if found is None:
+                    raise DirectoryRefusal(f"{name} is not on the list")
+                work.remove(*found)
+
+        self._write("forward disallow", change, policy=False)
 
     def remove_forward(self, domain: str) -> None:
         """Take a domain off the forwarding table. Raises DirectoryRefusal."""

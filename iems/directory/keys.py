@@ -49,6 +49,7 @@ KIND_SETTINGS = 5
 KIND_BAN = 10
 KIND_DNSBL = 11
 KIND_PEER = 12
+KIND_RELAYED = 13
 
 # Codes of the object classes that have an index.
 CLASS_LOCAL_DOMAIN = 2
@@ -61,6 +62,7 @@ CLASS_SETTINGS = 8
 CLASS_BAN = 20
 CLASS_DNSBL = 21
 CLASS_PEER = 24
+CLASS_RELAYED = 25
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")

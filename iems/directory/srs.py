@@ -62,6 +62,11 @@ class ForwardingLookup:
         self._rewriter = rewriter
         self._now = now
 
+    @property
+    def seen(self) -> int:
+        """The version of the directory that the last answer belongs to."""
+        return self._directory.seen
+
     def resolve(self, address: bytes, explain: bool = False) -> Resolution:
         """Where mail to an address goes. Raises DirectoryUnavailable."""
         if address[:3].lower() == b"srs":

@@ -26,6 +26,7 @@ from iems.directory.entries import (
 )
 from iems.directory.names import domain_rdns, entry_address, suffixes
 from iems.directory.peers import PEER, Peers, peer_of
+from iems.directory.relaydomains import RELAYED, RelayDomain, RelayDomains
 from iems.errors import DirectoryUnavailable
 from iems.model import Channel
 
@@ -44,13 +45,14 @@ _CODES = {
     BAN: keys.CLASS_BAN,
     DNSBL: keys.CLASS_DNSBL,
     PEER: keys.CLASS_PEER,
+    RELAYED: keys.CLASS_RELAYED,
 }
 
 
 class Policy:
     """What was looked up about domains and settings under one value of the `policy` counter."""
 
-    __slots__ = ("forwards", "local", "only_domain", "peers", "settings", "version")
+    __slots__ = ("forwards", "local", "only_domain", "peers", "relay_domains", "settings", "version")
 
     def __init__(self, version: bytes | None = None) -> None:
         self.version = version
@@ -59,6 +61,7 @@ class Policy:
         self.settings: dict[str, list[str]] | None = None
         self.only_domain: str | None = None
         self.peers: Peers | None = None
+        self.relay_domains: RelayDomains | None = None
 
 
 class View:
@@ -185,6 +188,17 @@ class View:
         found = self.policy.peers
         if found is None:
             found = self.policy.peers = Peers(peer_of(entry) for _, entry in self.of_class(keys.CLASS_PEER))
+        return found
+
+    @property
+    def relay_domains(self) -> RelayDomains:
+        """The domain forwarding table with its checks of recipients."""
+        found = self.policy.relay_domains
+        if found is None:
+            found = self.policy.relay_domains = RelayDomains(
+                RelayDomain(entry.lookup, entry.first("iemsIdentifier"), entry.first("iemsCheck", "none"))
+                for _, entry in self.of_class(keys.CLASS_FORWARD)
+            )
         return found
 
     @property

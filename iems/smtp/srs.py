@@ -50,7 +50,14 @@ class Rewriter:
         """The reverse path to forward with. day: days since 1970. What would be too long (64 octets before the `@`), quoted,
         ours already or null is given back as it is."""
         local, _, domain = reverse_path.rpartition(b"@")
-        if not local or not domain or b"=" in domain or domain.lower() == self.domain or local[:1] == b'"' or domain[:1] == b"[":
+        if (
+            not local
+            or not domain
+            or b"=" in domain
+            or domain.lower() == self.domain
+            or local[:1] == b'"'
+            or domain[:1] == b"["
+        ):
             return reverse_path
         tag = _TAG.match(local)
         if tag is None:
@@ -78,7 +85,9 @@ class Rewriter:
         rest = local[tag.end() :]
         if tag[1] == b"1":
             match = _SRS1.match(rest)
-            if match is None or not hmac.compare_digest(match[1].lower(), self._hash(b"1", match[2], match[3])):
+            if match is None or not hmac.compare_digest(
+                match[1].lower(), self._hash(b"1", match[2], match[3])
+            ):
                 raise Forged("no SRS1 address of ours")
             return b"SRS0" + match[3] + b"@" + match[2]
         match = _SRS0.match(rest)

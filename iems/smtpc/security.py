@@ -144,7 +144,9 @@ class Security:
             if policy is not None and policy.mode == "enforce":
                 hosts = tuple(host for host in hosts if host.name in needs or policy.covers(host.name))
                 if not hosts:
-                    return Route((), Reply(451, 7, 5, "no mail host of the domain is in its MTA-STS policy")), {}
+                    return Route(
+                        (), Reply(451, 7, 5, "no mail host of the domain is in its MTA-STS policy")
+                    ), {}
                 for host in hosts:
                     needs.setdefault(host.name, NEEDS["verify"])
         return structs.replace(route, hosts=hosts), needs
@@ -158,7 +160,9 @@ class Security:
             except DnsFailure:
                 continue
         else:
-            return None  # an unsigned zone: no question that its servers might not understand (RFC 7672 2.2.2)
+            return (
+                None  # an unsigned zone: no question that its servers might not understand (RFC 7672 2.2.2)
+            )
         answer = await self._resolver.query(f"_{host.port}._tcp.{host.name}", "TLSA")
         if not answer.secure or not answer.records:
             return None

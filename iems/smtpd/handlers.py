@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from iems.config import Config
     from iems.directory import Authenticator, Resolution
     from iems.log import Log
+    from iems.smtpd.relays import RelayChecks
     from iems.smtpd.screen import Refusal, Screen
     from iems.spool import Spool
 
@@ -158,7 +159,10 @@ class Session:
 
 
 class Lookup(Protocol):
-    """What is asked of the directory."""
+    """What is asked of the directory. seen: the version its last answer belongs to."""
+
+    @property
+    def seen(self) -> int: ...
 
     def resolve(self, address: bytes) -> Resolution:
         """Where mail to an address goes. Raises DirectoryUnavailable."""
@@ -167,8 +171,9 @@ class Lookup(Protocol):
 class Handlers:
     """The effects of all sessions of a worker.
 
-    screen: who is turned away; None for nobody. peers: gives the peer-domain profiles. count: adds to a counter of the board.
-    clock_ns: wall clock. spawn: runs a coroutine, by default as a task of the loop.
+    screen: who is turned away; None for nobody. peers: gives the peer-domain profiles. relays: looks at recipients of relay
+    domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
+    a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
     """
 
@@ -182,6 +187,7 @@ class Handlers:
         log: Log,
         count: Callable[..., None],
         peers: Callable[[], Peers] = lambda: NONE,
+        relays: RelayChecks | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         screen: Screen | None = None,
@@ -194,6 +200,7 @@ class Handlers:
         self.log = log
         self.count = count
         self.peers = peers
+        self.relays = relays
         self._peers_known = NONE
         self.clock_ns = clock_ns
         self.pending = 0
@@ -217,6 +224,11 @@ class Handlers:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine that gives an answer; `pending` counts it until it has ended."""
+        self.pending += 1
+        self._spawn(work)
 
     # ---------------------------------------------------------------- greeting, TLS, login
 
@@ -388,24 +400,26 @@ class Handlers:
         engine.size_limit = own or engine.settings.size_limit
         return not engine.size_limit or mail.size <= engine.size_limit
 
-    def rcpt(self, session: Session, rcpt: Rcpt) -> Reply:
+    def rcpt(self, session: Session, rcpt: Rcpt) -> Reply | None:
         """RCPT: known here, or relayed for those who may."""
         path = rcpt.path
         try:
             found = self.resolve(path.address)
         except DirectoryUnavailable:
-            return self._refused(session, path.original, replies.DIRECTORY_AWAY)
+            return self.refused(session, path.original, replies.DIRECTORY_AWAY)
         screen = self.screen
         if screen is not None:
             if screen.seen != self.directory.seen:
                 screen.refresh()
             if screen.on and (reply := self._screened_recipient(session, screen, path)) is not None:
-                return self._refused(session, path.original, reply)
+                return self.refused(session, path.original, reply)
         if found.ours or self.policy.may_relay(session.peer, session.engine.connection.user):
             if found.exists:
+                if self.relays is not None and found.ours and not found.local:
+                    return self.relays.rcpt(self, session, path)
                 return replies.RECIPIENT_OK
-            return self._refused(session, path.original, found.reply or replies.NO_SUCH_USER)
-        return self._refused(session, path.original, replies.RELAYING_DENIED)
+            return self.refused(session, path.original, found.reply or replies.NO_SUCH_USER)
+        return self.refused(session, path.original, replies.RELAYING_DENIED)
 
     def _screened_recipient(self, session: Session, screen: Screen, path: Path) -> Reply | None:
         """What the screen has against a recipient: a ban of the sender that came after MAIL, or a missing domain."""
@@ -431,7 +445,8 @@ class Handlers:
         self._known[address] = found
         return found
 
-    def _refused(self, session: Session, recipient: bytes, reply: Reply) -> Reply:
+    def refused(self, session: Session, recipient: bytes, reply: Reply) -> Reply:
+        """Count and log the refusal of a recipient; the reply."""
         self.count("recipients_refused_total")
         transaction = session.engine.transaction
         self.log.event(
@@ -456,7 +471,7 @@ class Handlers:
             found = self.resolve(read.path.address)
         except DirectoryUnavailable:
             return replies.DIRECTORY_AWAY
-        if not found.ours:
+        if not found.ours or (not found.local and self.relays is not None):
             return replies.CANNOT_VERIFY
         return replies.VERIFIED if found.exists else (found.reply or replies.NO_SUCH_USER)
 

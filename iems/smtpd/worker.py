@@ -19,6 +19,7 @@ from iems.smtp import replies
 from iems.smtpd import handlers
 from iems.smtpd.engine import Engine, Settings, State
 from iems.smtpd.policy import Policy
+from iems.smtpd.relays import RelayChecks, callahead_of
 from iems.smtpd.screen import Screen
 from iems.spool import Spool
 
@@ -214,6 +215,7 @@ class Worker:
             count=ctx.count,
             screen=self.screen,
             peers=self.directory.peers,
+            relays=RelayChecks(self.directory, callahead_of(config)),
         )
         self.sessions: set[Session] = set()
         self.now = ctx.loop.time()
@@ -363,6 +365,8 @@ class Worker:
             await asyncio.sleep(0.01)
         for session in list(self.sessions):
             session.stream.abort()
+        if self.handlers.relays is not None:
+            self.handlers.relays.close()
         self.authenticator.close()
         self.spool.close()
 

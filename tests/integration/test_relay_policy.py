@@ -11,7 +11,7 @@ import pytest
 
 from iems.perf.home import PrivateHome
 from tests.integration.test_relay import Outside, until
-from tests.support.smtpserver import SmtpServer
+from tests.support.smtpserver import Connection, SmtpServer
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,37 @@ def test_a_forward_comes_back_by_its_rewritten_path(home: PrivateHome, next_hop:
         assert back.startswith(b"MAIL FROM:<>") and rcpt == [b"RCPT TO:<Bob@out.test>"]
         client.mail("")
         assert client.rcpt("SRS0=aaaaaa=aa=out.test=Bob@load.test")[0] == 550
+
+
+def test_relay_domains_take_known_recipients_only(home: PrivateHome, next_hop: SmtpServer) -> None:
+    def rcpt(*addresses: str) -> list[tuple[int, bytes]]:
+        with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
+            client.ehlo()
+            client.mail("x@out.test")
+            replies = [client.rcpt(address) for address in addresses]
+            return [(code, text[:5]) for code, text in replies]
+
+    def script(connection: Connection, verb: str, line: bytes) -> str | None:
+        if verb != "RCPT":
+            return None
+        return "550 5.1.1 unknown" if b"nobody@" in line else "450 4.2.0 later" if b"grey@" in line else None
+
+    host = f"127.0.0.1:{next_hop.port}"
+    home.ctl("forward", "set", "inner.test", "SMTPC", host, "--check", "list")
+    home.ctl("forward", "allow", "Ann@inner.test")
+    assert rcpt("ann@inner.test", "bob@inner.test") == [(250, b"2.1.5"), (550, b"5.1.1")]
+    with pytest.raises(RuntimeError, match="not an address"):
+        home.ctl("forward", "allow", "eve@inner.test", "not one")
+    assert json.loads(home.ctl("forward", "allowed", "inner.test", "--json")) == {"address": "ann@inner.test"}
+    home.ctl("forward", "disallow", "ann@inner.test")
+    assert rcpt("ann@inner.test") == [(550, b"5.1.1")]
+
+    next_hop.script = script
+    home.ctl("forward", "set", "inner.test", "SMTPC", host, "--check", "callahead")
+    found = rcpt("ann@inner.test", "nobody@inner.test", "grey@inner.test")
+    assert found == [(250, b"2.1.5"), (550, b"5.1.1"), (451, b"4.4.3")]
+    home.ctl("forward", "set", "inner.test", "SMTPC", "127.0.0.1:1", "--check", "callahead")
+    assert rcpt("ann@inner.test") == [(451, b"4.4.3")]
+    home.ctl("forward", "set", "inner.test", "SMTPC", host)
+    assert rcpt("nobody@inner.test") == [(250, b"2.1.5")]
+    next_hop.script = None

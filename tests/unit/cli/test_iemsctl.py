@@ -156,7 +156,7 @@ def test_policy_commands(home: Path) -> None:
     assert nobody["result"] == [] and nobody["reply"].startswith("550 5.1.1")
     ctl(home, "forward", "set", "fwd.test", "SMTPC", "relay.test:26")
     assert lines(ctl(home, "forward", "list", "--json")) == [
-        {"domain": "fwd.test", "channel": "SMTPC", "identifier": "relay.test:26"}
+        {"domain": "fwd.test", "channel": "SMTPC", "identifier": "relay.test:26", "check": "none"}
     ]
     ctl(home, "forward", "remove", "fwd.test")
     ctl(home, "connector", "add", "c@example.test", "smtpc", "relay.test")

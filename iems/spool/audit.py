@@ -81,6 +81,7 @@ class _Audit:
                 self._read(blob, row, messages=False)
             lost = [id for id in lost if not self.facts.complete(id, self.messages[id])]
             lost = [id for id in lost if id not in self._queue()[2]] if lost else []
+            lost = self._whole(rows, lost) if lost else []
         return {
             **{name: self.totals[name] for name in ("accepted", "delivered", "relayed", "dsn", "discarded")},
             "queued": queued,
@@ -144,10 +145,34 @@ class _Audit:
                     else:
                         queued += number
         for damage in self.index.damages().values():
-            if damage.id != NO_ID and damage.id not in present:
+            if damage.id == NO_ID or damage.id in present:
+                continue
+            generation = self.messages.get(damage.id)
+            # The outcomes of a message may be torn too; it is done all the same if others tell so.
+            if generation is None or not self.facts.complete(damage.id, generation):
                 present.add(damage.id)
                 quarantined += 1
         return queued, quarantined, present
+
+    def _whole(self, rows: dict[int, BlobRow], lost: list[bytes]) -> list[bytes]:
+        """Those of `lost` of which an undamaged record is there.
+
+        A power cut tears the last records of a segment, of which nobody had a 250: recovery passes over them, and so do the totals.
+        """
+        candidates = set(lost)
+        whole: set[bytes] = set()
+        torn = dict.fromkeys(self.totals, 0)
+        for blob in rows:
+            for fd, record in self._records(blob, records.FILE_OCTETS):
+                if record.kind not in (Kind.MESSAGE, Kind.MOVED) or record.id not in candidates:
+                    continue
+                if records.intact(fd, record):
+                    whole.add(record.id)
+                elif not self.facts.is_void(blob, record):
+                    add_record(torn, fd, record)
+        for name, number in torn.items():
+            self.totals[name] -= number
+        return [id for id in lost if id in whole]
 
     def _lost(self, present: set[bytes]) -> list[bytes]:
         return [

@@ -229,7 +229,7 @@ def test_a_worker_killed_at_every_step_takes_each_mail_in_once():
             until(lambda user=user: len(set(subjects(far, user))) == len(expected))
             assert subjects(far, user) == expected
         assert json.loads(far.ctl("audit", "--json"))["missing"] == 0
-        assert drop.sessions >= 16
+        assert drop.sessions >= 4  # as often as a kill came amid one
 
 
 def test_what_is_no_batch_for_us_goes_to_the_postmaster():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iems.cli.common import Failed, Group, Home, json_option, note, pass_home, say, say_json, table
+from iems.cli.common import Failed, Group, Home, duration, json_option, note, pass_home, say, say_json, table
 from iems.cli.trace import normal_id
 from iems.log import printable
 from iems.master.supervisor import running_pid
@@ -23,9 +24,30 @@ if TYPE_CHECKING:
 CHANNELS = ["INPUT", *(channel.name for channel in Channel if channel >= 32)]
 
 
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
+
+
+class Age(click.ParamType[float]):
+    """A time span: a number with s, m, h or d behind it; seconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds. Usage error if it is no time span."""
+        found = re.fullmatch(r"([0-9]{1,9})([smhd])", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no time span: write 90s, 15m, 2h or 7d", param, ctx)
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 def selectors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """IDs, --channel, --sender, --recipient, --domain."""
+    """IDs, --channel, --sender, --recipient, --domain, --reason, --older, --younger."""
     for option in (
+        click.option("--younger", type=Age(), metavar="AGE", help="Accepted less than AGE ago."),
+        click.option(
+            "--older", type=Age(), metavar="AGE", help="Accepted AGE ago or earlier: 90s, 15m, 2h, 7d."
+        ),
+        click.option("--reason", help="Part of why it waits: its last reply, or its destination's trouble."),
         click.option("--domain", help="Domain of a recipient."),
         click.option("--recipient", help="Address of a recipient."),
         click.option("--sender", help="The reverse-path; <> for the null path."),
@@ -39,7 +61,14 @@ def selectors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def selection(
-    ids: tuple[str, ...], channel: str | None, sender: str | None, recipient: str | None, domain: str | None
+    ids: tuple[str, ...],
+    channel: str | None,
+    sender: str | None,
+    recipient: str | None,
+    domain: str | None,
+    reason: str | None,
+    older: float | None,
+    younger: float | None,
 ) -> Selection:
     """What a command is about."""
     from iems.spool import admin
@@ -50,13 +79,49 @@ def selection(
         sender=sender,
         recipient=recipient,
         domain=domain,
+        reason=reason,
+        older_s=older,
+        younger_s=younger,
     )
 
 
 def _must_select(**given: Any) -> None:
     """Usage error if nothing was chosen: no command acts on the whole queue by accident."""
-    if not any(given.values()):
-        raise click.UsageError("say which: IDs, or --channel, --sender, --recipient, --domain")
+    if not any(_is_given(value) for value in given.values()):
+        raise click.UsageError(
+            "say which: IDs, or --channel, --sender, --recipient, --domain, --reason, --older, --younger"
+        )
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value not in ("", ())  # an age of 0 is one
+
+
+def _dry_run(home: Home, command: str, chosen: Selection, as_json: bool, *, whole: bool = False) -> None:
+    """Shows the items a command would change. whole: of a channel, whatever their state."""
+    from iems.spool import admin
+
+    states = admin.STATES if whole else admin.CHANGES[command]
+    rows = []
+    number = 0
+    for entry in admin.would_change(home.path, chosen, states):
+        number += 1
+        if as_json:
+            say_json(entry)
+        else:
+            rows.append(
+                (
+                    entry["id"],
+                    entry["state"],
+                    f"<{entry['reverse_path']}>",
+                    ",".join(entry["recipients"]),
+                    entry["channel"],
+                    entry["identifier"] or "-",
+                )
+            )
+    if rows:
+        table(rows, ("ID", "STATE", "FROM", "TO", "CHANNEL", "IDENTIFIER"))
+    note(f"{command} would change {number}; nothing was changed")
 
 
 def wake_workers(home: Home) -> None:
@@ -81,7 +146,7 @@ def _report(home: Home, as_json: bool, done: str, number: int, ids: tuple[str, .
 
 @click.group(cls=Group)
 def queue() -> None:
-    """Messages that wait: list, show, hold, release, retry, bounce, delete."""
+    """Messages that wait: list, destinations, show, hold, release, retry, bounce, delete."""
 
 
 @queue.command("list")
@@ -116,6 +181,36 @@ def queue_list(home: Home, limit: int, as_json: bool, **given: Any) -> None:
             )
     if rows:
         table(rows, ("ID", "STATE", "SIZE", "FROM", "TO", "CHANNEL", "TRIES", "NEXT", "WHY"))
+
+
+@queue.command()
+@click.option("--channel", type=click.Choice(CHANNELS, case_sensitive=False), help="Only this channel.")
+@json_option
+@pass_home
+def destinations(home: Home, channel: str | None, as_json: bool) -> None:
+    """Show for each channel and destination how much waits, since when, why, and the next try."""
+    from iems.spool import admin
+    from iems.spool.destinations import destinations as look
+
+    found = look(home.path, admin.channel_number(channel) if channel is not None else None)
+    if as_json:
+        for entry in found:
+            say_json(entry)
+    elif found:
+        table(
+            [
+                (
+                    entry["channel"],
+                    entry["destination"] or "-",
+                    *(entry[state] for state in admin.STATES),
+                    duration(entry["oldest_s"]),
+                    entry["next_attempt"] or "-",
+                    entry["reason"],
+                )
+                for entry in found
+            ],
+            ("CHANNEL", "DESTINATION", *(state.upper() for state in admin.STATES), "OLDEST", "NEXT", "WHY"),
+        )
 
 
 @queue.command()
@@ -155,13 +250,16 @@ def show(home: Home, id: str, content: bool, as_json: bool) -> None:
 
 @queue.command()
 @selectors
+@dry_run_option
 @json_option
 @pass_home
-def hold(home: Home, as_json: bool, **given: Any) -> None:
+def hold(home: Home, as_json: bool, dry_run: bool, **given: Any) -> None:
     """Hold messages; with --channel alone, the whole channel and what arrives later (accepting goes on)."""
     from iems.spool import admin
 
     _must_select(**given)
+    if dry_run:
+        return _dry_run(home, "hold", selection(**given), as_json, whole=_channel_alone(given))
     chosen = selection(**given)
     if _channel_alone(given):
         assert chosen.channel is not None
@@ -176,13 +274,16 @@ def hold(home: Home, as_json: bool, **given: Any) -> None:
 
 @queue.command()
 @selectors
+@dry_run_option
 @json_option
 @pass_home
-def release(home: Home, as_json: bool, **given: Any) -> None:
+def release(home: Home, as_json: bool, dry_run: bool, **given: Any) -> None:
     """Let held and quarantined messages go on; with --channel alone, the channel and all that is held in it."""
     from iems.spool import admin
 
     _must_select(**given)
+    if dry_run:
+        return _dry_run(home, "release", selection(**given), as_json, whole=_channel_alone(given))
     chosen = selection(**given)
     if _channel_alone(given):
         assert chosen.channel is not None
@@ -193,30 +294,36 @@ def release(home: Home, as_json: bool, **given: Any) -> None:
 
 
 def _channel_alone(given: dict[str, Any]) -> bool:
-    return [name for name, value in given.items() if value] == ["channel"]
+    return [name for name, value in given.items() if _is_given(value)] == ["channel"]
 
 
 @queue.command()
 @selectors
+@dry_run_option
 @json_option
 @pass_home
-def retry(home: Home, as_json: bool, **given: Any) -> None:
+def retry(home: Home, as_json: bool, dry_run: bool, **given: Any) -> None:
     """Try deferred messages now."""
     from iems.spool import admin
 
     _must_select(**given)
+    if dry_run:
+        return _dry_run(home, "retry", selection(**given), as_json)
     _report(home, as_json, "retried", admin.retry(home.path, selection(**given)), given["ids"])
 
 
 @queue.command()
 @selectors
+@dry_run_option
 @json_option
 @pass_home
-def bounce(home: Home, as_json: bool, **given: Any) -> None:
+def bounce(home: Home, as_json: bool, dry_run: bool, **given: Any) -> None:
     """Return messages to their senders."""
     from iems.spool import admin
 
     _must_select(**given)
+    if dry_run:
+        return _dry_run(home, "bounce", selection(**given), as_json)
     config = home.config()
     number = admin.bounce(
         home.path,
@@ -230,13 +337,16 @@ def bounce(home: Home, as_json: bool, **given: Any) -> None:
 @queue.command()
 @selectors
 @click.option("--yes", is_flag=True, help="Needed without IDs: nobody is told of what is deleted.")
+@dry_run_option
 @json_option
 @pass_home
-def delete(home: Home, as_json: bool, yes: bool, **given: Any) -> None:
+def delete(home: Home, as_json: bool, dry_run: bool, yes: bool, **given: Any) -> None:
     """Discard messages without telling anybody."""
     from iems.spool import admin
 
     _must_select(**given)
+    if dry_run:
+        return _dry_run(home, "delete", selection(**given), as_json)
     if not given["ids"] and not yes:
         note(f"{len(admin.list_items(home.path, selection(**given)))} messages would be deleted")
         raise click.UsageError("add --yes to delete them")

@@ -107,7 +107,9 @@ def counts(path: Path) -> dict[str, dict[str, Any]]:
 class Selection(Struct):
     """Which messages a command is about; all that is given must match, and at least one thing must be given.
 
-    ids: of messages. channel: a queue. sender: the reverse-path. recipient: an address; domain: of a recipient. Text case is ignored.
+    ids: of messages. channel: a queue. sender: the reverse-path. recipient: an address; domain: of a recipient. reason: part of
+    what is known of why it waits (of the item, of its last replies, of its destination). older_s, younger_s: bounds of its age, counted
+    in queue time from its acceptance. Text case is ignored.
     """
 
     ids: list[bytes] = field(default_factory=list)
@@ -115,15 +117,27 @@ class Selection(Struct):
     sender: str | None = None
     recipient: str | None = None
     domain: str | None = None
+    reason: str | None = None
+    older_s: float | None = None
+    younger_s: float | None = None
 
     def takes_key(self, id: bytes, channel: int) -> bool:
         """Whether an item may be meant, as far as its key tells."""
         return (not self.ids or id in self.ids) and (self.channel is None or self.channel == channel)
 
-    def takes(self, item: Item) -> bool:
-        """Whether the item is meant."""
+    def takes(self, item: Item, now_ms: int, why: Callable[[Item], str]) -> bool:
+        """Whether the item is meant. now_ms: queue time; why: what its destination suffers from, asked only if `reason` is given."""
         if not self.takes_key(item.id, item.channel):
             return False
+        age_s = (now_ms - item.queued_ms) / 1000
+        if self.older_s is not None and age_s < self.older_s:
+            return False
+        if self.younger_s is not None and age_s >= self.younger_s:
+            return False
+        if self.reason is not None:
+            texts = [item.reason, *(_reply(r) or "" for r in item.envelope.recipients), why(item)]
+            if not any(self.reason.lower() in text.lower() for text in texts):
+                return False
         if (
             self.sender is not None
             and item.envelope.reverse_path.lower() != self.sender.strip("<>").lower().encode()
@@ -133,6 +147,11 @@ class Selection(Struct):
         if self.recipient is not None and self.recipient.lower().encode() not in addresses:
             return False
         return self.domain is None or any(a.endswith(b"@" + self.domain.lower().encode()) for a in addresses)
+
+
+def _reply(recipient: Recipient) -> str | None:
+    reply = recipient.reply
+    return f"{reply.code} {reply.status} {reply.text}" if reply else None
 
 
 class Found(Struct):
@@ -167,14 +186,24 @@ def rebuilding(path: Path) -> bool:
 def _find(index: Index, selection: Selection) -> Iterator[Found]:
     """Items that are meant: those queued, then those leased; read in short transactions."""
     held = {channel for channel in range(64) if index.channel_held(channel)}
+    now_ms = index.clock.now_ms()
+    reasons: dict[tuple[int, str], str] = {}
+
+    def why(item: Item) -> str:
+        place = (item.channel, item.destination)
+        if place not in reasons:
+            known = index.destination(*place) if item.destination else None
+            reasons[place] = known.reason if known else ""
+        return reasons[place]
+
     for class_, due_ms, item, key in index.queued(selection.takes_key):
-        if item is None or selection.takes(item):
+        if item is None or selection.takes(item, now_ms, why):
             state = _STATE.get(class_, "held")
             if key[0] in held and state != "quarantined":
                 state = "held"
             yield Found(key, key[18:34], key[0], state, due_ms, item)
     for key, item in index.leased():
-        if item is not None and selection.takes(item):
+        if item is not None and selection.takes(item, now_ms, why):
             yield Found(key, item.id, item.channel, "leased", 0, item)
 
 
@@ -182,7 +211,8 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "backslashreplace")
 
 
-def _time(ns: int) -> str:
+def rfc3339(ns: int) -> str:
+    """A wall clock, ns since 1970, as RFC 3339 in UTC with milliseconds."""
     return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -216,7 +246,7 @@ def list_items(path: Path, selection: Selection | None = None, *, limit: int = 0
                     "input_channel": channel_name(envelope.input_channel),
                     "reverse_path": _text(envelope.reverse_path),
                     "size": envelope.size,
-                    "received": _time(envelope.received_ns),
+                    "received": rfc3339(envelope.received_ns),
                     "state": entry.state,
                     "reason": item.reason,
                     "recipients": [],
@@ -233,8 +263,8 @@ def list_items(path: Path, selection: Selection | None = None, *, limit: int = 0
                     "identifier": item.destination,
                     "state": entry.state,
                     "attempts": max(r.attempts, item.attempts),
-                    "next_attempt": _time(due_ms * 1_000_000 + offset_ns) if waits else None,
-                    "reply": f"{r.reply.code} {r.reply.status} {r.reply.text}" if r.reply else None,
+                    "next_attempt": rfc3339(due_ms * 1_000_000 + offset_ns) if waits else None,
+                    "reply": _reply(r),
                 }
                 for r in envelope.recipients
             ]
@@ -276,6 +306,41 @@ def show(path: Path, id: bytes, octets: int = 65536) -> tuple[dict[str, Any], by
     return entries[0], b""
 
 
+#: For each command, the states of the items it changes; a channel on hold is none of their own.
+CHANGES = {
+    "hold": ("ready", "deferred"),
+    "release": ("held", "quarantined"),
+    "retry": ("ready", "deferred"),
+    "bounce": ("ready", "deferred", "held", "quarantined"),
+    "delete": ("ready", "deferred", "held", "quarantined"),
+}
+
+
+def would_change(path: Path, selection: Selection, states: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Items that are meant and stand in one of `states`, in the order of the queue; nothing is changed.
+
+    id, channel, identifier, state, reverse_path, recipients[address].
+    """
+    with looking(path) as index:
+        for found in _find(index, selection):
+            state = _own_state(found)
+            if found.item is None or state not in states:
+                continue
+            yield {
+                "id": id_text(found.id),
+                "channel": channel_name(found.channel),
+                "identifier": found.item.destination,
+                "state": state,
+                "reverse_path": _text(found.item.envelope.reverse_path),
+                "recipients": [_text(r.address) for r in found.item.envelope.recipients],
+            }
+
+
+def _own_state(found: Found) -> str:
+    """The state of an item itself, whatever its channel's is."""
+    return "leased" if found.state == "leased" else _STATE.get(found.key[1], "held")
+
+
 # --- changing
 
 
@@ -291,7 +356,7 @@ def hold_channel(path: Path, channel: int, hold: bool) -> None:
 
 def hold(path: Path, selection: Selection) -> int:
     """Nobody takes these items until they are released; how many. Leased and quarantined ones are left alone."""
-    return _reclass(path, selection, ("ready", "deferred"), _hold)
+    return _reclass(path, selection, CHANGES["hold"], _hold)
 
 
 def _hold(change: Change, found: Found, item: Item) -> None:
@@ -301,7 +366,7 @@ def _hold(change: Change, found: Found, item: Item) -> None:
 
 def release(path: Path, selection: Selection) -> int:
     """Held and quarantined items become due at once; how many."""
-    return _reclass(path, selection, ("held", "quarantined"), _release)
+    return _reclass(path, selection, CHANGES["release"], _release)
 
 
 def _release(change: Change, found: Found, item: Item) -> None:
@@ -313,7 +378,7 @@ def _release(change: Change, found: Found, item: Item) -> None:
 
 def retry(path: Path, selection: Selection) -> int:
     """Deferred items become due at once, and their destinations are tried again; how many."""
-    return _reclass(path, selection, ("ready", "deferred"), _retry)
+    return _reclass(path, selection, CHANGES["retry"], _retry)
 
 
 def _retry(change: Change, found: Found, item: Item) -> None:
@@ -343,8 +408,7 @@ def _reclass(
             return done
 
         for found in list(_find(index, selection)):
-            real = _STATE.get(found.key[1]) if found.state != "leased" else "leased"
-            if real in states and found.item is not None:
+            if _own_state(found) in states and found.item is not None:
                 chosen.append(found)
                 if len(chosen) == 128:
                     number += flush()

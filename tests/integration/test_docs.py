@@ -25,6 +25,13 @@ OUTSIDE = ("apt ", "useradd ", "python3 -m venv", "make ", ".venv/bin/", "export
 ELSEWHERE = ("iemsctl start", "iemsctl stop", "iemsctl perf run", "iemsctl init")
 
 
+#: What must have been done before, as the lines may run in any order and in different homes.
+BEFORE = {
+    "iemsctl peer remove DOMAIN": ("peer", "set", "load.test", "--transmit", "off"),
+    "iemsctl forward disallow ADDRESS": ("forward", "allow", "a1@load.test"),
+}
+
+
 def shown() -> list[str]:
     """Each command line of ours in the documents, once; alternatives (`a|b`) as several."""
     found: dict[str, None] = {}
@@ -83,6 +90,8 @@ def test_command_line(home, line, tmp_path):
     assert group.returncode == 0, group.stderr
     if len(words) == 1 or "COMMAND [ARGS]" in group.stdout:
         return  # the page speaks of a group of commands
+    if line in BEFORE:
+        home.ctl(*BEFORE[line])
     done = subprocess.run(
         command, input="secret\n", capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path,
         env=os.environ | {"IEMS_HOME": str(home.path), "PYTHONPATH": str(TOP)},

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 CHANNELS = ["INPUT", *(channel.name for channel in Channel if channel >= 32)]
 
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[float]
+else:  # generic only in later releases of click than the oldest we run with
+    _ParamType = click.ParamType
+
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
 
 
-class Age(click.ParamType[float]):
+class Age(_ParamType):
     """A time span: a number with s, m, h or d behind it; seconds."""
 
     name = "age"

@@ -29,6 +29,8 @@ import dns.rcode
 import dns.rdatatype
 from msgspec import Struct
 
+from iems.config import Dns, host_port
+
 #: Longest time an answer is kept, whatever its TTL; and a definite "no" (RFC 2308 5 advises 1 to 3 hours at most).
 POSITIVE_S: Final = 86_400.0
 NEGATIVE_S: Final = 3_600.0
@@ -144,6 +146,16 @@ class Resolver:
         self._asking: dict[tuple[str, str], asyncio.Task[Answer]] = {}
         self._room = asyncio.Semaphore(MAX_ASKING)
         self.queries = 0
+
+    @classmethod
+    def of(cls, dns: Dns) -> Resolver:
+        """The resolver that the section [dns] of a configuration describes."""
+        return cls(
+            [host_port(text, 53) for text in dns.servers] or None,
+            timeout_s=dns.timeout_s,
+            attempts=dns.attempts,
+            cache_records=dns.cache_records,
+        )
 
     # ---------------------------------------------------------------- questions
 

@@ -1233,13 +1233,6 @@ class Worker:
 def make_router(config: Config, *folders: Any) -> Router:
     """The router of a configuration. folders: where a relative host table is looked for, the last one if it is in none."""
     smtpc = config.smtpc
-    dns = config.dns
-    resolver = Resolver(
-        [host_port(text, 53) for text in dns.servers] or None,
-        timeout_s=dns.timeout_s,
-        attempts=dns.attempts,
-        cache_records=dns.cache_records,
-    )
     table = None
     if smtpc.host_table:
         paths = [folder / smtpc.host_table for folder in folders]
@@ -1248,7 +1241,7 @@ def make_router(config: Config, *folders: Any) -> Router:
     bind = ports.bind or (["127.0.0.1"] if ports.base else [])
     resolution: Resolution = smtpc.resolution
     return Router(
-        resolver,
+        Resolver.of(config.dns),
         resolution=resolution,
         relay_hosts=[host_port(text, smtpc.port) for text in smtpc.relay_hosts],
         table=table,

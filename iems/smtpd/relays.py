@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from iems.config import Config, host_port
+from iems.config import host_port
 from iems.directory.relaydomains import RelayDomains
 from iems.errors import DirectoryUnavailable
 from iems.model import Reply
 from iems.net.callahead import Callahead
-from iems.net.resolver import Resolver
 from iems.smtp import replies
 
 if TYPE_CHECKING:
@@ -24,18 +23,6 @@ class Directory(Protocol):
 
     def relays_to(self, address: bytes) -> bool:
         """Whether an address is on the list."""
-
-
-def callahead_of(config: Config) -> Callahead:
-    """What asks other hosts, by a configuration."""
-    dns = config.dns
-    resolver = Resolver(
-        [host_port(text, 53) for text in dns.servers] or None,
-        timeout_s=dns.timeout_s,
-        attempts=dns.attempts,
-        cache_records=min(dns.cache_records, 10_000),
-    )
-    return Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
 
 
 class RelayChecks:

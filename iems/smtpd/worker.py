@@ -8,18 +8,18 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from iems.config import host_port
 from iems.directory import Authenticator, Directory
 from iems.directory.srs import forwarding
 from iems.model import Reply
 from iems.net import proxy
+from iems.net.callahead import Callahead
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.smtp import replies
 from iems.smtpd import handlers
 from iems.smtpd.engine import Engine, Settings, State
 from iems.smtpd.policy import Policy
-from iems.smtpd.relays import RelayChecks, callahead_of
+from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen
 from iems.spool import Spool
 
@@ -198,13 +198,7 @@ class Worker:
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
         self.authenticator = Authenticator(self.directory, threads=config.auth.threads)
-        dns = config.dns
-        resolver = Resolver(
-            [host_port(text, 53) for text in dns.servers] or None,
-            timeout_s=dns.timeout_s,
-            attempts=dns.attempts,
-            cache_records=dns.cache_records,
-        )
+        resolver = Resolver.of(config.dns)
         self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
         self.handlers = handlers.Handlers(
             policy=self.policy,
@@ -215,7 +209,9 @@ class Worker:
             count=ctx.count,
             screen=self.screen,
             peers=self.directory.peers,
-            relays=RelayChecks(self.directory, callahead_of(config)),
+            relays=RelayChecks(
+                self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
+            ),
         )
         self.sessions: set[Session] = set()
         self.now = ctx.loop.time()

@@ -199,7 +199,8 @@ def status_of(home: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     header = board.header()
-    rows = board.rows()
+    # A row whose worker is being forked this moment still holds the master's own pid.
+    rows = [row for row in board.rows() if row.pid != header.master_pid]
     roles: dict[str, Any] = {}
     counters: dict[str, int] = {}
     for role in ROLES:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import shutil
@@ -73,7 +74,8 @@ def write_durably(path: Path, data: bytes) -> None:
     fresh = path.with_name(path.name + ".new")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        if os.write(fd, data) != len(data):  # the disk is full, or about to be
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(fresh))
         os.fsync(fd)
     finally:
         os.close(fd)

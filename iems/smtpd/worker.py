@@ -197,7 +197,9 @@ class Worker:
         self.last_descriptor = last_descriptor()
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
-        self.authenticator = Authenticator(self.directory, threads=config.auth.threads)
+        self.authenticator = Authenticator(
+            self.directory, threads=config.auth.threads, keep_s=config.auth.cache_s
+        )
         resolver = Resolver.of(config.dns)
         self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
         self.handlers = handlers.Handlers(

@@ -82,6 +82,8 @@ class Memory:
             self._write_anew()
         record = _packed(key, now_s)
         if os.write(self._fd, record) != len(record):
+            # Half a record would set every later one off its place.
+            os.ftruncate(self._fd, self._records * _OCTETS)
             raise OSError("the memory of taken mail could not be written whole")
         os.fdatasync(self._fd)
         self._records += 1

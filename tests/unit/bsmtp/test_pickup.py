@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import os
 import quopri
 import re
 
@@ -196,3 +197,19 @@ def test_memory_is_bounded(tmp_path):
     assert (94).to_bytes(10, "big") in memory
     memory.close()
     assert (tmp_path / "taken").stat().st_size <= 20 * 24
+
+
+def test_memory_after_a_short_write(tmp_path, monkeypatch):
+    """Half a record is taken off again, so what is noted later is found."""
+    memory = Memory(tmp_path / "taken", 1000)
+    memory.note(b"a" * 10, 1000)
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: real(fd, data[:11]))
+        with pytest.raises(OSError):
+            memory.note(b"b" * 10, 1000)
+    memory.note(b"c" * 10, 1000)
+    memory.close()
+    again = Memory(tmp_path / "taken", 1000)
+    assert [key in again for key in (b"a" * 10, b"b" * 10, b"c" * 10)] == [True, False, True]
+    again.close()

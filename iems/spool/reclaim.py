@@ -390,27 +390,26 @@ async def _move_message(
                 if change.unlease(item):
                     change.put(item, class_, due_ms, live=False)
         return
-    pieces: list[bytes] = []
-    ropes: list[Rope] = []
-    known: dict[bytes, Rope] = {}
-    size = 0
-    for item, _, _ in leased:
-        token = records.encode(item.rope)
-        rope = known.get(token)
-        if rope is None:
-            rope = known[token] = []
-            for piece in item.rope:
-                if isinstance(piece, Extent) and not _is_large(spool, piece.blob):
-                    octets = spool.blobs.read([piece])
-                    rope.append(Extent(0, size, len(octets), piece.codec))
-                    pieces.append(octets)
-                    size += len(octets)
-                else:
-                    rope.append(piece)
-        ropes.append(list(rope))
-    post = _MovedPost(leased, ropes, pieces)
     try:
-        await spool.record([post])
+        pieces: list[bytes] = []
+        ropes: list[Rope] = []
+        known: dict[bytes, Rope] = {}
+        size = 0
+        for item, _, _ in leased:
+            token = records.encode(item.rope)
+            rope = known.get(token)
+            if rope is None:
+                rope = known[token] = []
+                for piece in item.rope:
+                    if isinstance(piece, Extent) and not _is_large(spool, piece.blob):
+                        octets = spool.blobs.read([piece])
+                        rope.append(Extent(0, size, len(octets), piece.codec))
+                        pieces.append(octets)
+                        size += len(octets)
+                    else:
+                        rope.append(piece)
+            ropes.append(list(rope))
+        await spool.record([_MovedPost(leased, ropes, pieces)])
     except BaseException:
         with index.change() as change:
             for item, class_, due_ms in leased:

@@ -81,7 +81,7 @@ class PolicyStore:
         except ValueError:
             return None
         now_s = self._clock()
-        kept = self._kept(domain)
+        kept = await self._kept(domain)
         if kept is not None and kept.until_s <= now_s:
             kept = None
         try:
@@ -97,7 +97,8 @@ class PolicyStore:
             fetched = await self._fetch(domain, policy_id)
             if fetched is not None:
                 kept = Kept(domain, fetched, now_s + fetched.max_age_s)
-                self._keep(kept)
+                self._remember(domain, kept)
+                await asyncio.to_thread(self._write, kept)
         return kept.policy if kept is not None else None
 
     async def _fetch(self, domain: str, policy_id: str) -> StsPolicy | None:
@@ -146,11 +147,11 @@ class PolicyStore:
         except (OSError, msgspec.DecodeError):
             return None
 
-    def _kept(self, domain: str) -> Kept | None:
+    async def _kept(self, domain: str) -> Kept | None:
         if domain in self._known:
             self._known.move_to_end(domain)
             return self._known[domain]
-        kept = self._read(self._path(domain))
+        kept = await asyncio.to_thread(self._read, self._path(domain)) if self._files else None
         if kept is not None and kept.domain != domain:
             kept = None
         self._remember(domain, kept)
@@ -161,9 +162,8 @@ class PolicyStore:
         while len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
 
-    def _keep(self, kept: Kept) -> None:
-        """Remember a policy here and in the home; a disk that is full costs only the memory of it after a restart."""
-        self._remember(kept.domain, kept)
+    def _write(self, kept: Kept) -> None:
+        """In a thread: keep a policy in the home; a disk that is full costs only the memory of it after a restart."""
         path = self._path(kept.domain)
         new = not path.exists()
         if new and self._files >= MAX_KNOWN:

@@ -472,7 +472,7 @@ class Pop3d(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that serve POP3."""
 
     enabled: Enabled = True
-    workers: Workers = 1
+    workers: Workers = 2
     max_sessions: Annotated[
         int, Meta(ge=0, description="Sessions at once over all workers. 0: bounded by descriptors.")
     ] = 0

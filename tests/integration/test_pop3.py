@@ -184,8 +184,8 @@ def pids(server, role):
 
 def test_killed_worker_frees_the_maildrop(server):
     client = login(server)
-    (pid,) = pids(server, "pop3d")
-    os.kill(pid, signal.SIGKILL)
+    for pid in pids(server, "pop3d"):  # one of them has the session
+        os.kill(pid, signal.SIGKILL)
     assert client.sock.recv(10) == b""
     client.close()
     until = time.monotonic() + 15

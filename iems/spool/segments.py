@@ -294,6 +294,9 @@ class Writer:
             for post in posts:
                 post.finish(SpoolError("the spool is closed"))
             return
+        if self.current is not None and self.current.epoch != self.index.epoch:
+            # An outcome of what was leased from the new index must not stand where that index applies nothing.
+            self.release()
         segment = self.current
         if segment is not None and not self._waiting:
             committer = segment.committer

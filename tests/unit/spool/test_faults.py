@@ -517,3 +517,44 @@ def test_index_is_replaced_while_everybody_works(harness: Harness, run: Any) -> 
         return seen
 
     run(body())
+
+
+def test_outcome_of_a_new_lease_ends_it(harness: Harness, run: Any) -> None:
+    """A worker takes from the new index before its tick has let go of its old segment: the outcome still ends the lease."""
+    hear_child, tell_parent = os.pipe()
+    hear_parent, tell_child = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+
+        async def worker() -> None:
+            spool = harness.open(slot=1)
+            spool._tick.cancel()
+            assert await submit(spool, b"old") is None
+            [old], _ = spool.take(INPUT, 9)
+            await spool.settle([done(old)])
+            os.write(tell_parent, b"1")
+            os.read(hear_parent, 1)
+            [fresh], _ = spool.take(INPUT, 9)
+            await spool.settle([done(fresh)])
+            os.write(tell_parent, b"2")
+            os.read(hear_parent, 1)
+            spool.close()
+            os._exit(0)
+
+        asyncio.run(worker())
+
+    async def body() -> None:
+        assert os.read(hear_child, 1) == b"1"
+        spool = harness.open(slot=2)
+        recovery.replace_index(spool)
+        assert await submit(spool, b"fresh") is None
+        os.write(tell_child, b"1")
+        assert os.read(hear_child, 1) == b"2"
+        os.write(tell_child, b"2")
+        assert os.waitpid(pid, 0)[1] == 0
+        assert await rebuild(spool) is not None
+        assert not list(spool.index.leased())
+        assert not any(spool.index.counts().values())
+        spool.close()
+
+    run(body())

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from iems.errors import ConfigError
+from iems.errors import ConfigError, IemsError
 
 # --- checks that a type can't express; named in Meta(extra={"check": ...}), they raise ValueError with what is wrong
 
@@ -69,6 +69,15 @@ def _servers(value: list[str]) -> None:
             ipaddress.ip_address(host)
         except ValueError:
             raise ValueError(f"{text!r}: a DNS server is named by its IP address") from None
+
+
+def _spam_action(value: str) -> None:
+    from iems.directory.spamcontrol import action_of
+
+    try:
+        action_of(value)
+    except IemsError as refusal:
+        raise ValueError(str(refusal)) from None
 
 
 _BAN_PLACES = ("mail-from", "from", "reply-to", "resent-from", "sender", "return-path")
@@ -327,6 +336,14 @@ class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lifetime_s: Annotated[float, Meta(gt=0, description="Age at which deferred local mail is bounced.")] = (
         432_000.0
     )
+    spam_action: Annotated[
+        str,
+        Meta(
+            description="What becomes of tagged mail for users who chose nothing (`iemsuser spam`): ignore, discard, bounce,"
+            " file or file=MAILBOX.",
+            extra={"check": _spam_action},
+        ),
+    ] = "ignore"
 
 
 class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

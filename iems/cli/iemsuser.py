@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from iems.cli.common import Failed, Group, become_owner, json_option, say, say_json, table
+from iems.cli.spam import spam, undelete
 from iems.config import Config, load
 from iems.directory import Account, Directory
 from iems.errors import DirectoryUnavailable
@@ -265,6 +266,10 @@ def enable(home: Home, address: str) -> None:
     """Let a disabled user log in and get mail again."""
     home.directory().set_enabled(address, True)
     say(f"enabled {address.lower()}")
+
+
+cli.add_command(_home_option(spam))
+cli.add_command(_home_option(undelete))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import lmdb
 import msgspec
 
 from iems import reserve
-from iems.directory import keys, passwords, screening
+from iems.directory import keys, passwords, screening, spamcontrol
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
@@ -543,6 +543,18 @@ class Directory:
             "account enable" if enabled else "account disable",
             {"iemsEnabled": ["TRUE" if enabled else "FALSE"]},
         )
+
+    def set_spam_control(
+        self, address: str, change: Callable[[spamcontrol.SpamControl], spamcontrol.SpamControl]
+    ) -> None:
+        """Change what an account's owner wants done with tagged mail. Raises DirectoryRefusal."""
+
+        def work_on(work: Change) -> None:
+            number, entry = work.account(address)
+            old = spamcontrol.read(entry.attributes) or spamcontrol.SpamControl()
+            work.replace(number, entry, spamcontrol.written(change(old)))
+
+        self._write("account spam", work_on, policy=False)
 
     def _set(self, address: str, action: str, values: dict[str, list[str]]) -> None:
         def change(work: Change) -> None:

@@ -6,12 +6,16 @@ Values only. An entry's attributes are lists of text under LDAP names, so `ldapd
 from __future__ import annotations
 
 from enum import IntFlag
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
 from iems.errors import IemsError
 from iems.model import Channel, Reply
+
+if TYPE_CHECKING:
+    from iems.directory.spamcontrol import SpamControl
 
 # Object classes. Standard ones where they exist: domain (RFC 4524), inetOrgPerson (RFC 2798), nisMailAlias (RFC 2307).
 LOCAL_DOMAIN = "iemsLocalDomain"
@@ -108,7 +112,10 @@ decode = msgspec.msgpack.Decoder(Entry).decode
 
 
 class Account(Struct, frozen=True):
-    """A mailbox owner. number: u32, never used again. quota_octets: None is unlimited. password: its hash, as argon2 writes it."""
+    """A mailbox owner. number: u32, never used again. quota_octets: None is unlimited. password: its hash, as argon2 writes it.
+
+    spam: what its owner wants done with tagged mail, None if nothing was chosen.
+    """
 
     number: int
     address: str
@@ -117,6 +124,7 @@ class Account(Struct, frozen=True):
     partition: int
     password: str
     may_receive: bool = True
+    spam: SpamControl | None = None
 
 
 class Retired(Struct, frozen=True):
@@ -152,6 +160,8 @@ class Resolution(Struct, frozen=True):
 
 def account_of(entry: Entry) -> Account:
     """The account an entry of class iemsAccount holds."""
+    from iems.directory import spamcontrol
+
     attributes = entry.attributes
     quota = attributes.get("iemsQuotaOctets")
     password = entry.first("userPassword")
@@ -167,4 +177,5 @@ def account_of(entry: Entry) -> Account:
             for text in attributes.get("iemsConnector", ())
             if text.startswith("LOCAL ")
         ),
+        spam=spamcontrol.read(attributes),
     )

@@ -10,8 +10,11 @@ from typing import Any, Protocol
 
 from msgspec import Struct, field
 
+from iems.directory.spamcontrol import IGNORE, Action, SpamControl
 from iems.errors import DirectoryUnavailable
-from iems.message import summarize
+from iems.lmda import spamcontrol
+from iems.lmda.spamcontrol import Decision
+from iems.message import summarize, tag
 from iems.model import Extent, Outcome, Recipient, Reply, Result
 from iems.spool.items import Item
 from iems.store.wire import Delivered, Delivery
@@ -40,22 +43,31 @@ class Account(Protocol):
     quota_octets: int | None
     partition: int
     may_receive: bool
+    spam: SpamControl | None
 
 
 class Policy(Struct, frozen=True):
-    """Settings of delivery. over_quota: "defer" or "fail"; the delay doubles from retry_s to retry_max_s; lifetime_s: then it fails."""
+    """Settings of delivery. over_quota: "defer" or "fail"; the delay doubles from retry_s to retry_max_s; lifetime_s: then it fails.
+
+    spam: what becomes of tagged mail for owners who chose nothing.
+    """
 
     over_quota: str = "defer"
     retry_s: float = 60.0
     retry_max_s: float = 3600.0
     lifetime_s: float = 432_000.0
+    spam: Action = IGNORE
 
 
 class Work(Struct):
-    """One item on its way: `slots` holds for each recipient its result, or the index of its delivery in the batch."""
+    """One item on its way: `slots` holds for each recipient its result, or the index of its delivery in the batch.
+
+    decisions: of tagged mail, recipient's address -> what its owner's rules made of it.
+    """
 
     item: Item
     slots: list[Result | int] = field(default_factory=list)
+    decisions: dict[bytes, Decision] = field(default_factory=dict)
 
 
 def fallback_summary(size: int) -> tuple[bytes, bytes]:
@@ -101,15 +113,21 @@ class Planner:
         self._age_s = age_s
 
     def plan(
-        self, item: Item, summary: tuple[bytes, bytes] | None, octets: int, batch: list[Delivery]
+        self,
+        item: Item,
+        summary: tuple[bytes, bytes] | None,
+        octets: int,
+        batch: list[Delivery],
+        head: bytes = b"",
     ) -> Work:
         """Append the item's deliveries to `batch`. summary: None if the content can't be read; every recipient waits then.
 
-        octets: length of the item's rope.
+        octets: length of the item's rope. head: start of the content, needed of tagged mail only.
         """
         work = Work(item)
         envelope = item.envelope
         seen: dict[int, int] = {}
+        chosen: dict[int, Decision] = {}
         for recipient in envelope.recipients:
             slot: Result | int
             if summary is None:
@@ -121,8 +139,17 @@ class Planner:
                 elif found.number in seen:
                     # Two of its addresses lead to one mailbox: one copy (RFC 5321 leaves it open; people expect one).
                     slot = seen[found.number]
+                    if found.number in chosen:
+                        work.decisions[recipient.address] = chosen[found.number]
                 else:
                     lines = header_lines(envelope.reverse_path, recipient.address)
+                    action = IGNORE
+                    if envelope.verdicts:
+                        action, lines = self._tagged(work, found, recipient, lines, head)
+                        chosen[found.number] = work.decisions[recipient.address]
+                        if action.kind == "bounce":
+                            work.slots.append(Result(recipient, Outcome.FAILED, spamcontrol.REFUSED))
+                            continue
                     size = len(lines) + octets
                     if size > _SIZE_MAX:
                         work.slots.append(Result(recipient, Outcome.FAILED, TOO_LARGE))
@@ -138,15 +165,34 @@ class Planner:
                             envelope.received_ns // 1_000_000_000,
                             summary[0],
                             summary[1],
-                            "INBOX",
+                            action.mailbox or "INBOX",
                             found.partition,
                             [],
                             envelope.dot_free,
                             found.quota_octets,
+                            action.kind == "discard",
+                            bool(action.mailbox),
                         )
                     )
             work.slots.append(slot)
         return work
+
+    def _tagged(
+        self, work: Work, account: Account, recipient: Recipient, lines: bytes, head: bytes
+    ) -> tuple[Action, bytes]:
+        """What the owner wants done with a tagged message, and the lines in front of it with the tag."""
+        envelope = work.item.envelope
+        decision = spamcontrol.decide(envelope, head, account.spam, self._policy.spam)
+        work.decisions[recipient.address] = decision
+        shown = tag.for_reader(
+            envelope.client_ip,
+            envelope.received_ns // 1_000_000_000,
+            envelope.verdicts,
+            decision.action.text,
+            decision.rule,
+        )
+        status = b"" if decision.rule == spamcontrol.WHITE_LIST else tag.STATUS
+        return decision.action, lines + shown + status
 
     def _find(self, recipient: Recipient, item: Item) -> Any:
         """The account, or a result if there is none to deliver to."""
@@ -170,13 +216,19 @@ class Planner:
         """The results of all recipients of `work`, from the store's answers to its deliveries."""
         item = work.item
         return [
-            self._result(recipient, item, answers[slot]) if isinstance(slot, int) else slot
+            self._result(recipient, item, answers[slot], work.decisions.get(recipient.address))
+            if isinstance(slot, int)
+            else slot
             for recipient, slot in zip(item.envelope.recipients, work.slots, strict=True)
         ]
 
-    def _result(self, recipient: Recipient, item: Item, answer: Delivered) -> Result:
+    def _result(
+        self, recipient: Recipient, item: Item, answer: Delivered, decision: Decision | None
+    ) -> Result:
         status = answer.status
         if status == "ok" or status == "duplicate":
+            if decision is not None and decision.action.kind == "discard":
+                return Result(recipient, Outcome.DISCARDED)
             return Result(recipient, Outcome.DELIVERED, DELIVERED)
         if status == "overquota":
             if self._policy.over_quota == "fail":

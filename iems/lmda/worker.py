@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from iems.blobs import Blobs
 from iems.directory.directory import Directory
+from iems.directory.spamcontrol import action_of
 from iems.errors import SpoolError, StoreUnavailable
 from iems.lmda.delivery import Planner, Policy, Work
 from iems.lmda.delivery import summary as summarized
+from iems.lmda.spamcontrol import Decision
 from iems.model import Channel, Outcome, rope_length
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
@@ -38,6 +40,8 @@ REQUEST_DELIVERIES = 128
 #: Pauses while the store is busy or away; then the items go back to the queue.
 BUSY_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FORGET_S = 2.0
+#: Of tagged mail, so much is read for the From field.
+HEAD_OCTETS = 64 << 10
 FORGET_PAIRS = 512
 
 
@@ -54,6 +58,7 @@ class Worker:
             retry_s=config.retry_s,
             retry_max_s=config.retry_max_s,
             lifetime_s=config.lifetime_s,
+            spam=action_of(config.spam_action),
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -175,7 +180,8 @@ class Worker:
                 continue
             if error is not None:
                 ctx.log.error("no summary" if summary else "the content can't be read", error, item.id)
-            works.append(self._planner.plan(item, summary, octets, batch))
+            head = self._spool.blobs.read_range(item.rope, 0, HEAD_OCTETS) if item.envelope.verdicts and summary else b""
+            works.append(self._planner.plan(item, summary, octets, batch, head))
         ctx.working_on(None)
         try:
             answers = await self._ask(batch)
@@ -183,7 +189,7 @@ class Worker:
             self._pause("the store is not available", error)
             return False
         outcomes = [Settlement(work.item, self._planner.answer(work, answers)) for work in works]
-        return await self._settle(outcomes, batch, answers)
+        return await self._settle(works, outcomes, batch, answers)
 
     def _put_aside(self, item: Item, error: ContentDamaged) -> None:
         """Quarantine a message whose octets are not those that were accepted; a person decides."""
@@ -205,7 +211,9 @@ class Worker:
                     await asyncio.sleep(pause)
         return answers
 
-    async def _settle(self, outcomes: list[Settlement], batch: list[Delivery], answers: list[Delivered]) -> bool:
+    async def _settle(
+        self, works: list[Work], outcomes: list[Settlement], batch: list[Delivery], answers: list[Delivered]
+    ) -> bool:
         settlements: list[Settlement] = []
         messages: list[Message] = []
         for settlement in outcomes:
@@ -219,7 +227,7 @@ class Worker:
         except SpoolError as error:
             self._pause("outcomes can't be recorded", error)
             return False
-        self._tell(outcomes, len(messages))
+        self._tell(works, outcomes, len(messages))
         # What failed and what was deferred has no dedup row: nothing to forget.
         self._settled += [
             (delivery.origin, delivery.account)
@@ -265,19 +273,28 @@ class Worker:
         message.settled = [settlement]
         return [message]
 
-    def _tell(self, outcomes: list[Settlement], notices: int) -> None:
+    def _tell(self, works: list[Work], outcomes: list[Settlement], notices: int) -> None:
         """Log and count what became of every recipient."""
         ctx = self._ctx
         event = ctx.log.event
-        delivered = deferred = failed = 0
-        for settlement in outcomes:
+        delivered = deferred = failed = discarded = 0
+        for work, settlement in zip(works, outcomes, strict=True):
             item = settlement.item
+            decisions = work.decisions
             for result in settlement.results:
                 recipient = result.recipient.address
                 outcome = result.outcome
                 if outcome == Outcome.DELIVERED:
                     delivered += 1
-                    event("delivered", item.id, recipient, channel="LOCAL")
+                    decision = decisions.get(recipient) if decisions else None
+                    if decision is None:
+                        event("delivered", item.id, recipient, channel="LOCAL")
+                    else:
+                        event("delivered", item.id, recipient, channel="LOCAL", **_because(decision))
+                    continue
+                if outcome == Outcome.DISCARDED:
+                    discarded += 1
+                    event("discarded", item.id, recipient, **_because(decisions[recipient]))
                     continue
                 reply = result.reply
                 said = f"{reply.code} {reply.status} {reply.text}" if reply is not None else ""
@@ -286,7 +303,8 @@ class Worker:
                     event("deferred", item.id, recipient, reply=said, next_attempt_s=result.next_attempt_s)
                 else:
                     failed += 1
-                    event("failed", item.id, recipient, reply=said)
+                    decision = decisions.get(recipient) if decisions else None
+                    event("failed", item.id, recipient, reply=said, **(_because(decision) if decision is not None else {}))
                     if not item.envelope.reverse_path:
                         # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                         event("discarded", item.id, recipient, why="double bounce")
@@ -296,6 +314,8 @@ class Worker:
             ctx.count("messages_deferred_total", deferred)
         if failed:
             ctx.count("messages_failed_total", failed)
+        if discarded:
+            ctx.count("messages_discarded_total", discarded)
         if notices:
             ctx.count("dsn_total", notices)
 
@@ -373,3 +393,7 @@ def _parts(batch: list[Delivery]) -> Sequence[list[Delivery]]:
         octets += size
     return parts
 
+
+def _because(decision: Decision) -> dict[str, str]:
+    """What the log says of a recipient's own choice."""
+    return {"action": decision.action.text, "why": f"spam control: {decision.rule}"}

@@ -29,6 +29,7 @@ _CHANGED = struct.Struct("<IQQ")
 _decode_delivered = msgspec.msgpack.Decoder(list[Delivered]).decode
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_append = msgspec.msgpack.Decoder(tuple[int, int, bytes]).decode
+_decode_undelete = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 _decode_copy = msgspec.msgpack.Decoder(tuple[int, bytes, bytes]).decode
 _decode_int = msgspec.msgpack.Decoder(int).decode
 _decode_bytes = msgspec.msgpack.Decoder(bytes).decode
@@ -238,6 +239,10 @@ class StoreClient:
             link.sweep()
         self._timer = self.loop.call_later(1.0, self._sweep)
 
+    async def ask(self, account: int, body: Any) -> bytes:
+        """The packed answer to a request of `wire.py`."""
+        return await self._ask(account, body)
+
     def _ask(self, account: int, body: Any) -> asyncio.Future[bytes]:
         return self._link(self._partition_of(account)).request(body)
 
@@ -346,6 +351,16 @@ class StoreClient:
     async def take_recent(self, account: int, mailbox_id: int) -> int:
         """The first uid not yet shown as \\Recent; from now on all present ones count as shown (SELECT, not EXAMINE)."""
         return _decode_int(await self._ask(account, wire.Recent(account, mailbox_id)))
+
+    async def undelete(
+        self, account: int, rows: list[tuple[int, int, int]], mailbox: str = "INBOX"
+    ) -> tuple[int, list[int]]:
+        """Bring trashed messages back as new ones of `mailbox`; (uidvalidity, uids). What is gone for good is left out.
+
+        rows: (due_s, mailbox_id, uid) of `Reader.trash`. Refused: TRYCREATE, LIMIT.
+        """
+        uidvalidity, uids = _decode_undelete(await self._ask(account, wire.Undelete(account, rows, mailbox)))
+        return uidvalidity, unpack_uids(uids)
 
     async def drop(self, account: int) -> None:
         """Remove all of an account (its directory entry is gone); bytes go after the undelete time."""

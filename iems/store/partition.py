@@ -32,6 +32,7 @@ from iems.store.rows import (
     DEDUP_ROW,
     DEFAULT_MAILBOXES,
     DELETED,
+    DISCARDED,
     FLAGS_ROW,
     KEYWORD_SHIFT,
     KEYWORDS_MAX,
@@ -177,6 +178,7 @@ class Partition:
             wire.Copy: self._copy_messages,
             wire.Recent: self._recent,
             wire.Drop: self._drop,
+            wire.Undelete: self._undelete,
         }
         self.sweep = Sweep(self)
         self._reclaim = Reclaim(self, ORPHAN_S, DEDUP_S, ANSWER_S)
@@ -536,17 +538,32 @@ class Partition:
         except StoreError as error:
             return Delivered("error", text=str(error))
         box = state.by_name.get(delivery.mailbox) or state.by_name.get(names.normal(delivery.mailbox))
+        if (box is None or box.noselect) and delivery.create:
+            try:
+                box = self._make(state, names.checked(delivery.mailbox), "")
+            except StoreError as error:
+                return Delivered("nomailbox", text=str(error))
         if box is None or box.noselect:
             return Delivered("nomailbox")
-        quota = delivery.quota_octets
+        quota = None if delivery.discard else delivery.quota_octets
         if quota is not None and state.row.octets + delivery.size > quota:
             return Delivered("overquota")
         if box.uidnext > UID_MAX:
             return Delivered("error", text="the mailbox has no uid left")
         modseq = self._next(state, box, arrival=True)
         uid = self._insert(state, box, delivery, delivery.origin, modseq)
+        if delivery.discard:
+            self._discard(state, box, uid)
         txn.put(dedup, DEDUP_ROW.pack(box.id, uid, self._now))
         return Delivered("ok", uid, box.id)
+
+    def _discard(self, state: _State, box: Mailbox, uid: int) -> None:
+        """Trash a message of this very transaction: no reader has seen its uid, so it has not vanished either."""
+        raw = self._txn.pop(keys.flags(state.number, box.id, uid))
+        _, size, flags, modseq, date = FLAGS_ROW.unpack(raw)
+        self._add(state, box, size, flags, -1)
+        row = FLAGS_ROW.pack(uid, size, flags | DISCARDED, modseq, date)
+        self._txn.put(keys.trash(self._now + self.undelete_s, state.number, box.id, uid), row)
 
     def _insert(self, state: _State, box: Mailbox, entry: Delivery | NewMessage, origin: bytes, modseq: int) -> int:
         """Write the two rows of a new message; its uid. Everything was checked."""
@@ -820,6 +837,35 @@ class Partition:
             self._vanish(number, source, self._next(state, source), bytes(sources))
         return bytes(sources), bytes(targets)
 
+    def _undelete(self, body: wire.Undelete) -> bytes:
+        state = self._state(body.account)
+        target = self._named(state, body.mailbox, "TRYCREATE")
+        if target.uidnext + len(body.rows) > UID_MAX + 1:
+            raise StoreError("the mailbox has no uid left", "LIMIT")
+        txn = self._txn
+        number = state.number
+        uids = bytearray()
+        modseq = 0
+        for due, mailbox_id, uid in body.rows:
+            trash = keys.trash(due, number, mailbox_id, uid)
+            raw = txn.get(trash)
+            value = txn.get(keys.message(number, mailbox_id, uid)) if raw is not None else None
+            if raw is None or value is None:
+                continue  # its time was over
+            modseq = modseq or self._next(state, target, arrival=True)
+            _, size, flags, _, date = FLAGS_ROW.unpack(raw)
+            kept = flags & 0xFFFF & ~(DELETED | DISCARDED)
+            new = target.uidnext
+            target.uidnext = new + 1
+            txn.put(keys.flags(number, target.id, new), FLAGS_ROW.pack(new, size, kept, modseq, date))
+            txn.put(keys.message(number, target.id, new), value[:16] + _U32.pack(self._now) + value[20:])
+            txn.delete(keys.message(number, mailbox_id, uid))
+            txn.delete(trash)
+            self._add(state, target, size, kept)
+            self.sweep.note(message_rope(value), summary_place(value))
+            uids += _U32.pack(new)
+        return encode((target.uidvalidity, bytes(uids)))
+
     @staticmethod
     def _translation(source: Mailbox, target: Mailbox) -> list[tuple[int, str]]:
         """Keyword bits of `source` with their names."""
@@ -836,6 +882,10 @@ class Partition:
         name = names.checked(body.name)
         if body.special_use not in _SPECIAL_USES:
             raise StoreError("no such special use", "USEATTR")
+        return encode(self._make(state, name, body.special_use))
+
+    def _make(self, state: _State, name: str, special_use: str) -> Mailbox:
+        """A new mailbox with its missing parents. Raises StoreError."""
         box = state.by_name.get(name)
         if box is not None and not box.noselect:
             raise StoreError("the mailbox exists", "ALREADYEXISTS")
@@ -846,7 +896,7 @@ class Partition:
             self._new_mailbox(state, parent)
         if box is not None:
             self._remove_rows(state, box)
-        return encode(self._new_mailbox(state, name, body.special_use))
+        return self._new_mailbox(state, name, special_use)
 
     def _children(self, state: _State, name: str) -> list[Mailbox]:
         return [box for other, box in state.by_name.items() if other.startswith(name + names.SEPARATOR)]

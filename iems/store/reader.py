@@ -68,6 +68,14 @@ class Selected(Struct):
         return self.mailbox.keywords
 
 
+class Trashed(Struct):
+    """A message that can still be brought back, until `due_s` (seconds since 1970). row.flags has DISCARDED if a filter put it there."""
+
+    due_s: int
+    mailbox_id: int
+    row: Row
+
+
 class _Partition:
     """One environment; read transactions live as long as one call."""
 
@@ -436,6 +444,27 @@ class Reader:
                     yield key, value
 
         return pick()
+
+    def trash(self, account: int) -> list[Trashed]:
+        """What was expunged or discarded and is not yet gone for good, the oldest first. Reads the trash of all accounts."""
+        partition = self._find(account)
+        if partition is None:
+            return []
+        prefix = keys.head(0, keys.TRASH)
+        found = []
+        with partition.read() as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(prefix):
+                for key, small in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    due, owner, mailbox_id, uid = keys.split_trash(key)
+                    if owner != account:
+                        continue
+                    value = txn.get(keys.message(account, mailbox_id, uid))
+                    if value:
+                        found.append(Trashed(due, mailbox_id, self._row(small, value)))
+        return found
 
     def usage(self, account: int) -> tuple[int, int]:
         """(octets, messages) of all mailboxes of the account."""

@@ -20,6 +20,7 @@ FLAGGED = 4
 DELETED = 8
 DRAFT = 16
 RECENT = 32  # belongs to a session, never stored
+DISCARDED = 64  # in trash rows only: a filter put it there, the user has never seen it
 KEYWORD_SHIFT = 16
 KEYWORDS_MAX = 40
 

@@ -38,6 +38,8 @@ def weight(body: Any) -> int:
         return len(body.batch)
     if isinstance(body, wire.StoreFlags | wire.Copy):
         return len(body.uids) // 4
+    if isinstance(body, wire.Undelete):
+        return len(body.rows)
     if isinstance(body, wire.Expunge):
         return 64 if body.uids is None else len(body.uids) // 4
     if isinstance(body, wire.Append):

@@ -25,7 +25,8 @@ class Delivery(Struct, array_like=True):
     """One message for one account. origin: the id given at acceptance; (origin, account) is delivered once.
 
     rope: with the lines this recipient gets prepended. size: octets of the rope. quota_octets: None is no limit.
-    envelope, bodystructure: of `iems.message.summarize`. flags: names.
+    envelope, bodystructure: of `iems.message.summarize`. flags: names. discard: into the trash, from where `Undelete` brings it
+    back. create: make the mailbox if there is none.
     """
 
     account: int
@@ -40,6 +41,8 @@ class Delivery(Struct, array_like=True):
     flags: list[str] = field(default_factory=list)
     dot_free: bool = False
     quota_octets: int | None = None
+    discard: bool = False
+    create: bool = False
 
 
 class Delivered(Struct, array_like=True):
@@ -156,9 +159,17 @@ class Drop(Struct, array_like=True, tag=15):
     account: int
 
 
+class Undelete(Struct, array_like=True, tag=16):
+    """rows: of `reader.Trashed`, each (due_s, mailbox_id, uid). mailbox: where they go."""
+
+    account: int
+    rows: list[tuple[int, int, int]]
+    mailbox: str = "INBOX"
+
+
 Body = (
     Hello | Deliver | Forget | Ensure | Create | Delete | Rename | Subscribe | Append | StoreFlags
-    | Expunge | Copy | Recent | Watch | Unwatch | Drop
+    | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete
 )
 
 
@@ -177,7 +188,7 @@ class Answer(Struct, array_like=True):
 
 
 #: Operations whose answer is stored with their effect, because doing them twice is not the same as once.
-ANSWERED = (Create, Delete, Rename, Append, StoreFlags, Expunge, Copy, Recent)
+ANSWERED = (Create, Delete, Rename, Append, StoreFlags, Expunge, Copy, Recent, Undelete)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

@@ -10,7 +10,7 @@ import pytest
 from iems.model import Extent
 from iems.store import keys, wire
 from iems.store.partition import Job
-from iems.store.rows import DELETED, FLAGGED, SEEN, Mailbox
+from iems.store.rows import DELETED, DISCARDED, FLAGGED, SEEN, Mailbox
 from tests.unit.store.home import SEGMENT, STRUCTURE, Home, delivery, message, origin, pack, unpack
 
 INBOX = 1
@@ -397,3 +397,41 @@ def test_full_disk_answers_busy_and_heals(home: Home, monkeypatch: pytest.Monkey
 def test_keys_sort_as_numbers() -> None:
     assert keys.flags(1, 2, 255) < keys.flags(1, 2, 256) < keys.flags(1, 3, 0) < keys.message(1, 2, 1)
     assert keys.trash(5, 1, 2, 3) < keys.trash(6, 0, 0, 0) < keys.purge(0, 1, 1) < keys.account(1)
+
+
+def test_discarded_mail_can_be_brought_back(home: Home) -> None:
+    before = home.reader.usage(1)
+    [answer] = home.deliver(delivery(1, discard=True, quota_octets=1))
+    assert answer.status == "ok" and uids(home) == [] and home.reader.usage(1) == before
+    assert home.deliver(delivery(1, discard=True))[0].status == "duplicate"
+    home.deliver(delivery(2))
+    check_counts(home)
+    [trashed] = home.reader.trash(1)
+    assert trashed.row.flags & DISCARDED and trashed.row.origin == origin(1)
+    row = (trashed.due_s, trashed.mailbox_id, trashed.row.uid)
+    _, new = home.ask(wire.Undelete(1, [row, (1, 2, 3)]))
+    assert unpack(new) == [3] and uids(home) == [2, 3] and home.reader.trash(1) == []
+    found = home.reader.message(1, INBOX, 3)
+    assert found is not None and found.flags == 0 and found.origin == origin(1)
+    assert unpack(home.ask(wire.Undelete(1, [row]))[1]) == []
+    check_counts(home)
+    home.ask(wire.StoreFlags(1, INBOX, pack(2, 3), "+", ["\\Deleted", "\\Flagged"]))
+    home.ask(wire.Expunge(1, INBOX, None))
+    rows = [(t.due_s, t.mailbox_id, t.row.uid) for t in home.reader.trash(1)]
+    assert len(rows) == 2
+    home.clock.now += 90_000
+    while home.partition.housekeep():
+        pass
+    assert unpack(home.ask(wire.Undelete(1, rows))[1]) == [] and uids(home) == []
+    check_counts(home)
+
+
+def test_delivery_makes_its_mailbox(home: Home) -> None:
+    assert home.deliver(delivery(1, mailbox="A/B"))[0].status == "nomailbox"
+    [answer] = home.deliver(delivery(1, mailbox="A/B", create=True))
+    box = home.reader.mailbox(1, "A/B")
+    assert answer.status == "ok" and box is not None and box.id == answer.mailbox_id and box.messages == 1
+    assert home.reader.mailbox(1, "A") is not None
+    assert home.deliver(delivery(2, mailbox="bad\x01name", create=True))[0].status == "nomailbox"
+    assert home.deliver(delivery(3, mailbox="A/B", create=True))[0].mailbox_id == answer.mailbox_id
+    check_counts(home)

@@ -733,6 +733,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return home / self.store.path
 
 
+def tagging_settings(config: Config) -> list[str]:
+    """Names of the settings under which a check at the door tags mail."""
+    smtpd = config.smtpd
+    names = (name for name in smtpd.__struct_fields__ if name.startswith("check_"))
+    return [f"smtpd.{name}" for name in names if getattr(smtpd, name) == "tag"]
+
+
 def load(path: Path | str) -> Config:
     """The settings in the TOML file `path`.
 

@@ -33,6 +33,8 @@ COMMANDS = {
     "ban": ("screen", "ban"),
     "dnsbl": ("screen", "dnsbl"),
     "peer": ("peers", "peer"),
+    "cam": ("cam", "cam"),
+    "tagkey": ("cam", "tagkey"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
     "capacity": ("capacity", "capacity"),

@@ -28,6 +28,7 @@ from iems.cli.common import (
     say_json,
     table,
 )
+from iems.config import tagging_settings
 from iems.errors import IemsError
 from iems.master.board import ROLES, Board, Header, State
 from iems.master.supervisor import Supervisor, acting_as, home_user, running_pid
@@ -39,6 +40,7 @@ from iems.master.supervisor import Supervisor, acting_as, home_user, running_pid
 def start(home: Home, foreground: bool) -> None:
     """Start the server. Detached, it returns when all ports listen and all workers are ready."""
     config = home.config()
+    _decided(home, config)
     if foreground:
 
         def ready() -> None:
@@ -47,6 +49,22 @@ def start(home: Home, foreground: bool) -> None:
 
         raise SystemExit(_serve(home, config, ready, echo=False))
     _start_detached(home, config)
+
+
+def _decided(home: Home, config: Any) -> None:
+    """Raises Failed if a setting tags mail and a channel that can't act on tags has no default for it."""
+    checks = tagging_settings(config)
+    if not checks:
+        return
+    from iems.cli.policy import directory_of
+    from iems.directory.tagging import undecided
+
+    with acting_as(home_user(home.path, config)), directory_of(home) as directory:
+        missing = undecided(directory.tag_defaults())
+    if missing:
+        raise Failed(
+            f"{checks[0]} tags mail: say what becomes of it on {', '.join(missing)}: iemsctl cam default {missing[0]} pass"
+        )
 
 
 def _serve(home: Home, config: Any, ready: Callable[[], None], echo: bool) -> int:

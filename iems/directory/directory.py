@@ -19,7 +19,7 @@ import lmdb
 import msgspec
 
 from iems import reserve
-from iems.directory import keys, passwords, screening, spamcontrol
+from iems.directory import keys, passwords, screening, spamcontrol, tagging
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
@@ -350,6 +350,19 @@ class Directory:
         """Channel Action Matrices: module name -> cells (input channel, output channel) in which it runs."""
         with self._view() as view:
             return {entry.lookup: _cells(entry) for _, entry in view.of_class(keys.CLASS_MATRIX)}
+
+    def tag_default(self, channel: int) -> str:
+        """What becomes of tagged mail on a channel that can't act on tags: pass, discard, bounce or none."""
+        return self.tag_defaults()[Channel(channel)]
+
+    def tag_defaults(self) -> dict[Channel, str]:
+        """The same for all of them."""
+        with self._view() as view:
+            return tagging.read(view)
+
+    def set_tag_default(self, channel: str, default: str, config_tags: list[str]) -> None:
+        """Set that default. config_tags: settings under which checks tag. Raises DirectoryRefusal."""
+        self._write("tag default", lambda work: tagging.write(work, channel, default, config_tags))
 
     def screen_lists(self, known: int = -1) -> screening.Screening | None:
         """(state, bans, DNS-BL zones), both oldest first; None while the state is `known`."""
@@ -890,7 +903,13 @@ class Directory:
     def add_dnsbl(self, name: str, action: str, codes: str = "") -> None:
         """Ask a DNS-BL zone (action: "reject", "tag"), or change how. codes: as `127.0.0.2,127.0.0.4-11`. Raises DirectoryRefusal."""
         zone = screening.zone_of(name, action, codes)
-        self._write("dnsbl add", lambda work: screening.add_zone(work, zone), policy=False)
+
+        def change(work: Change) -> None:
+            if zone.action == "tag":
+                tagging.require(work)
+            screening.add_zone(work, zone)
+
+        self._write("dnsbl add", change, policy=False)
 
     def remove_dnsbl(self, name: str) -> None:
         """Ask a zone no more. Raises DirectoryRefusal."""

@@ -28,8 +28,9 @@ FIELD = b"X-IEMS-AntiSpam"
 STATUS = b"X-Spam-Status: YES\r\n"
 #: Fields that only we may write: what comes from outside under these names is removed.
 OWN_FIELDS = frozenset({FIELD.lower(), b"x-spam-status"})
-#: Verdicts in one tag, and octets of one field that is read.
+#: Verdicts in one tag, octets of one that is written (an inline piece of a rope), and of one that is read.
 MAX_VERDICTS = 64
+MAX_OCTETS = 4_096
 MAX_FIELD_OCTETS = 16_384
 #: How old a signed tag may be, and how far ahead a clock.
 MAX_AGE_S = 7 * 86_400
@@ -59,12 +60,17 @@ def _word(text: str) -> str:
 
 
 def value(ip: str, time_s: int, verdicts: Sequence[Verdict]) -> str:
-    """The field's value without signature and action."""
+    """The field's value without signature and action, with as many verdicts as find room."""
     moment = datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     items = [f"ip={_word(ip)}", f"t={moment}"]
+    room = MAX_OCTETS - 600
     for verdict in verdicts[:MAX_VERDICTS]:
         answer = f" ({_quoted(verdict.answer)})" if verdict.answer else ""
         items.append(f"{_word(verdict.check)}={_word(verdict.subject)}{answer}")
+        room -= len(items[-1]) + 4
+        if room < 0:
+            items.pop()
+            break
     return "; ".join(items)
 
 

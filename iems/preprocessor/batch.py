@@ -18,6 +18,7 @@ from iems.preprocessor.trips import HEAD_OCTETS, LONG_HEAD_OCTETS, Trips
 
 if TYPE_CHECKING:
     from iems.directory.entries import Resolution
+    from iems.preprocessor.tags import Tags
     from iems.spool.items import Item
 
 LOOP = Reply(554, 4, 6, "Too many hops: the message has been here before, again and again")
@@ -30,12 +31,14 @@ class Plan(Struct):
     """What becomes of one message. loop: all recipients fail because it has been here too often.
 
     failed, discarded: recipients of the envelope that go nowhere; as long as there are any, the parts are not moved.
+    dropped: ways of a recipient that has others, taken out of the parts.
     """
 
     item: Item
     parts: list[Part]
     failed: list[tuple[Recipient, Reply]]
     discarded: list[tuple[Recipient, str]] = []
+    dropped: list[tuple[Recipient, str]] = []
     loop: bool = False
 
 
@@ -51,7 +54,7 @@ class Planner:
     """Makes plans.
 
     resolve: `Directory.resolve`. read: (rope, start, length) -> octets of the content. hostname: as in own Received
-    lines. max_trips: own lines at which mail is a loop. reverse_path: (reverse path, recipients as they were given) -> the reverse
+    lines. max_trips: own lines at which mail is a loop. tags: what is done with tags of suspect mail. reverse_path: (reverse path, recipients as they were given) -> the reverse
     path with which mail leaves by SMTPC; None to keep it.
     """
 
@@ -62,12 +65,14 @@ class Planner:
         hostname: str,
         max_trips: int,
         reverse_path: Callable[[bytes, list[bytes]], bytes] | None = None,
+        tags: Tags | None = None,
     ) -> None:
         self.resolve = resolve
         self._read = read
         self._trips = Trips(hostname)
         self._max_trips = max_trips
         self._reverse_path = reverse_path
+        self._tags = tags
 
     def plan(self, items: Iterable[Item], begin: Callable[[bytes], None] = lambda message_id: None) -> Batch:
         """Plan every message; a fault in one does not touch the others. begin: told of each id before it is looked at."""
@@ -84,19 +89,27 @@ class Planner:
 
     def _one(self, item: Item) -> Plan:
         envelope = item.envelope
-        if envelope.input_channel not in _UNTRAVELLED and self._looping(item.rope):
-            return Plan(item, [], [(recipient, LOOP) for recipient in envelope.recipients], loop=True)
+        clean: Rope | None = None
+        if envelope.input_channel not in _UNTRAVELLED:
+            head = self._read(item.rope, 0, HEAD_OCTETS)
+            if self._looping(item.rope, head):
+                return Plan(item, [], [(recipient, LOOP) for recipient in envelope.recipients], loop=True)
+            if self._tags is not None:
+                clean = self._tags.incoming(envelope, item.rope, self._read, head)
         routed: Routed = route(self.resolve, envelope.recipients)
         if self._reverse_path is not None:
             for part in routed.parts:
                 if part.channel == Channel.SMTPC:
                     given = [source.address for source in part.sources]
                     part.reverse_path = self._reverse_path(envelope.reverse_path, given)
+        if clean is not None:
+            for part in routed.parts:
+                part.rope = clean
         return Plan(item, routed.parts, routed.failed)
 
-    def _looping(self, rope: Rope) -> bool:
+    def _looping(self, rope: Rope, head: bytes) -> bool:
         limit = self._max_trips
-        found = self._trips.at_least(self._read(rope, 0, HEAD_OCTETS), limit)
+        found = self._trips.at_least(head, limit)
         if found is None:
             found = self._trips.at_least(self._read(rope, 0, LONG_HEAD_OCTETS), limit)
         return bool(found)
@@ -110,6 +123,8 @@ def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> lis
         envelope.recipients = part.recipients
         if part.reverse_path is not None:
             envelope.reverse_path = part.reverse_path
+        if part.tags:
+            envelope.verdicts += part.tags
         return [make(item.id, part.channel, part.destination, envelope, part.rope or item.rope)]
     return [
         make(
@@ -120,6 +135,7 @@ def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> lis
                 envelope,
                 recipients=part.recipients,
                 reverse_path=envelope.reverse_path if part.reverse_path is None else part.reverse_path,
+                verdicts=envelope.verdicts + part.tags,
             ),
             part.rope or item.rope,
         )

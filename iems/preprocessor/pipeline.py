@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from iems.model import Extent, Rope
+from iems.model import Extent, Recipient, Rope
 from iems.preprocessor.batch import Plan
 from iems.preprocessor.matrix import Matrices
 from iems.preprocessor.modules import Module, Work
@@ -25,17 +25,29 @@ async def examine(
     item = plan.item
     gone: set[int] = set()
     for names, parts in matrices.split(item.envelope.input_channel, plan.parts):
-        work = Work(item.id, item.envelope, parts, item.rope, read, write)
+        work = Work(item.id, item.envelope, parts, parts[0].rope or item.rope, read, write)
         for name in names:
+            if not modules[name].wants(item.envelope) and not any(part.tags for part in parts):
+                continue
             work.parts = [part for part in parts if any(id(source) not in gone for source in part.sources)]
             if not work.parts:
                 break
             verdict = await modules[name].examine(work)
             ran.append((name, verdict.note))
+            if verdict.tags:
+                for part in parts:
+                    part.tags += verdict.tags
             if verdict.rope is not None:
                 work.rope = verdict.rope
                 for part in parts:
                     part.rope = verdict.rope
+            for recipient, reason in verdict.dropped:
+                source = _drop(plan, recipient)
+                if source is not None and id(source) not in gone:
+                    gone.add(id(source))
+                    plan.discarded = [*plan.discarded, (source, reason)]
+                elif source is None:
+                    plan.dropped = [*plan.dropped, (recipient, reason)]
             for recipient, reply in verdict.failed:
                 if id(recipient) not in gone:
                     gone.add(id(recipient))
@@ -45,3 +57,19 @@ async def examine(
                     gone.add(id(recipient))
                     plan.discarded = [*plan.discarded, (recipient, reason)]
     return ran
+
+
+def _drop(plan: Plan, recipient: Recipient) -> Recipient | None:
+    """Take one recipient out of its part; the recipient it came from, if no other way is left to that one."""
+    source = None
+    for part in plan.parts:
+        for place, aimed in enumerate(part.recipients):
+            if aimed is recipient:
+                source = part.sources[place]
+                # New lists: a part may share them with the envelope.
+                part.recipients = part.recipients[:place] + part.recipients[place + 1 :]
+                part.sources = part.sources[:place] + part.sources[place + 1 :]
+                break
+    if source is None or any(source is other for part in plan.parts for other in part.sources):
+        return None
+    return source

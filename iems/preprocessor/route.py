@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from iems.model import Channel, Recipient, Reply, Rope
+from iems.model import Channel, Recipient, Reply, Rope, Verdict
 
 if TYPE_CHECKING:
     from iems.directory.entries import Resolution, Target
@@ -26,7 +26,7 @@ class Part(Struct):
     """The recipients of one message that leave by the same way. destination: as in `spool.Item`.
 
     sources: the recipient of the envelope each of them comes from. rope: content a module has rewritten, None if none has.
-    reverse_path: another than the message's, None for that one.
+    reverse_path: another than the message's, None for that one. tags: verdicts of modules, beside those of the envelope.
     """
 
     channel: int
@@ -35,6 +35,7 @@ class Part(Struct):
     sources: list[Recipient]
     rope: Rope | None = None
     reverse_path: bytes | None = None
+    tags: tuple[Verdict, ...] = ()
 
 
 class Routed(Struct):

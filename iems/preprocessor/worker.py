@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 from iems.directory import Directory
 from iems.directory.srs import forwarding
+from iems.directory.tagkeys import TagKeys
 from iems.errors import DirectoryUnavailable
 from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
 from iems.preprocessor.batch import Plan, Planner, parts_items
 from iems.preprocessor.matrix import Matrices
 from iems.preprocessor.modules import Module, installed
 from iems.preprocessor.pipeline import examine
+from iems.preprocessor.tags import Tags
 from iems.spool import ContentWriter, Item, Message, Settlement, Spool, dsn
 
 if TYPE_CHECKING:
@@ -39,8 +41,11 @@ class Worker:
 
     def __init__(self, ctx: WorkerContext, modules: tuple[Module, ...] | None = None) -> None:
         self.ctx = ctx
-        self.modules = {module.name: module for module in (installed() if modules is None else modules)}
         self.directory = Directory(ctx.home / "directory")
+        tags = self._tags = Tags(TagKeys(ctx.home), self.directory.peers)
+        found = installed(self.directory, tags.keeps) if modules is None else modules
+        self.modules = {module.name: module for module in found}
+        self._wants = [module.wants for module in found]
         self.spool = Spool.open(ctx)
         forwards = forwarding(ctx.config, ctx.home, self.directory)
         self.planner = Planner(
@@ -49,6 +54,7 @@ class Worker:
             ctx.hostname,
             ctx.config.preprocessor.max_trips,
             forwards.reverse_path if forwards is not None else None,
+            tags,
         )
         self._channels = {int(channel): channel.name for channel in Channel}
         self._matrices = Matrices((), {})
@@ -112,8 +118,8 @@ class Worker:
         left = {id(item): item for item in items}
         try:
             batch = self.planner.plan(items, ctx.working_on)
-            if self.modules:
-                await self._examine([plan for plan in batch.plans if not plan.failed])
+            if self._wants and (wanted := [plan for plan in batch.plans if not plan.failed and self._wanted(plan)]):
+                await self._examine(wanted)
             refused = [plan for plan in batch.plans if plan.failed or plan.discarded]
             ready = (
                 [plan for plan in batch.plans if not plan.failed and not plan.discarded]
@@ -121,6 +127,9 @@ class Worker:
                 else batch.plans
             )
             if ready:
+                for plan in ready:
+                    if plan.item.envelope.verdicts or any(part.tags for part in plan.parts):
+                        self._tag(plan)
                 moves = [(plan.item, parts_items(plan.item, plan.parts, Item)) for plan in ready]
                 # Told first: the next worker may log what it does with the item before the move returns here.
                 for plan in ready:
@@ -149,9 +158,17 @@ class Worker:
         if left:
             await self._pause()
 
+    def _tag(self, plan: Plan) -> None:
+        """Sign the tags for peers that keep them: last, so that they say what all modules found."""
+        item = plan.item
+        for part in plan.parts:
+            self._tags.outgoing(item.envelope, part, part.rope or item.rope, self.spool.blobs.read_range)
+
     def _tell(self, plan: Plan) -> None:
         """Log where each recipient goes."""
         event, message_id, channels = self.ctx.log.event, plan.item.id, self._channels
+        for recipient, reason in plan.dropped:
+            event("discarded", message_id, recipient.address, reason=reason, channel=channels[recipient.channel])
         if len(plan.parts) > 1:
             event("split", message_id, parts=len(plan.parts))
         for part in plan.parts:
@@ -227,6 +244,10 @@ class Worker:
             report.envelope.recipients = [Recipient(address, address)]
         return report
 
+    def _wanted(self, plan: Plan) -> bool:
+        envelope = plan.item.envelope
+        return any(wants(envelope) for wants in self._wants)
+
     async def _examine(self, plans: list[Plan]) -> None:
         """Run the modules each plan's matrix names."""
         version = self.directory.version
@@ -240,6 +261,8 @@ class Worker:
                 plan, self._matrices, self.modules, self.spool.blobs.read_range, writer.append
             ):
                 self.ctx.log.event("examined", plan.item.id, module=name, note=note)
+            if plan.dropped:
+                plan.parts = [part for part in plan.parts if part.recipients]
 
 
 def _later(recipient: Recipient, reply: Reply, seconds: float) -> Result:

@@ -11,12 +11,16 @@ only for faults of ours: then the message stays in the input queue and is tried 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
 from iems.model import Envelope, Extent, Recipient, Reply, Rope
+from iems.model import Verdict as Tag
 from iems.preprocessor.route import Part
+
+if TYPE_CHECKING:
+    from iems.directory import Directory
 
 
 class Work(Struct):
@@ -40,12 +44,15 @@ class Verdict(Struct, frozen=True):
 
     rope: the new content, every extent of it durable (`Work.write`). failed: recipients refused (of the envelope, as in
     `Part.sources`), each with the reply for the sender's report; an alias fails as a whole. discarded: recipients that get
-    nothing, each with the reason for the log. note: for the log.
+    nothing, each with the reason for the log. dropped: the same for single recipients of parts, so that of an alias one way can end
+    and another go on. tags: what the module found, for the group's recipients to act on. note: for the log.
     """
 
     rope: Rope | None = None
     failed: list[tuple[Recipient, Reply]] = []
     discarded: list[tuple[Recipient, str]] = []
+    dropped: list[tuple[Recipient, str]] = []
+    tags: tuple[Tag, ...] = ()
     note: str = ""
 
 
@@ -55,10 +62,22 @@ class Module(Protocol):
     #: As its matrix and the log call it.
     name: str
 
+    def wants(self, envelope: Envelope) -> bool:
+        """Whether the module looks at a message at all; asked of every message, so it must cost next to nothing."""
+
     async def examine(self, work: Work) -> Verdict:
         """Look at one message for one group of recipients."""
 
 
-def installed() -> tuple[Module, ...]:
-    """The modules of this system in the order they run: none yet."""
-    return ()
+#: Names of all modules, in the order they run.
+NAMES = ("antispam",)
+
+
+def installed(directory: Directory, keeps_tags: Callable[[Part], bool]) -> tuple[Module, ...]:
+    """The modules of this system in the order they run.
+
+    keeps_tags: whether a part leaves with our tags on it.
+    """
+    from iems.preprocessor.modules.antispam import AntiSpam
+
+    return (AntiSpam(directory.tag_default, keeps_tags),)

@@ -236,6 +236,9 @@ class Stamp:
 
     name = "stamp"
 
+    def wants(self, envelope):
+        return True
+
     async def examine(self, work):
         content = work.read(work.rope, 0, 1 << 20)
         return Verdict(rope=[await work.write(b"X-Stamp: yes\r\n" + content)], note="stamped")
@@ -245,6 +248,9 @@ class Guard:
     """Refuses mary, drops bob."""
 
     name = "guard"
+
+    def wants(self, envelope):
+        return True
 
     async def examine(self, work):
         sources = [source for part in work.parts for source in part.sources]
@@ -279,3 +285,45 @@ def test_modules_run_where_their_matrix_says(home):
     ctx = run(home, scenario, (Guard(), Stamp()))
     assert [recipient for name, recipient, _ in ctx.events if name == "discarded"] == [b"bob@other.test"]
     assert [recipient for name, recipient, _ in ctx.events if name == "failed"] == [b"mary@example.test"]
+
+
+def test_tagged_mail_for_channels_that_cannot_act(home):
+    """LOCAL passes, SMTPC does as set; of an alias one way ends and the other goes on."""
+    from iems.model import Verdict as Tag
+
+    def scenario_for(default, check):
+        directory = Directory(home / "directory")
+        directory.set_tag_default("smtpc", default, [])
+        directory.close()
+
+        async def scenario(s):
+            message = Message(
+                s.spool.new_id(),
+                Envelope(Channel.SMTPD, b"me@out.test", [Recipient(r, r) for r in (b"all@example.test", b"eve@other.test", b"mary@example.test")], 1, verdicts=(Tag("helo", "x", "y"),)),
+                [CONTENT],
+            )
+            assert await s.spool.append([message]) == [None]
+            await s.settled()
+            local = [r.address for item in s.spool.take(Channel.LOCAL, 10)[0] for r in item.envelope.recipients]
+            remote = [(r.address, s.spool.blobs.read(i.rope)) for i in s.spool.take(Channel.SMTPC, 10)[0] for r in i.envelope.recipients]
+            check(local, remote)
+
+        return run(home, scenario, None)
+
+    def passed(local, remote):
+        assert local == [b"john@example.test", b"mary@example.test"]
+        assert [address for address, _ in remote] == [b"bob@other.test", b"eve@other.test"]
+
+    def discarded(local, remote):
+        assert local == [b"john@example.test", b"mary@example.test"] and remote == []
+
+    def bounced(local, remote):
+        assert local == [b"mary@example.test"], "an alias fails as a whole"
+        [(address, report)] = remote
+        assert address == b"me@out.test" and b"Status: 5.7.1" in report
+
+    scenario_for("pass", passed)
+    ctx = scenario_for("discard", discarded)
+    assert sorted(recipient for name, recipient, _ in ctx.events if name == "discarded") == [b"bob@other.test", b"eve@other.test"]
+    ctx = scenario_for("bounce", bounced)
+    assert sorted(recipient for name, recipient, _ in ctx.events if name == "failed") == [b"all@example.test", b"eve@other.test"]

@@ -1,0 +1,101 @@
+"""Tags on their way through this MTA: what outsiders wrote is removed, what a trusted MTA signed is believed, what leaves is signed.
+
+Inside, the verdicts travel in the envelope. The field of `message/tag.py` exists only between systems: it comes off as the message
+comes in, and goes on again only towards peers whose profile keeps our tags. Content is never copied: a field is cut out of the rope,
+or put in front of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from iems.directory.peers import Peers
+from iems.directory.tagkeys import TagKeys
+from iems.message import header, tag
+from iems.model import Channel, Envelope, Extent, Rope
+from iems.preprocessor.route import Part
+from iems.preprocessor.trips import HEAD_OCTETS, LONG_HEAD_OCTETS
+
+_NAMES = tuple(sorted(tag.OWN_FIELDS))
+_LINES = tuple(b"\n" + name for name in _NAMES)
+
+
+class Tags:
+    """keys: of the home. peers: the profiles as they are now."""
+
+    def __init__(self, keys: TagKeys, peers: Callable[[], Peers]) -> None:
+        self._keys = keys
+        self._peers = peers
+
+    def incoming(self, envelope: Envelope, rope: Rope, read: Callable[[Rope, int, int], bytes], head: bytes) -> Rope | None:
+        """The content without our fields; None if it has none. A tag that a trusted MTA signed goes into the envelope.
+
+        head: the first octets of the content.
+        """
+        end = head.find(b"\r\n\r\n")
+        if end < 0 and len(head) >= HEAD_OCTETS:
+            head = read(rope, 0, LONG_HEAD_OCTETS)
+            end = head.find(b"\r\n\r\n")
+        if end >= 0:
+            head = head[: end + 4]
+        folded = head.lower()
+        if not any(name in folded for name in _LINES) and not folded.startswith(_NAMES):
+            return None
+        ours = [(field.start, field.end) for field in header.fields(head) if field.name in tag.OWN_FIELDS]
+        if not ours:
+            return None
+        found = tag.verified(head, self._keys.all) if self._keys.all else None
+        if found is not None:
+            envelope.client_ip = found.ip
+            envelope.verdicts += tuple(v for v in found.verdicts if v not in envelope.verdicts)
+        return without(rope, ours)
+
+    def keeps(self, part: Part) -> bool:
+        """Whether a part leaves with our tags: by SMTPC, signed, and only to domains whose profile keeps them."""
+        if part.channel != Channel.SMTPC or not (peers := self._peers()) or self._keys.signing is None:
+            return False
+        for recipient in part.recipients:
+            peer = peers.find(recipient.address.rpartition(b"@")[2].decode("utf-8", "replace"))
+            if peer is None or not peer.keep_tags:
+                return False
+        return True
+
+    def outgoing(self, envelope: Envelope, part: Part, rope: Rope, read: Callable[[Rope, int, int], bytes]) -> None:
+        """Put the signed tag in front of a part that keeps it. rope: the content the part has so far."""
+        signing = self._keys.signing
+        if signing is None or not self.keeps(part):
+            return
+        key, secret = signing
+        head = read(rope, 0, LONG_HEAD_OCTETS)
+        line = tag.signed(envelope.client_ip, int(time.time()), envelope.verdicts + part.tags, key, secret, head)
+        part.rope = [line, *rope]
+
+
+def without(rope: Rope, ranges: list[tuple[int, int]]) -> Rope:
+    """A rope without some ranges of its octets. ranges: (start, end), ascending, apart from each other."""
+    kept: Rope = []
+    at = 0
+    for piece in rope:
+        length = len(piece) if isinstance(piece, bytes) else piece.length
+        done = 0
+        for start, end in ranges:
+            first, last = max(start - at, done), min(end - at, length)
+            if first >= last:
+                continue
+            _keep(kept, piece, done, first)
+            done = last
+        _keep(kept, piece, done, length)
+        at += length
+    return kept
+
+
+def _keep(kept: Rope, piece: Extent | bytes, start: int, end: int) -> None:
+    if start < end:
+        whole = start == 0 and end == (len(piece) if isinstance(piece, bytes) else piece.length)
+        if whole:
+            kept.append(piece)
+        elif isinstance(piece, bytes):
+            kept.append(piece[start:end])
+        else:
+            kept.append(Extent(piece.blob, piece.offset + start, end - start, piece.codec))

@@ -315,6 +315,9 @@ class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     loop_to_postmaster: Annotated[
         bool, Meta(description="Whether looping mail goes to the postmaster instead of back to the sender.")
     ] = False
+    tnef: Annotated[
+        bool, Meta(description="Whether winmail.dat (TNEF) is unwrapped; costs a look at the content of every message.")
+    ] = False
 
 
 class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, structs
 
 from iems.errors import DirectoryUnavailable
-from iems.model import Channel, Recipient, Reply, Rope
+from iems.model import INPUT, Channel, Recipient, Reply, Rope
 from iems.preprocessor.route import Part, Routed, route
 from iems.preprocessor.trips import HEAD_OCTETS, LONG_HEAD_OCTETS, Trips
 
@@ -31,7 +31,8 @@ class Plan(Struct):
     """What becomes of one message. loop: all recipients fail because it has been here too often.
 
     failed, discarded: recipients of the envelope that go nowhere; as long as there are any, the parts are not moved.
-    dropped: ways of a recipient that has others, taken out of the parts.
+    dropped: ways of a recipient that has others, taken out of the parts. again: the message starts anew with this input channel and
+    content; its parts count no more.
     """
 
     item: Item
@@ -39,6 +40,7 @@ class Plan(Struct):
     failed: list[tuple[Recipient, Reply]]
     discarded: list[tuple[Recipient, str]] = []
     dropped: list[tuple[Recipient, str]] = []
+    again: tuple[int, Rope] | None = None
     loop: bool = False
 
 
@@ -113,6 +115,13 @@ class Planner:
         if found is None:
             found = self._trips.at_least(self._read(rope, 0, LONG_HEAD_OCTETS), limit)
         return bool(found)
+
+
+def again_item(plan: Plan, make: Callable[..., Item]) -> Item:
+    """The queue item of a message that starts anew. make: `iems.spool.items.Item`."""
+    assert plan.again is not None
+    channel, rope = plan.again
+    return make(plan.item.id, INPUT, "", structs.replace(plan.item.envelope, input_channel=channel), rope)
 
 
 def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> list[Item]:

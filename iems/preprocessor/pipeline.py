@@ -24,7 +24,8 @@ async def examine(
     ran: list[tuple[str, str]] = []
     item = plan.item
     gone: set[int] = set()
-    for names, parts in matrices.split(item.envelope.input_channel, plan.parts):
+    groups = matrices.split(item.envelope.input_channel, plan.parts)
+    for names, parts in groups:
         work = Work(item.id, item.envelope, parts, parts[0].rope or item.rope, read, write)
         for name in names:
             if not modules[name].wants(item.envelope) and not any(part.tags for part in parts):
@@ -39,6 +40,10 @@ async def examine(
                     part.tags += verdict.tags
             if verdict.rope is not None:
                 work.rope = verdict.rope
+                if verdict.reenter and len(groups) == 1:
+                    plan.again = (verdict.reenter, verdict.rope)
+                    return ran
+                # Where only some of the recipients are this module's, a message can't begin anew: they get the content here.
                 for part in parts:
                     part.rope = verdict.rope
             for recipient, reason in verdict.dropped:

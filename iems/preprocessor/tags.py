@@ -13,7 +13,8 @@ from collections.abc import Callable
 from iems.directory.peers import Peers
 from iems.directory.tagkeys import TagKeys
 from iems.message import header, tag
-from iems.model import Channel, Envelope, Extent, Rope
+from iems.model import Channel, Envelope, Rope
+from iems.preprocessor.ropes import replaced
 from iems.preprocessor.route import Part
 from iems.preprocessor.trips import HEAD_OCTETS, LONG_HEAD_OCTETS
 
@@ -49,7 +50,7 @@ class Tags:
         if found is not None:
             envelope.client_ip = found.ip
             envelope.verdicts += tuple(v for v in found.verdicts if v not in envelope.verdicts)
-        return without(rope, ours)
+        return replaced(rope, [(start, end, ()) for start, end in ours])
 
     def keeps(self, part: Part) -> bool:
         """Whether a part leaves with our tags: by SMTPC, signed, and only to domains whose profile keeps them."""
@@ -70,32 +71,3 @@ class Tags:
         head = read(rope, 0, LONG_HEAD_OCTETS)
         line = tag.signed(envelope.client_ip, int(time.time()), envelope.verdicts + part.tags, key, secret, head)
         part.rope = [line, *rope]
-
-
-def without(rope: Rope, ranges: list[tuple[int, int]]) -> Rope:
-    """A rope without some ranges of its octets. ranges: (start, end), ascending, apart from each other."""
-    kept: Rope = []
-    at = 0
-    for piece in rope:
-        length = len(piece) if isinstance(piece, bytes) else piece.length
-        done = 0
-        for start, end in ranges:
-            first, last = max(start - at, done), min(end - at, length)
-            if first >= last:
-                continue
-            _keep(kept, piece, done, first)
-            done = last
-        _keep(kept, piece, done, length)
-        at += length
-    return kept
-
-
-def _keep(kept: Rope, piece: Extent | bytes, start: int, end: int) -> None:
-    if start < end:
-        whole = start == 0 and end == (len(piece) if isinstance(piece, bytes) else piece.length)
-        if whole:
-            kept.append(piece)
-        elif isinstance(piece, bytes):
-            kept.append(piece[start:end])
-        else:
-            kept.append(Extent(piece.blob, piece.offset + start, end - start, piece.codec))

@@ -16,7 +16,7 @@ from iems.directory.srs import forwarding
 from iems.directory.tagkeys import TagKeys
 from iems.errors import DirectoryUnavailable
 from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
-from iems.preprocessor.batch import Plan, Planner, parts_items
+from iems.preprocessor.batch import Plan, Planner, again_item, parts_items
 from iems.preprocessor.matrix import Matrices
 from iems.preprocessor.modules import Module, installed
 from iems.preprocessor.pipeline import examine
@@ -43,7 +43,7 @@ class Worker:
         self.ctx = ctx
         self.directory = Directory(ctx.home / "directory")
         tags = self._tags = Tags(TagKeys(ctx.home), self.directory.peers)
-        found = installed(self.directory, tags.keeps) if modules is None else modules
+        found = installed(ctx.config, self.directory, tags.keeps) if modules is None else modules
         self.modules = {module.name: module for module in found}
         self._wants = [module.wants for module in found]
         self.spool = Spool.open(ctx)
@@ -130,10 +130,14 @@ class Worker:
                 for plan in ready:
                     if plan.item.envelope.verdicts or any(part.tags for part in plan.parts):
                         self._tag(plan)
-                moves = [(plan.item, parts_items(plan.item, plan.parts, Item)) for plan in ready]
+                moves = [
+                    (plan.item, parts_items(plan.item, plan.parts, Item) if plan.again is None else [again_item(plan, Item)])
+                    for plan in ready
+                ]
                 # Told first: the next worker may log what it does with the item before the move returns here.
                 for plan in ready:
-                    self._tell(plan)
+                    if plan.again is None:
+                        self._tell(plan)
                 spool.move(moves)
                 for plan in ready:
                     del left[id(plan.item)]

@@ -694,7 +694,8 @@ def _move(change: Change, item: Item, new: list[Item]) -> None:
     else:
         routed = len({(entry.channel, r.address) for entry in new for r in entry.envelope.recipients})
     fanout = item.fanout - len(item.envelope.recipients) + routed
-    again = change.has_settled(item.id)
+    # What goes round the input queue once more is still to be routed: what is remembered of it must last until then.
+    again = new[0].channel != INPUT and change.has_settled(item.id)
     parts: dict[tuple[int, str], int] = {}
     for entry in new:
         if again:

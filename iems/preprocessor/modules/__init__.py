@@ -20,6 +20,7 @@ from iems.model import Verdict as Tag
 from iems.preprocessor.route import Part
 
 if TYPE_CHECKING:
+    from iems.config import Config
     from iems.directory import Directory
 
 
@@ -45,7 +46,8 @@ class Verdict(Struct, frozen=True):
     rope: the new content, every extent of it durable (`Work.write`). failed: recipients refused (of the envelope, as in
     `Part.sources`), each with the reply for the sender's report; an alias fails as a whole. discarded: recipients that get
     nothing, each with the reason for the log. dropped: the same for single recipients of parts, so that of an alias one way can end
-    and another go on. tags: what the module found, for the group's recipients to act on. note: for the log.
+    and another go on. tags: what the module found, for the group's recipients to act on. reenter: an
+    input channel by which the message, with its new content, starts again. note: for the log.
     """
 
     rope: Rope | None = None
@@ -53,6 +55,7 @@ class Verdict(Struct, frozen=True):
     discarded: list[tuple[Recipient, str]] = []
     dropped: list[tuple[Recipient, str]] = []
     tags: tuple[Tag, ...] = ()
+    reenter: int = 0
     note: str = ""
 
 
@@ -70,14 +73,19 @@ class Module(Protocol):
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("antispam",)
+NAMES = ("tnef", "antispam")
 
 
-def installed(directory: Directory, keeps_tags: Callable[[Part], bool]) -> tuple[Module, ...]:
+def installed(config: Config, directory: Directory, keeps_tags: Callable[[Part], bool]) -> tuple[Module, ...]:
     """The modules of this system in the order they run.
 
     keeps_tags: whether a part leaves with our tags on it.
     """
     from iems.preprocessor.modules.antispam import AntiSpam
+    from iems.preprocessor.modules.tnef import Tnef
 
-    return (AntiSpam(directory.tag_default, keeps_tags),)
+    found: list[Module] = []
+    if config.preprocessor.tnef:
+        found.append(Tnef())
+    found.append(AntiSpam(directory.tag_default, keeps_tags))
+    return tuple(found)

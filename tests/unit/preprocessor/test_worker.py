@@ -327,3 +327,59 @@ def test_tagged_mail_for_channels_that_cannot_act(home):
     assert sorted(recipient for name, recipient, _ in ctx.events if name == "discarded") == [b"bob@other.test", b"eve@other.test"]
     ctx = scenario_for("bounce", bounced)
     assert sorted(recipient for name, recipient, _ in ctx.events if name == "failed") == [b"all@example.test", b"eve@other.test"]
+
+
+def test_wrapped_mail_starts_again_unwrapped(home):
+    """winmail.dat comes out as ordinary parts, on input channel TNEF, at the root or deep inside; the rest stays octet for octet."""
+    import base64
+    import email
+    import email.policy
+
+    from iems.preprocessor.modules.tnef import Tnef
+    from tests.support.tnef import attachment, rtf_body, stream
+
+    wrapped = base64.encodebytes(stream(rtf_body(rb"{\rtf1 hello body\par}"), attachment("a b.txt", b"inside", "text/plain"))).replace(b"\n", b"\r\n")
+    leaf = b"Content-Type: application/ms-tnef; name=winmail.dat\r\nContent-Transfer-Encoding: base64\r\n\r\n" + wrapped
+    deep = (
+        b"Subject: deep\r\nContent-Type: multipart/mixed; boundary=B\r\n\r\n--B\r\n\r\nmy own text\r\n--B\r\n" + leaf + b"--B--\r\nepilogue\r\n"
+    )
+    root = b"Subject: root\r\nX-Kept: 1\r\n" + leaf
+    plain = b"Subject: none\r\n\r\nthe word tnef\r\n"
+    seen = {}
+
+    class Spy:
+        name = "spy"
+
+        def wants(self, envelope):
+            return True
+
+        async def examine(self, work):
+            seen[work.read(work.rope, 9, 4)] = work.envelope.input_channel
+            return Verdict()
+
+    async def scenario(s):
+        for content in (deep, root, plain):
+            await s.post(b"john@example.test", b"eve@other.test", content=content)
+        await s.settled()
+        local = s.spool.take(Channel.LOCAL, 10)[0]
+        assert len(local) == 3 and len(s.spool.take(Channel.SMTPC, 10)[0]) == 3
+        for item in local:
+            content = s.spool.blobs.read(item.rope)
+            message = email.message_from_bytes(content, policy=email.policy.default)
+            names = [p.get_filename() for p in message.walk() if p.get_filename()]
+            if message["Subject"] == "none":
+                assert content == plain
+                continue
+            assert names == ["a b.txt"] and b"ms-tnef" not in content
+            [found] = [p for p in message.walk() if p.get_filename()]
+            assert found.get_content() == "inside"
+            if message["Subject"] == "deep":
+                assert content.startswith(deep[: deep.index(b"Content-Type: application")]) and content.endswith(b"--B--\r\nepilogue\r\n")
+                assert b"hello body" not in content, "there is a text already"
+            else:
+                assert message["X-Kept"] == "1" and message["MIME-Version"] == "1.0" and b"hello body" in content
+
+    ctx = run(home, scenario, (Tnef(), Spy()))
+    assert seen == {b"deep": Channel.TNEF, b"root": Channel.TNEF, b"none": Channel.SMTPD}
+    assert not ctx.errors
+    assert [d["note"] for n, _, d in ctx.events if n == "examined" and d["module"] == "tnef" and d["note"]] == ["unwrapped a b.txt"] * 2

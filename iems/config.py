@@ -320,6 +320,15 @@ class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = False
 
 
+class Attachment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What becomes of messages once there is a rule about attachments (`iemsctl attachment`)."""
+
+    unparsable: Annotated[
+        Literal["strip", "bounce", "pass"],
+        Meta(description="What becomes of mail that mail programs read differently: its body is removed, it is refused, or nothing."),
+    ] = "strip"
+
+
 class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that deliver to mailboxes."""
 
@@ -719,6 +728,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     spool: Spool = field(default_factory=Spool)
     smtpd: Smtpd = field(default_factory=Smtpd)
     preprocessor: Preprocessor = field(default_factory=Preprocessor)
+    attachment: Attachment = field(default_factory=Attachment)
     lmda: Lmda = field(default_factory=Lmda)
     smtpc: Smtpc = field(default_factory=Smtpc)
     store: Store = field(default_factory=Store)

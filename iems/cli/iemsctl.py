@@ -34,6 +34,7 @@ COMMANDS = {
     "dnsbl": ("screen", "dnsbl"),
     "peer": ("peers", "peer"),
     "cam": ("cam", "cam"),
+    "attachment": ("attachment", "attachment"),
     "tagkey": ("cam", "tagkey"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),

@@ -19,7 +19,8 @@ import lmdb
 import msgspec
 
 from iems import reserve
-from iems.directory import keys, passwords, screening, spamcontrol, tagging
+from iems.attachment.rules import Rule
+from iems.directory import attachmentrules, keys, passwords, screening, spamcontrol, tagging
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
@@ -350,6 +351,21 @@ class Directory:
         """Channel Action Matrices: module name -> cells (input channel, output channel) in which it runs."""
         with self._view() as view:
             return {entry.lookup: _cells(entry) for _, entry in view.of_class(keys.CLASS_MATRIX)}
+
+    def attachment_rules(self) -> list[Rule]:
+        """The rules about attachments, in the order they count."""
+        with self._view() as view:
+            return attachmentrules.rules(view)
+
+    def add_attachment_rule(self, type: str, name: str, action: str) -> None:
+        """Add a rule, last, or give one another action. Raises DirectoryRefusal."""
+        rule = attachmentrules.rule_of(type, name, action)
+        self._write("attachment add", lambda work: attachmentrules.add(work, rule), policy=False)
+
+    def remove_attachment_rule(self, type: str, name: str) -> None:
+        """Take a rule away. Raises DirectoryRefusal."""
+        rule = attachmentrules.rule_of(type, name, "ignore")
+        self._write("attachment remove", lambda work: attachmentrules.remove(work, rule), policy=False)
 
     def tag_default(self, channel: int) -> str:
         """What becomes of tagged mail on a channel that can't act on tags: pass, discard, bounce or none."""

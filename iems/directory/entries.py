@@ -27,6 +27,7 @@ MATRIX = "iemsMatrix"
 SETTINGS = "iemsSettings"
 BAN = "iemsBan"
 DNSBL = "iemsDnsbl"
+ATTACHMENT = "iemsAttachmentRule"
 
 
 class DirectoryRefusal(IemsError):

@@ -12,6 +12,7 @@ from iems.directory import keys
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
+    ATTACHMENT,
     BAN,
     DNSBL,
     FORWARD,
@@ -46,6 +47,7 @@ _CODES = {
     DNSBL: keys.CLASS_DNSBL,
     PEER: keys.CLASS_PEER,
     RELAYED: keys.CLASS_RELAYED,
+    ATTACHMENT: keys.CLASS_ATTACHMENT,
 }
 
 

@@ -11,7 +11,7 @@ only for faults of ours: then the message stays in the input queue and is tried 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -22,6 +22,8 @@ from iems.preprocessor.route import Part
 if TYPE_CHECKING:
     from iems.config import Config
     from iems.directory import Directory
+
+_T = TypeVar("_T")
 
 
 class Work(Struct):
@@ -73,7 +75,7 @@ class Module(Protocol):
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("tnef", "antispam")
+NAMES = ("tnef", "attachments", "antispam")
 
 
 def installed(config: Config, directory: Directory, keeps_tags: Callable[[Part], bool]) -> tuple[Module, ...]:
@@ -82,10 +84,27 @@ def installed(config: Config, directory: Directory, keeps_tags: Callable[[Part],
     keeps_tags: whether a part leaves with our tags on it.
     """
     from iems.preprocessor.modules.antispam import AntiSpam
+    from iems.preprocessor.modules.attachments import Attachments
     from iems.preprocessor.modules.tnef import Tnef
 
     found: list[Module] = []
     if config.preprocessor.tnef:
         found.append(Tnef())
+    found.append(Attachments(_kept(directory, directory.attachment_rules), config.attachment.unparsable, config.hostname))
     found.append(AntiSpam(directory.tag_default, keeps_tags))
     return tuple(found)
+
+
+def _kept(directory: Directory, read: Callable[[], _T]) -> Callable[[], _T]:
+    """`read` asked again only after the directory has changed, as the routing of the message has just seen."""
+    version: int | None = None
+    value: Any = None
+
+    def get() -> _T:
+        nonlocal version, value
+        if directory.seen != version:
+            version = directory.seen
+            value = read()
+        return value  # type: ignore[no-any-return]
+
+    return get

@@ -6,18 +6,15 @@ The message comes back on input channel TNEF and goes through the matrices of th
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
 
 from iems._native import kernel
 from iems.message import expand, tnef
-from iems.message.header import fields
-from iems.message.structure import Part as Leaf
 from iems.message.structure import Structure
 from iems.message.text import part_octets
 from iems.message.words import content_type
 from iems.model import Channel, Envelope, rope_length
 from iems.preprocessor.modules import Verdict, Work
-from iems.preprocessor.ropes import replaced
+from iems.preprocessor.parts import Change, edited, part_replaced
 
 _mime = kernel("mime")
 
@@ -28,14 +25,6 @@ THREAD_OCTETS = 256 << 10
 #: Wrapped parts of one message that are unwrapped.
 MAX_WRAPPED = 16
 _TYPES = ("application/ms-tnef", "application/vnd.ms-tnef")
-
-
-class Change(NamedTuple):
-    """Octets [start, end) of the content become `new`."""
-
-    start: int
-    end: int
-    new: bytes
 
 
 class Tnef:
@@ -61,10 +50,7 @@ class Tnef:
             changes, notes = unwrapped(content)
         if not changes:
             return Verdict(note="; ".join(notes))
-        pieces = [
-            (change.start, change.end, [await work.write(change.new)] if change.new else []) for change in changes
-        ]
-        return Verdict(rope=replaced(work.rope, pieces), reenter=Channel.TNEF, note="; ".join(notes))
+        return Verdict(rope=await edited(work, changes), reenter=Channel.TNEF, note="; ".join(notes))
 
 
 def unwrapped(content: bytes) -> tuple[list[Change], list[str]]:
@@ -88,23 +74,5 @@ def unwrapped(content: bytes) -> tuple[list[Change], list[str]]:
         notes += found.defects[:3]
         if found.names():
             notes.append("unwrapped " + ", ".join(expand.clean_name(name) for name in found.names()[:20]))
-        changes += _part_changes(content, leaf, expand.expanded(found, body=not has_text))
+        changes += part_replaced(content, leaf, expand.expanded(found, body=not has_text))
     return changes, notes
-
-
-def _part_changes(content: bytes, leaf: Leaf, part: bytes) -> list[Change]:
-    """Put a whole new part in the place of one. Of the message itself, fields that are not about its content stay."""
-    if leaf.row:
-        return [Change(leaf.header_start, leaf.body_end, part.removesuffix(b"\r\n"))]
-    changes = [
-        Change(field.start, field.end, b"")
-        for field in fields(content, leaf.header_start, leaf.body_start)
-        if field.name.startswith(b"content-") or field.name == b"mime-version"
-    ]
-    # The header's empty line belongs to it: the new part brings its own.
-    end = leaf.body_start
-    for empty in (b"\r\n", b"\n"):
-        if content.endswith(empty, 0, end) and (content.endswith(b"\n" + empty, 0, end) or end == len(empty)):
-            end -= len(empty)
-            break
-    return [*(change for change in changes if change.end <= end), Change(end, leaf.body_end, b"MIME-Version: 1.0\r\n" + part)]

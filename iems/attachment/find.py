@@ -1,0 +1,215 @@
+"""Every attachment a mail program could show, in MIME that may be broken on purpose.
+
+Found are: the leaves of the MIME tree, with all types and names any of their fields gives; files in uuencode, yEnc or BinHex within text; messages
+and multiparts that stand in a transfer encoding; the files in archives and TNEF. Where programs disagree about what a message says, the message is
+`uncertain`, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+
+from msgspec import Struct, field
+
+from iems._native import kernel
+from iems.attachment import inside, sniff
+from iems.message.header import fields
+from iems.message.structure import Part, Structure
+from iems.message.text import decode_transfer
+from iems.message.words import content_type, decode, decode_parameters, decode_words, disposition
+
+_mime = kernel("mime")
+
+MAX_FOUND = 10_000
+MAX_DEPTH = 5
+#: Of one leaf, so much is decoded to be looked into.
+MAX_DECODED = 64 << 20
+_SNIFFED = 40_000
+
+_NAME = re.compile(rb"(?:file)?name(?:\*[0-9]*\*?)?[ \t]*=[ \t\r\n]*(?:\"((?:[^\"\\]|\\.){0,1000})\"?|'([^']{0,1000})'|([^;\r\n]{1,1000}))", re.I | re.S)
+_UU = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ([^\r\n]{1,255})\r?$", re.M)
+_YENC = re.compile(rb"^=ybegin [^\r\n]{0,200}?name=([^\r\n]{1,255})\r?$", re.M)
+_BINHEX = re.compile(rb"^\(This file must be converted with BinHex", re.M)
+_STRAY = re.compile(rb"^[ \t]?content-(?:type|disposition)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*){0,20}", re.I | re.M)
+_ENCODINGS = frozenset(("", "7bit", "8bit", "binary", "base64", "quoted-printable", "x-uuencode", "uuencode", "x-uue", "uue"))
+_CLEAR = frozenset(("", "7bit", "8bit", "binary"))
+
+
+class Found(Struct):
+    """One attachment. start, end: its part in the content, header included, or a range within a body (`within`).
+
+    types, names: all it goes by, lower-case types. body: it is the text of the message, no file. inner: (name, type) of files inside.
+    within: it is a range in a text, no part of its own. row: of its part.
+    """
+
+    start: int
+    end: int
+    types: list[str]
+    names: list[str]
+    body: bool = False
+    inner: list[tuple[str, str]] = field(default_factory=list)
+    within: bool = False
+    row: int = 0
+
+
+class Findings(Struct):
+    """attachments, in order. uncertain: why the message can't be read with certainty, "" if it can. stray: names in fields where no field should be."""
+
+    attachments: list[Found]
+    uncertain: str = ""
+    stray: list[str] = field(default_factory=list)
+
+
+def find(content: bytes, depth: int = 0) -> Findings:
+    """All attachments of a message. Never raises."""
+    structure = Structure.parse(content)
+    out = Findings([])
+    if structure.flags & (_mime.CUT_DEPTH | _mime.CUT_PARTS | _mime.CUT_HEADER):
+        out.uncertain = "it goes beyond what is read of a message"
+    known: list[tuple[int, int]] = []
+    children = structure.children
+    for row in range(len(structure)):
+        part = structure.at(row)
+        known.append((part.header_start, part.body_start))
+        types, names, encodings = _fields_of(content, part, out)
+        multipart = any(kind.startswith("multipart/") for kind in types)
+        if part.kind == _mime.MULTIPART:
+            if not children[row]:
+                out.uncertain = out.uncertain or "a multipart without parts"
+            if any(encoding not in _CLEAR for encoding in encodings):
+                out.uncertain = out.uncertain or "a multipart in a transfer encoding"
+            continue
+        if part.kind == _mime.LEAF and multipart:
+            out.uncertain = out.uncertain or "a multipart that can't be taken apart"
+        _leaf(content, part, types, names, encodings, out, depth)
+        if len(out.attachments) > MAX_FOUND:
+            out.uncertain = out.uncertain or "too many attachments"
+            break
+    out.stray = _stray(content, known)
+    return out
+
+
+def _fields_of(content: bytes, part: Part, out: Findings) -> tuple[list[str], list[str], list[str]]:
+    """(types, names, encodings) that the fields of a part give, repeated and unreadable ones too."""
+    types: list[str] = []
+    names: list[str] = []
+    encodings: list[str] = []
+    for each in fields(content, part.header_start, part.body_start):
+        raw = content[each.value : each.end]
+        if each.name == b"content-type":
+            main, sub, parameters = content_type(raw)
+            kind = f"{main}/{sub}"
+            if types and kind not in types:
+                out.uncertain = out.uncertain or "a part with two types"
+            types.append(kind)
+            names += [parameters[name] for name in ("name", "filename") if parameters.get(name)]
+            names += _raw_names(raw)
+            if sum(1 for _ in re.finditer(rb"\bboundary[*0-9]*[ \t]*=", raw, re.I)) > 1 and b"*" not in raw:
+                out.uncertain = out.uncertain or "a part with two boundaries"
+        elif each.name == b"content-disposition":
+            _, parameters = disposition(raw)
+            names += [parameters[name] for name in ("filename", "name") if parameters.get(name)]
+            names += _raw_names(raw)
+        elif each.name == b"content-transfer-encoding":
+            encoding = re.sub(rb"\([^)]*\)", b"", raw).strip().lower().decode("latin-1").partition(";")[0].strip().strip('"')
+            if encodings and encoding not in encodings:
+                out.uncertain = out.uncertain or "a part with two transfer encodings"
+            if encoding not in _ENCODINGS:
+                out.uncertain = out.uncertain or "a part with an unknown transfer encoding"
+            encodings.append(encoding)
+        elif each.name in (b"content-description", b"content-location"):
+            text = decode_words(raw).strip()
+            if "." in text[-8:]:
+                names.append(text)
+    return types or ["text/plain"], list(dict.fromkeys(name for name in names if name)), encodings or [""]
+
+
+def _raw_names(raw: bytes) -> list[str]:
+    """Names as a program without much sense of grammar would read them."""
+    found = []
+    for match in _NAME.finditer(raw):
+        text = next((group for group in match.groups() if group is not None), b"")
+        text = re.sub(rb"[\r\n]+[ \t]*", b"", text).replace(b"\\", b"")
+        found.append(decode_words(text) if b"=?" in text else decode(text))
+        if b"%" in text:
+            plain = re.sub(rb"%([0-9A-Fa-f]{2})", lambda m: bytes((int(m[1], 16),)), text.rpartition(b"''")[2])
+            found.append(decode(plain))
+    pieces = re.findall(rb"(?:file)?name\*[0-9]+\*?[ \t]*=[ \t]*\"?([^\";\r\n]*)", raw, re.I)
+    if len(pieces) > 1:
+        found.append(decode(b"".join(pieces)))
+    return found
+
+
+def _leaf(
+    content: bytes, part: Part, types: list[str], names: list[str], encodings: list[str], out: Findings, depth: int
+) -> None:
+    raw = content[part.body_start : part.body_end]
+    octets = raw
+    if encodings[0] not in _CLEAR:
+        octets = decode_transfer(raw[:MAX_DECODED], encodings[0].encode("latin-1", "replace"))
+    real = sniff.media_type(octets[:_SNIFFED])
+    is_message = types[0].startswith("message/") and types[0] not in ("message/delivery-status", "message/disposition-notification")
+    body = not names and types[0] in ("text/plain", "text/html") and (not real or real.startswith("text/"))
+    found = Found(part.header_start, part.body_end, [*types, *([real] if real and real not in types else [])], names, body, row=part.row)
+    if part.kind == _mime.LEAF:
+        found.inner, trouble = inside.listed(octets)
+        if trouble:
+            out.uncertain = out.uncertain or trouble
+    if (is_message or types[0].startswith("multipart/")) and octets is not raw:
+        # The standard forbids it (RFC 2046 5.2.1), programs open it all the same.
+        if depth < MAX_DEPTH:
+            deeper = find(octets, depth + 1)
+            found.inner += [(name, kind) for one in deeper.attachments for name, kind in _pairs(one)]
+            out.uncertain = out.uncertain or deeper.uncertain
+        else:
+            out.uncertain = out.uncertain or "messages in messages, too deep"
+    if part.kind != _mime.MESSAGE or names or found.inner:
+        out.attachments.append(found)
+    if types[0].startswith("text/") and part.kind == _mime.LEAF:
+        _within(content, part, raw, octets, found, out)
+
+
+def _pairs(one: Found) -> list[tuple[str, str]]:
+    if one.body:
+        return []
+    own = [(name, kind) for name in one.names or [""] for kind in one.types]
+    return own + one.inner
+
+
+def _within(content: bytes, part: Part, raw: bytes, octets: bytes, found: Found, out: Findings) -> None:
+    """Files that stand in a text."""
+    for pattern in (_UU, _YENC):
+        for match in pattern.finditer(octets):
+            name = decode(match[1]).strip()
+            if octets is not raw:
+                found.inner.append((name, ""))
+                continue
+            end = _encoded_end(raw, match.end())
+            out.attachments.append(
+                Found(part.body_start + match.start(), part.body_start + end, ["application/octet-stream"], [name], within=True, row=part.row)
+            )
+    if _BINHEX.search(octets):
+        found.types.append("application/mac-binhex40")
+        found.body = False
+
+
+def _encoded_end(raw: bytes, at: int) -> int:
+    """Where a file in uuencode or yEnc ends."""
+    match = re.compile(rb"^(?:end|====|=yend[^\r\n]*)\r?\n?", re.M).search(raw, at)
+    return match.end() if match else len(raw)
+
+
+def _stray(content: bytes, known: list[tuple[int, int]]) -> list[str]:
+    """Names in lines that look like fields of a part but stand in no header we know."""
+    found: list[str] = []
+    place = 0
+    for match in _STRAY.finditer(content):
+        while place < len(known) and known[place][1] <= match.start():
+            place += 1
+        if place < len(known) and known[place][0] <= match.start():
+            continue
+        found += decode_parameters(match[0]).values()
+        found += _raw_names(match[0])
+        if len(found) > MAX_FOUND:
+            break
+    return found

@@ -1,0 +1,216 @@
+"""The attachment filter: rules, what is found in good and broken MIME, what is removed and what stays octet for octet."""
+
+from __future__ import annotations
+
+import base64
+import email
+import email.policy
+import io
+import tarfile
+import zipfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iems.attachment import find as finder
+from iems.attachment import inside, sniff
+from iems.attachment.rules import Rule, decide
+from iems.directory import Directory
+from iems.directory.entries import DirectoryRefusal
+from iems.preprocessor.modules.attachments import judge
+from iems.preprocessor.ropes import replaced
+from tests.support.tnef import attachment, stream
+
+EXE = [Rule("-", "*.exe", "strip")]
+MZ = base64.encodebytes(b"MZ" + bytes(60)).replace(b"\n", b"\r\n")
+
+
+def mixed(*parts: bytes, head: bytes = b"Subject: s\r\nMIME-Version: 1.0\r\n") -> bytes:
+    return head + b"Content-Type: multipart/mixed; boundary=B\r\n\r\npreamble\r\n" + b"".join(b"--B\r\n" + p + b"\r\n" for p in parts) + b"--B--\r\n"
+
+
+def leaf(fields: bytes, body: bytes = MZ, encoding: bytes = b"base64") -> bytes:
+    return fields + b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n" + body
+
+
+TEXT = b"Content-Type: text/plain\r\n\r\nkeep me"
+
+
+def result(content: bytes, rules: list[Rule] = EXE, unparsable: str = "strip") -> tuple[str, bytes]:
+    decision = judge(content, rules, unparsable, "mx.test")
+    rope = replaced([content], [(c.start, c.end, [c.new] if c.new else []) for c in decision.changes])
+    return decision.action, b"".join(rope)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b'Content-Type: application/octet-stream; name="a.exe"\r\n',
+        b"Content-Type: application/octet-stream\r\nContent-Disposition: attachment; filename=A.EXE\r\n",
+        b"Content-Type: text/plain; name=a.exe\r\n",
+        b"Content-Disposition: attachment; filename*=UTF-8''a%2Eexe\r\n",
+        b'Content-Disposition: attachment; filename*0="a."; filename*1="exe"\r\n',
+        b'Content-Disposition: attachment; filename="=?utf-8?B?YS5leGU=?="\r\n',
+        b'Content-Disposition: attachment; filename="a.exe. . "\r\n',
+        b'Content-Disposition: attachment; filename="x/y\\\\a.exe"\r\n',
+        b'Content-Disposition: attachment; filename="a.exe\r\n',
+        b"Content-Disposition: attachment; filename = 'a.exe'\r\n",
+        b'Content-Disposition: attachment; filename="a\xe2\x80\xae.exe"\r\n',
+        b"Content-Disposition: attachment; filename=ok.txt\r\nContent-Type: application/x; name=a.exe\r\n",
+        b"Content-Disposition: attachment; filename=ok.txt\r\nContent-Disposition: attachment; filename=a.exe\r\n",
+        b"Content-Disposition: inline;\r\n\tfilename=\r\n\ta.exe\r\n",
+        b"content-TYPE : application/x; NAME=a.exe\r\n",
+        b"Content-Type: application/x; name*=''a.exe\r\n",
+        b"Content-Description: a.exe\r\n",
+    ],
+)
+def test_names_in_every_disguise(fields: bytes) -> None:
+    content = mixed(TEXT, leaf(fields), TEXT)
+    action, left = result(content)
+    assert action == "strip" and MZ.strip() not in left
+    start = content.index(b"--B\r\n" + fields)
+    assert left.startswith(content[:start]) and left.endswith(content[content.index(TEXT, start) - 5 :])
+    message = email.message_from_bytes(left, policy=email.policy.default)
+    assert [p.get_content_type() for p in message.iter_parts()] == ["text/plain"] * 3  # type: ignore[attr-defined]
+    assert b"was removed" in left
+
+
+def test_what_is_no_match_stays() -> None:
+    content = mixed(TEXT, leaf(b"Content-Type: application/pdf; name=a.pdf\r\n"))
+    assert result(content) == ("pass", content)
+    assert result(b"Subject: x\r\n\r\nplain a.exe text\r\n")[0] == "pass"
+    assert result(b"")[0] == "pass"
+
+
+def test_types_declared_and_real() -> None:
+    liar = mixed(TEXT, leaf(b"Content-Type: image/png; name=a.png\r\n"))
+    for kind in ("image/*", "application/x-msdownload"):
+        assert result(liar, [Rule(kind, "*", "strip")])[0] == "strip"
+    assert result(liar, [Rule("application/x-msdownload", "*.jpg", "strip")])[0] == "pass"
+    assert result(liar, [Rule("image/png", "*.png", "ignore"), Rule("*/*", "*", "strip")])[0] == "pass"
+    action, left = result(liar, [Rule("*/*", "*", "strip")])
+    assert action == "strip" and b"keep me" in left, "the text is no attachment"
+    html = b"Content-Type: text/html\r\n\r\n<p>x</p>"
+    assert result(mixed(html), [Rule("text/html", "*", "strip")])[0] == "strip"
+
+
+def test_root_is_replaced_and_its_other_fields_stay() -> None:
+    content = b"Subject: s\r\nContent-Type: application/x; name=a.exe\r\nX-Kept: 1\r\nContent-Transfer-Encoding: base64\r\n\r\n" + MZ
+    action, left = result(content)
+    message = email.message_from_bytes(left, policy=email.policy.default)
+    assert action == "strip" and message["X-Kept"] == "1" and message.get_content_type() == "text/plain" and MZ not in left
+    assert left.count(b"Content-Type") == 1
+
+
+def test_refused_when_a_rule_says_so() -> None:
+    content = mixed(TEXT, leaf(b"Content-Type: application/x; name=a.exe\r\n"), leaf(b"Content-Type: application/x; name=b.scr\r\n"))
+    decision = judge(content, [*EXE, Rule("-", "*.scr", "bounce")], "strip", "mx.test")
+    assert decision.action == "bounce" and decision.what == "attachment b.scr"
+
+
+def test_files_inside() -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("folder/readme.txt", "x")
+        archive.writestr("folder/A.exe", "MZ")
+    tarred = io.BytesIO()
+    with tarfile.open(fileobj=tarred, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("a.exe"))
+    gzipped = b"\x1f\x8b\x08\x08" + bytes(6) + b"a.exe\0"
+    wrapped = stream(attachment("a.exe", b"MZ"))
+    forwarded = mixed(leaf(b"Content-Type: application/x; name=a.exe\r\n"))
+    for octets, kind in (
+        (packed.getvalue(), b"application/zip; name=a.zip"),
+        (b"#!self-extracting\n" + packed.getvalue(), b"application/x; name=a.bin"),
+        (tarred.getvalue(), b"application/x-tar"),
+        (gzipped, b"application/gzip"),
+        (wrapped, b"application/ms-tnef; name=winmail.dat"),
+        (forwarded, b"message/rfc822"),
+    ):
+        body = base64.encodebytes(octets).replace(b"\n", b"\r\n")
+        content = mixed(TEXT, leaf(b"Content-Type: " + kind + b"\r\n", body))
+        action, left = result(content)
+        assert action == "strip" and body.strip() not in left and b"keep me" in left, kind
+    plain = mixed(TEXT, b"Content-Type: message/rfc822\r\n\r\n" + forwarded)
+    action, left = result(plain)
+    assert action == "strip" and MZ.strip() not in left and left.count(b"Subject: s") == 2, "of a message inside, only its part goes"
+
+
+def test_files_in_a_text() -> None:
+    uu = b"begin 644 a.exe\r\n#0V%T\r\n`\r\nend\r\n"
+    content = b"Subject: s\r\n\r\nbefore\r\n" + uu + b"after\r\n"
+    action, left = result(content)
+    assert action == "strip" and b"#0V%T" not in left and left.startswith(b"Subject: s\r\n\r\nbefore\r\n[") and left.endswith(b"after\r\n")
+    quoted = mixed(leaf(b"Content-Type: text/plain\r\n", b"begin 644 a=2Eexe\r\n#0V%T\r\nend", b"quoted-printable"))
+    assert b"#0V%T" not in result(quoted)[1]
+    assert b"data" not in result(b"\r\n=ybegin line=128 size=3 name=a.exe\r\ndata\r\n=yend size=3\r\n")[1]
+    assert result(b"Subject: s\r\n\r\n(This file must be converted with BinHex 4.0)\r\n:abc:\r\n", [Rule("application/mac-binhex40", "*", "strip")])[0] == "strip"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Content-Type: multipart/mixed\r\n\r\n--B\r\nContent-Type: a/b; name=a.exe\r\n\r\nx\r\n--B--\r\n",
+        b"Content-Type: multipart/mixed; boundary=A; boundary=B\r\n\r\n--B\r\nContent-Type: a/b; name=a.exe\r\n\r\nx\r\n--B--\r\n",
+        b"Content-Type: multipart/mixed; boundary=A\r\nContent-Type: multipart/mixed; boundary=B\r\n\r\n--B\r\nContent-Type: a/b; name=a.exe\r\n\r\nx\r\n--B--\r\n",
+        b"Content-Type: text/plain\r\nContent-Transfer-Encoding: 7bit\r\nContent-Transfer-Encoding: base64\r\n\r\nTVo=\r\n",
+        mixed(leaf(b"Content-Type: a/b; name=a.pdf\r\n", b"x", b"x-secret")),
+        mixed(leaf(b"Content-Type: multipart/mixed; boundary=C\r\n", base64.encodebytes(b"--C\r\n\r\n--C--\r\n"))),
+        mixed(TEXT) + b"--C\r\nContent-Type: a/b;\r\n name=a.exe\r\n\r\nx\r\n",
+        mixed(leaf(b"Content-Type: application/zip\r\n", base64.encodebytes(b"PK\x03\x04 broken"))),
+        mixed(b"Content-Type: multipart/mixed; boundary=C\r\n\r\nno part"),
+    ],
+)
+def test_doubtful_mime_follows_the_setting(content: bytes) -> None:
+    action, left = result(content)
+    assert action == "strip" and b"could not be read with certainty" in left and b"a.exe\r\n\r\nx" not in left
+    assert result(content, unparsable="bounce")[0] == "bounce"
+    assert result(content, [Rule("-", "*.never", "strip")], "pass") == ("pass", content)
+
+
+def test_rules_are_kept_in_order(tmp_path) -> None:
+    directory = Directory(tmp_path / "d", create=True)
+    directory.add_attachment_rule("-", "*.EXE", "strip")
+    directory.add_attachment_rule("Image/*", "*", "bounce")
+    directory.add_attachment_rule("-", "*.exe", "bounce")
+    assert directory.attachment_rules() == [Rule("-", "*.exe", "bounce"), Rule("image/*", "*", "bounce")]
+    for wrong in (("x", "*", "strip"), ("a/b", "*", "delete"), ("a/b", "\r\n", "strip"), ("a/b", "x" * 300, "strip")):
+        if wrong[1] == "\r\n":
+            continue
+        with pytest.raises(DirectoryRefusal):
+            directory.add_attachment_rule(*wrong)
+    directory.add_attachment_rule("*/*", "*.txt", "strip")
+    assert directory.attachment_rules() == [Rule("*/*", "*", "strip")]
+    with pytest.raises(DirectoryRefusal):
+        directory.add_attachment_rule("-", "*.exe", "strip")
+    directory.remove_attachment_rule("*/*", "")
+    with pytest.raises(DirectoryRefusal):
+        directory.remove_attachment_rule("*/*", "*")
+    assert directory.attachment_rules() == []
+    assert decide([], ["a/b"], ["x"]) is None
+    directory.close()
+
+
+@given(st.lists(st.sampled_from([b"--B\r\n", b"--B--\r\n", b"Content-Type: multipart/mixed; boundary=B\r\n", b"Content-Type: a/b; name=a.exe\r\n",
+       b"Content-Disposition: attachment; filename=a.exe\r\n", b"\r\n", b"begin 644 a.exe\r\n", b"end\r\n", b"text\r\n", b"\x00\xff", b"Content-Transfer-Encoding: base64\r\n",
+       b"Content-Type: message/rfc822\r\n", MZ]), max_size=14))  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_after_the_filter_nothing_is_found(lines: list[bytes]) -> None:
+    content = b"".join(lines)
+    action, left = result(content)
+    if action == "strip":
+        again = judge(left, EXE, "strip", "mx.test")
+        assert again.action == "pass", (content, left, again.what)
+    for one in email.message_from_bytes(left).walk():
+        assert not (one.get_filename() or "").endswith(".exe"), (content, left)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_nothing_breaks_it(octets: bytes) -> None:
+    finder.find(octets)
+    inside.listed(octets)
+    sniff.media_type(octets)
+    for mark in (b"PK\x05\x06", b"\x1f\x8b\x08\x08", b"x" * 257 + b"ustar"):
+        inside.listed(mark + octets)

@@ -318,6 +318,9 @@ class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tnef: Annotated[
         bool, Meta(description="Whether winmail.dat (TNEF) is unwrapped; costs a look at the content of every message.")
     ] = False
+    autotext_signed: Annotated[
+        bool, Meta(description="Whether texts (`iemsctl autotext`) go into mail that came in with a DKIM signature, which breaks it.")
+    ] = False
 
 
 class Attachment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -35,6 +35,7 @@ COMMANDS = {
     "peer": ("peers", "peer"),
     "cam": ("cam", "cam"),
     "attachment": ("attachment", "attachment"),
+    "autotext": ("autotext", "autotext"),
     "tagkey": ("cam", "tagkey"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),

@@ -20,7 +20,7 @@ import msgspec
 
 from iems import reserve
 from iems.attachment.rules import Rule
-from iems.directory import attachmentrules, keys, passwords, screening, spamcontrol, tagging
+from iems.directory import attachmentrules, autotext, keys, passwords, screening, spamcontrol, tagging
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
@@ -351,6 +351,16 @@ class Directory:
         """Channel Action Matrices: module name -> cells (input channel, output channel) in which it runs."""
         with self._view() as view:
             return {entry.lookup: _cells(entry) for _, entry in view.of_class(keys.CLASS_MATRIX)}
+
+    def autotexts(self) -> dict[int, tuple[str, str]]:
+        """Input channel -> (plain text, HTML) added to its mail."""
+        with self._view() as view:
+            return autotext.read(view)
+
+    def set_autotext(self, channel: str, text: str, html: str) -> None:
+        """Set the texts of a channel; both empty removes them. Raises DirectoryRefusal."""
+        aim = autotext.channel_of(channel)
+        self._write("autotext set", lambda work: autotext.write(work, aim, text, html), policy=False)
 
     def attachment_rules(self) -> list[Rule]:
         """The rules about attachments, in the order they count."""

@@ -28,6 +28,7 @@ SETTINGS = "iemsSettings"
 BAN = "iemsBan"
 DNSBL = "iemsDnsbl"
 ATTACHMENT = "iemsAttachmentRule"
+AUTOTEXT = "iemsAutoText"
 
 
 class DirectoryRefusal(IemsError):

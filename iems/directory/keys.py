@@ -51,6 +51,7 @@ KIND_DNSBL = 11
 KIND_PEER = 12
 KIND_RELAYED = 13
 KIND_ATTACHMENT = 14
+KIND_AUTOTEXT = 15
 
 # Codes of the object classes that have an index.
 CLASS_LOCAL_DOMAIN = 2
@@ -65,6 +66,7 @@ CLASS_DNSBL = 21
 CLASS_PEER = 24
 CLASS_RELAYED = 25
 CLASS_ATTACHMENT = 26
+CLASS_AUTOTEXT = 27
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")

@@ -13,6 +13,7 @@ from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
     ATTACHMENT,
+    AUTOTEXT,
     BAN,
     DNSBL,
     FORWARD,
@@ -48,6 +49,7 @@ _CODES = {
     PEER: keys.CLASS_PEER,
     RELAYED: keys.CLASS_RELAYED,
     ATTACHMENT: keys.CLASS_ATTACHMENT,
+    AUTOTEXT: keys.CLASS_AUTOTEXT,
 }
 
 

@@ -90,3 +90,16 @@ def test_wrapped_mail_meets_the_row_tnef(server):
     assert {"module": "tnef", "note": "unwrapped a.exe, b.txt"} in notes
     server.ctl("cam", "set", "attachments", "*", "*", "on")
     server.ctl("attachment", "remove", "--name", "a.exe")
+
+
+def test_text_by_channel_and_cell(server, tmp_path):
+    (tmp_path / "d.txt").write_text("Vertraulich – bitte löschen.\n", "utf-8")
+    server.ctl("autotext", "set", "SMTPD", "--text", str(tmp_path / "d.txt"))
+    server.ctl("cam", "set", "autotext", "*", "LOCAL", "off")
+    send(server, ["a1@load.test"], subject="inside")
+    assert b"Vertraulich" not in inbox(server, "a1@load.test")[-1]
+    server.ctl("cam", "set", "autotext", "SMTPD", "LOCAL", "on")
+    send(server, ["a1@load.test"], subject="with text")
+    assert b"Vertraulich =E2=80=93 bitte l=C3=B6schen." in inbox(server, "a1@load.test")[-1]
+    server.ctl("autotext", "remove", "SMTPD")
+    server.ctl("cam", "set", "autotext", "*", "*", "on")

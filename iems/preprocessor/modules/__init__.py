@@ -75,7 +75,7 @@ class Module(Protocol):
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("tnef", "attachments", "antispam")
+NAMES = ("tnef", "attachments", "antispam", "autotext")
 
 
 def installed(config: Config, directory: Directory, keeps_tags: Callable[[Part], bool]) -> tuple[Module, ...]:
@@ -85,6 +85,7 @@ def installed(config: Config, directory: Directory, keeps_tags: Callable[[Part],
     """
     from iems.preprocessor.modules.antispam import AntiSpam
     from iems.preprocessor.modules.attachments import Attachments
+    from iems.preprocessor.modules.autotext import AutoText, AutoTextInsertion
     from iems.preprocessor.modules.tnef import Tnef
 
     found: list[Module] = []
@@ -92,6 +93,11 @@ def installed(config: Config, directory: Directory, keeps_tags: Callable[[Part],
         found.append(Tnef())
     found.append(Attachments(_kept(directory, directory.attachment_rules), config.attachment.unparsable, config.hostname))
     found.append(AntiSpam(directory.tag_default, keeps_tags))
+
+    def texts() -> dict[int, AutoText]:
+        return {channel: AutoText(*given) for channel, given in directory.autotexts().items()}
+
+    found.append(AutoTextInsertion(_kept(directory, texts), config.preprocessor.autotext_signed))
     return tuple(found)
 
 

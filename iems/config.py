@@ -332,6 +332,86 @@ class Attachment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "strip"
 
 
+def _scanners(value: list[str]) -> None:
+    for text in value:
+        kind, _, place = text.partition(":")
+        if kind == "clamd" and place.startswith("/"):
+            continue
+        if kind == "clamd":
+            host_port(place, 3310)
+        elif kind != "command" or not place.strip():
+            raise ValueError(f"{text!r} is no scanner: clamd:HOST:PORT, clamd:/PATH/OF/SOCKET or command:COMMAND %F")
+
+
+def _checker(value: str) -> None:
+    kind, _, place = value.partition(":")
+    if value and kind not in ("spamd", "rspamd"):
+        raise ValueError(f"{value!r} is no content filter: spamd:HOST:PORT or rspamd:HOST:PORT")
+    if value:
+        host_port(place, 783)
+
+
+_CONTENT_ACTIONS = ("tag", "subject", "discard", "bounce", "archive", "pass")
+
+
+def _channel_actions(value: list[str]) -> None:
+    for text in value:
+        channel, _, action = text.partition(" ")
+        if channel not in ("LOCAL", "SMTPC", "BSMTPOUT", "DL", "CCMAIL", "NOTES") or action not in _CONTENT_ACTIONS:
+            raise ValueError(f"{text!r}: write CHANNEL ACTION, as in 'CCMAIL discard'; actions are {', '.join(_CONTENT_ACTIONS)}")
+
+
+class Antivirus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Virus scanners, asked one after the other."""
+
+    scanners: Annotated[
+        list[str],
+        Meta(
+            description="clamd:HOST:PORT, clamd:/PATH/OF/SOCKET, or command:COMMAND with %F for the message's file and %D for the folder"
+            " with it and its attachments. None: mail is not looked at.",
+            extra={"check": _scanners},
+        ),
+    ] = field(default_factory=list)
+    infected: Annotated[
+        Literal["bounce", "quarantine", "delete", "strip"],
+        Meta(description="What becomes of infected mail: told to the sender, put aside (`iemsctl queue`), removed, or its infected parts."),
+    ] = "quarantine"
+    on_failure: Annotated[
+        Literal["defer", "pass"], Meta(description="What becomes of mail while a scanner does not answer: it waits, or goes on unseen.")
+    ] = "defer"
+    timeout_s: Annotated[float, Meta(gt=0, description="Time for one message with one scanner.")] = 60.0
+    at_once: Annotated[int, Meta(ge=1, le=256, description="Messages a scanner looks at at the same time, per worker.")] = 8
+    infected_codes: Annotated[list[int], Meta(description="Exit codes of a command that mean a virus.")] = field(default_factory=lambda: [1])
+    clean_codes: Annotated[list[int], Meta(description="Exit codes of a command that mean none.")] = field(default_factory=lambda: [0])
+
+
+class Content(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A content filter that scores mail."""
+
+    checker: Annotated[
+        str, Meta(description="spamd:HOST:PORT or rspamd:HOST:PORT; empty: mail is not looked at.", extra={"check": _checker})
+    ] = ""
+    action: Annotated[
+        Literal["tag", "subject", "discard", "bounce", "archive", "pass"],
+        Meta(
+            description="What becomes of spam: tagged for users and lists to act on, tagged with a mark before its subject, removed,"
+            " refused, kept in a maildir instead of delivered, or nothing."
+        ),
+    ] = "tag"
+    channel_actions: Annotated[
+        list[str],
+        Meta(description="Other actions for single output channels, as 'CCMAIL discard'.", extra={"check": _channel_actions}),
+    ] = field(default_factory=list)
+    subject: Annotated[str, Meta(description="The mark before the subject.")] = "[SPAM] "
+    archive: Annotated[str, Meta(description="Maildir for action archive; relative to the home.")] = "spam"
+    max_octets: Annotated[int, Meta(ge=1024, description="Longer mail is not looked at.")] = 524_288
+    timeout_s: Annotated[float, Meta(gt=0, description="Time for one message.")] = 30.0
+    at_once: Annotated[int, Meta(ge=1, le=256, description="Messages it looks at at the same time, per worker.")] = 8
+    on_failure: Annotated[
+        Literal["pass", "defer"], Meta(description="What becomes of mail while it does not answer: it goes on unseen, or waits.")
+    ] = "pass"
+
+
 class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that deliver to mailboxes."""
 
@@ -732,6 +812,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     smtpd: Smtpd = field(default_factory=Smtpd)
     preprocessor: Preprocessor = field(default_factory=Preprocessor)
     attachment: Attachment = field(default_factory=Attachment)
+    antivirus: Antivirus = field(default_factory=Antivirus)
+    content: Content = field(default_factory=Content)
     lmda: Lmda = field(default_factory=Lmda)
     smtpc: Smtpc = field(default_factory=Smtpc)
     store: Store = field(default_factory=Store)

@@ -18,6 +18,7 @@ from iems.preprocessor.trips import HEAD_OCTETS, LONG_HEAD_OCTETS, Trips
 
 if TYPE_CHECKING:
     from iems.directory.entries import Resolution
+    from iems.preprocessor.modules import TryLater
     from iems.preprocessor.tags import Tags
     from iems.spool.items import Item
 
@@ -32,7 +33,7 @@ class Plan(Struct):
 
     failed, discarded: recipients of the envelope that go nowhere; as long as there are any, the parts are not moved.
     dropped: ways of a recipient that has others, taken out of the parts. again: the message starts anew with this input channel and
-    content; its parts count no more.
+    content; its parts count no more. quarantine: why it is put aside. later: a module can't answer now. fault: of a module.
     """
 
     item: Item
@@ -41,6 +42,9 @@ class Plan(Struct):
     discarded: list[tuple[Recipient, str]] = []
     dropped: list[tuple[Recipient, str]] = []
     again: tuple[int, Rope] | None = None
+    quarantine: str = ""
+    later: TryLater | None = None
+    fault: Exception | None = None
     loop: bool = False
 
 

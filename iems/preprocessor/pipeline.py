@@ -26,15 +26,19 @@ async def examine(
     gone: set[int] = set()
     groups = matrices.split(item.envelope.input_channel, plan.parts)
     for names, parts in groups:
-        work = Work(item.id, item.envelope, parts, parts[0].rope or item.rope, read, write)
+        work = Work(item.id, item.envelope, parts, parts[0].rope or item.rope, read, write, item.deaths < 0)
         for name in names:
-            if not modules[name].wants(item.envelope) and not any(part.tags for part in parts):
+            module = modules[name]
+            if not module.wants(item.envelope) and not (module.on_tags and any(part.tags for part in parts)):
                 continue
             work.parts = [part for part in parts if any(id(source) not in gone for source in part.sources)]
             if not work.parts:
                 break
-            verdict = await modules[name].examine(work)
+            verdict = await module.examine(work)
             ran.append((name, verdict.note))
+            if verdict.quarantine:
+                plan.quarantine = verdict.quarantine
+                return ran
             if verdict.tags:
                 for part in parts:
                     part.tags += verdict.tags

@@ -15,18 +15,21 @@ from iems.directory import Directory
 from iems.directory.srs import forwarding
 from iems.directory.tagkeys import TagKeys
 from iems.errors import DirectoryUnavailable
-from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
+from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text, rope_length
 from iems.preprocessor.batch import Plan, Planner, again_item, parts_items
 from iems.preprocessor.matrix import Matrices
-from iems.preprocessor.modules import Module, installed
+from iems.preprocessor.modules import Module, TryLater, installed
 from iems.preprocessor.pipeline import examine
 from iems.preprocessor.tags import Tags
 from iems.spool import ContentWriter, Item, Message, Settlement, Spool, dsn
+from iems.spool.verify import quarantine
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
 
 BATCH = 128
+#: Messages above this are examined two at a time.
+LARGE_OCTETS = 1 << 20
 #: Wait when the directory or the disk does not answer.
 PAUSE_S = 1.0
 #: Wait before a message we failed on is tried again.
@@ -43,7 +46,9 @@ class Worker:
         self.ctx = ctx
         self.directory = Directory(ctx.home / "directory")
         tags = self._tags = Tags(TagKeys(ctx.home), self.directory.peers)
-        found = installed(ctx.config, self.directory, tags.keeps) if modules is None else modules
+        found = installed(
+            ctx.config, ctx.home, self.directory, tags.keeps, lambda name, **detail: ctx.log.event(name, None, **detail)
+        ) if modules is None else modules
         self.modules = {module.name: module for module in found}
         self._wants = [module.wants for module in found]
         self.spool = Spool.open(ctx)
@@ -59,6 +64,8 @@ class Worker:
         self._channels = {int(channel): channel.name for channel in Channel}
         self._matrices = Matrices((), {})
         self._matrices_version = -1
+        self._later: list[tuple[Item, TryLater]] = []
+        self._small, self._large = asyncio.Semaphore(32), asyncio.Semaphore(2)
         self._stopping = False
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -120,6 +127,7 @@ class Worker:
             batch = self.planner.plan(items, ctx.working_on)
             if self._wants and (wanted := [plan for plan in batch.plans if not plan.failed and self._wanted(plan)]):
                 await self._examine(wanted)
+                batch.plans = [plan for plan in batch.plans if not self._set_aside(plan, batch.broken, left)]
             refused = [plan for plan in batch.plans if plan.failed or plan.discarded]
             ready = (
                 [plan for plan in batch.plans if not plan.failed and not plan.discarded]
@@ -146,6 +154,11 @@ class Worker:
             for plan in refused:
                 await self._refuse(plan)
                 del left[id(plan.item)]
+            later, self._later = self._later, []
+            for item, reason in later:
+                ctx.log.event("deferred", item.id, None, reply=str(reason), next_attempt_s=reason.seconds)
+                await spool.settle([Settlement(item, [_later(r, reason.reply, reason.seconds) for r in item.envelope.recipients])])
+                del left[id(item)]
             for item, fault in batch.broken:
                 ctx.count("errors_total")
                 ctx.log.error("message can't be routed", fault, item.id)
@@ -259,14 +272,46 @@ class Worker:
             self._matrices = Matrices(tuple(self.modules), self.directory.matrices())
             self._matrices_version = version
         writer = ContentWriter(self.spool)
-        for plan in plans:
-            self.ctx.working_on(plan.item.id)
-            for name, note in await examine(
-                plan, self._matrices, self.modules, self.spool.blobs.read_range, writer.append
-            ):
-                self.ctx.log.event("examined", plan.item.id, module=name, note=note)
-            if plan.dropped:
-                plan.parts = [part for part in plan.parts if part.recipients]
+        # Together: one that waits for a scanner does not hold up the others. Each scanner bounds how many it looks at.
+        await asyncio.gather(*(self._examine_one(plan, writer) for plan in plans))
+
+    async def _examine_one(self, plan: Plan, writer: ContentWriter) -> None:
+        # Modules hold the content they look at: many small ones at once, few large ones.
+        room = self._large if rope_length(plan.item.rope) > LARGE_OCTETS else self._small
+        async with room:
+            await self._examined(plan, writer)
+
+    async def _examined(self, plan: Plan, writer: ContentWriter) -> None:
+        self.ctx.working_on(plan.item.id)
+        try:
+            ran = await examine(plan, self._matrices, self.modules, self.spool.blobs.read_range, writer.append)
+        except TryLater as error:
+            plan.later = error
+            return
+        except Exception as fault:
+            plan.fault = fault
+            return
+        for name, note in ran:
+            self.ctx.log.event("examined", plan.item.id, module=name, note=note)
+        if plan.dropped:
+            plan.parts = [part for part in plan.parts if part.recipients]
+
+    def _set_aside(self, plan: Plan, broken: list[tuple[Item, Exception]], left: dict[int, Item]) -> bool:
+        """Deal with a message no module could or would let go on; whether it is one."""
+        item = plan.item
+        if plan.fault is not None:
+            broken.append((item, plan.fault))
+            return True
+        if plan.later is not None:
+            self._later.append((item, plan.later))
+            return True
+        if plan.quarantine:
+            with self.spool.index.change() as change:
+                quarantine(change, item, plan.quarantine)
+            del left[id(item)]
+            self.ctx.log.event("quarantined", item.id, why=plan.quarantine)
+            return True
+        return False
 
 
 def _later(recipient: Recipient, reply: Reply, seconds: float) -> Result:

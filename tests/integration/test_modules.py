@@ -30,7 +30,7 @@ def send(home, recipients, *parts, subject="s"):
     with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=20) as smtp:
         smtp.sendmail("a2@load.test", recipients, content)
     until = time.monotonic() + 20
-    while any(c["ready"] + c["leased"] for name, c in admin.counts(home.path / "spool").items() if name != "SMTPC"):
+    while any(c["ready"] + c["leased"] + c["deferred"] for name, c in admin.counts(home.path / "spool").items() if name != "SMTPC"):
         assert time.monotonic() < until
         time.sleep(0.02)
 

@@ -5,16 +5,18 @@ and answers with a `Verdict`. Modules run in the order of `installed()`: what re
 tags before what acts on tags; each sees the content the one before it left.
 
 A module must bound its own time and memory, treat what it can't read as its policy for unscannable mail says, and raise
-only for faults of ours: then the message stays in the input queue and is tried again later.
+only for faults of ours, or TryLater: then the message stays in the input queue and is tried again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec import Struct
 
+from iems.errors import IemsError
 from iems.model import Envelope, Extent, Recipient, Reply, Rope
 from iems.model import Verdict as Tag
 from iems.preprocessor.route import Part
@@ -26,12 +28,21 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+class TryLater(IemsError):
+    """A module can't answer now: the message waits. reply: for the log and the sender's report in the end. seconds: until it is tried again."""
+
+    def __init__(self, reply: Reply, seconds: float, reason: str) -> None:
+        super().__init__(reason)
+        self.reply = reply
+        self.seconds = seconds
+
+
 class Work(Struct):
     """One message on its way through the modules of one group.
 
     envelope: of the whole message, recipients as the client gave them. parts: the recipients of this group; `sources` of
     a part are the envelope's. rope: the content as the module before left it. read: octets (rope, start, length) of
-    content. write: makes octets durable and gives their extent.
+    content. write: makes octets durable and gives their extent. released: an administrator has let it out of quarantine.
     """
 
     id: bytes
@@ -40,6 +51,7 @@ class Work(Struct):
     rope: Rope
     read: Callable[[Rope, int, int], bytes]
     write: Callable[[bytes], Awaitable[Extent]]
+    released: bool = False
 
 
 class Verdict(Struct, frozen=True):
@@ -49,7 +61,8 @@ class Verdict(Struct, frozen=True):
     `Part.sources`), each with the reply for the sender's report; an alias fails as a whole. discarded: recipients that get
     nothing, each with the reason for the log. dropped: the same for single recipients of parts, so that of an alias one way can end
     and another go on. tags: what the module found, for the group's recipients to act on. reenter: an
-    input channel by which the message, with its new content, starts again. note: for the log.
+    input channel by which the message, with its new content, starts again. quarantine: why
+    the whole message is put aside for a person to look at, "" if it is not. note: for the log.
     """
 
     rope: Rope | None = None
@@ -58,6 +71,7 @@ class Verdict(Struct, frozen=True):
     dropped: list[tuple[Recipient, str]] = []
     tags: tuple[Tag, ...] = ()
     reenter: int = 0
+    quarantine: str = ""
     note: str = ""
 
 
@@ -66,6 +80,8 @@ class Module(Protocol):
 
     #: As its matrix and the log call it.
     name: str
+    #: Whether it also looks at what a module before it has tagged.
+    on_tags: bool
 
     def wants(self, envelope: Envelope) -> bool:
         """Whether the module looks at a message at all; asked of every message, so it must cost next to nothing."""
@@ -75,23 +91,30 @@ class Module(Protocol):
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("tnef", "attachments", "antispam", "autotext")
+NAMES = ("tnef", "antivirus", "attachments", "content", "antispam", "autotext")
 
 
-def installed(config: Config, directory: Directory, keeps_tags: Callable[[Part], bool]) -> tuple[Module, ...]:
+def installed(
+    config: Config, home: Path, directory: Directory, keeps_tags: Callable[[Part], bool], event: Callable[..., None]
+) -> tuple[Module, ...]:
     """The modules of this system in the order they run.
 
-    keeps_tags: whether a part leaves with our tags on it.
+    keeps_tags: whether a part leaves with our tags on it. event: of the log.
     """
     from iems.preprocessor.modules.antispam import AntiSpam
     from iems.preprocessor.modules.attachments import Attachments
     from iems.preprocessor.modules.autotext import AutoText, AutoTextInsertion
     from iems.preprocessor.modules.tnef import Tnef
+    from iems.preprocessor.scanning import antivirus, content
 
     found: list[Module] = []
     if config.preprocessor.tnef:
         found.append(Tnef())
+    if config.antivirus.scanners:
+        found.append(antivirus(config, event))
     found.append(Attachments(_kept(directory, directory.attachment_rules), config.attachment.unparsable, config.hostname))
+    if config.content.checker:
+        found.append(content(config, home, event))
     found.append(AntiSpam(directory.tag_default, keeps_tags))
 
     def texts() -> dict[int, AutoText]:

@@ -20,6 +20,7 @@ class AntiSpam:
     """default: what is set for a channel (`directory.tagging`). keeps_tags: whether a part leaves with our tags on it."""
 
     name = "antispam"
+    on_tags = True
 
     def __init__(self, default: Callable[[int], str], keeps_tags: Callable[[Part], bool]) -> None:
         self._default = default

@@ -30,6 +30,7 @@ class Attachments:
     """rules: in the order they count. unparsable: `strip`, `bounce` or `pass`. hostname: in the notices."""
 
     name = "attachments"
+    on_tags = False
 
     def __init__(self, rules: Callable[[], Sequence[Rule]], unparsable: str, hostname: str) -> None:
         self._rules = rules

@@ -45,6 +45,7 @@ class AutoTextInsertion:
     """texts: input channel -> its texts. signed: whether mail with a DKIM signature gets them too."""
 
     name = "autotext"
+    on_tags = False
 
     def __init__(self, texts: Callable[[], Mapping[int, AutoText]], signed: bool) -> None:
         self._texts = texts

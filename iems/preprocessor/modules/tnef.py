@@ -31,6 +31,7 @@ class Tnef:
     """See the module."""
 
     name = "tnef"
+    on_tags = False
 
     def wants(self, envelope: Envelope) -> bool:
         """All mail that has not been unwrapped."""

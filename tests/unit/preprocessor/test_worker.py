@@ -235,6 +235,7 @@ class Stamp:
     """Rewrites: puts a line on top."""
 
     name = "stamp"
+    on_tags = False
 
     def wants(self, envelope):
         return True
@@ -248,6 +249,7 @@ class Guard:
     """Refuses mary, drops bob."""
 
     name = "guard"
+    on_tags = False
 
     def wants(self, envelope):
         return True
@@ -349,6 +351,7 @@ def test_wrapped_mail_starts_again_unwrapped(home):
 
     class Spy:
         name = "spy"
+        on_tags = False
 
         def wants(self, envelope):
             return True

@@ -1,0 +1,135 @@
+"""Module `antivirus`: one scanner after the other looks at a message; the first that finds something decides (product.md 1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from iems._native import kernel
+from iems.message import build
+from iems.message.structure import Structure
+from iems.message.text import part_octets
+from iems.model import Envelope, Reply, rope_length
+from iems.preprocessor.modules import TryLater, Verdict, Work
+from iems.preprocessor.parts import Change, edited, part_replaced
+from iems.scan.breaker import ScanFailure
+
+_mime = kernel("mime")
+
+CHUNK_OCTETS = 256 << 10
+#: For `strip` the parts are looked at one by one, of messages up to this length.
+STRIP_OCTETS = 64 << 20
+RETRY_S = 60.0
+
+
+class Scanner(Protocol):
+    """clamd or a command."""
+
+    name: str
+
+    async def scan(self, content: AsyncIterator[bytes]) -> str:
+        """The virus, or "". Raises ScanFailure."""
+
+
+class AntiVirus:
+    """scanners: in the order they are asked. infected: `bounce`, `quarantine`, `delete` or `strip`. on_failure: `defer` or `pass`."""
+
+    name = "antivirus"
+    on_tags = False
+
+    def __init__(self, scanners: Sequence[Scanner], infected: str, on_failure: str, hostname: str) -> None:
+        self._scanners = scanners
+        self._infected = infected
+        self._on_failure = on_failure
+        self._hostname = hostname
+
+    def wants(self, envelope: Envelope) -> bool:
+        """All mail."""
+        return True
+
+    async def examine(self, work: Work) -> Verdict:
+        """What the scanners say."""
+        if work.released:
+            return Verdict(note="released from quarantine by an administrator")
+        asked = []
+        for scanner in self._scanners:
+            try:
+                virus = await scanner.scan(_content(work))
+            except ScanFailure as error:
+                if self._on_failure == "defer":
+                    raise TryLater(Reply(451, 4, 7, "The virus scanner is not available"), RETRY_S, str(error)) from error
+                asked.append(f"{scanner.name}: not available")
+                continue
+            asked.append(f"{scanner.name}: {virus or 'clean'}")
+            if virus:
+                return await self._act(work, scanner, virus, "; ".join(asked))
+        return Verdict(note="; ".join(asked))
+
+    async def _act(self, work: Work, scanner: Scanner, virus: str, note: str) -> Verdict:
+        what = f"virus {virus}"
+        action = self._infected
+        if action == "bounce" and not work.envelope.reverse_path:
+            action = "delete"  # nobody to tell, and it must not arrive
+        sources = [source for part in work.parts for source in part.sources]
+        if action == "strip":
+            changes = await self._infected_parts(work, scanner, virus)
+            if changes:
+                return Verdict(rope=await edited(work, changes), note=f"{note}; removed")
+            action = "quarantine"
+        if action == "quarantine":
+            return Verdict(quarantine=what, note=note)
+        if action == "delete":
+            return Verdict(discarded=[(source, what) for source in sources], note=note)
+        return Verdict(failed=[(source, Reply(550, 7, 1, f"Refused: {what}")) for source in sources], note=note)
+
+    async def _infected_parts(self, work: Work, scanner: Scanner, virus: str) -> list[Change]:
+        """Notices in the place of the parts that are infected; none if it is not single parts that are."""
+        length = rope_length(work.rope)
+        if length > STRIP_OCTETS:
+            return []
+        content = work.read(work.rope, 0, length)
+        structure = Structure.parse(content)
+        changes: list[Change] = []
+        for row in range(len(structure)):
+            part = structure.at(row)
+            if part.kind != _mime.LEAF or part.body_end <= part.body_start:
+                continue
+            try:
+                found = await scanner.scan(_octets(part_octets(content, part)))
+            except ScanFailure as error:
+                raise TryLater(Reply(451, 4, 7, "The virus scanner is not available"), RETRY_S, str(error)) from error
+            if found:
+                notice = f"An attachment was removed from this message by {self._hostname}: {found}.\r\n"
+                changes += part_replaced(content, part, build.text_part(notice))
+        left = _Rest(content, changes)
+        # What is left must be clean as a whole.
+        if changes and not await scanner.scan(_octets(left.octets())):
+            return sorted(changes)
+        return []
+
+
+class _Rest:
+    def __init__(self, content: bytes, changes: Sequence[Change]) -> None:
+        self._content = content
+        self._changes = sorted(changes)
+
+    def octets(self) -> bytes:
+        """The content with the changes made."""
+        out, at = [], 0
+        for change in self._changes:
+            out += [self._content[at : change.start], change.new]
+            at = change.end
+        return b"".join([*out, self._content[at:]])
+
+
+async def _content(work: Work) -> AsyncIterator[bytes]:
+    length = rope_length(work.rope)
+    for at in range(0, length, CHUNK_OCTETS):
+        yield work.read(work.rope, at, min(CHUNK_OCTETS, length - at))
+
+
+async def _octets(octets: bytes) -> AsyncIterator[bytes]:
+    yield octets
+
+
+__all__ = ["AntiVirus", "Scanner"]

@@ -1,0 +1,68 @@
+"""Modules that ask other programs, made as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iems.model import Channel
+from iems.preprocessor.modules.antivirus import AntiVirus, Scanner
+from iems.preprocessor.modules.content import Content
+from iems.scan.breaker import Breaker
+from iems.scan.checker import Rspamd, Spamd
+from iems.scan.clamd import Clamd
+from iems.scan.command import Command
+
+if TYPE_CHECKING:
+    from iems.config import Config
+
+
+def _breaker(name: str, event: Callable[..., None]) -> Breaker:
+    def told(is_open: bool, reason: str) -> None:
+        event("scanner_away" if is_open else "scanner_back", scanner=name, reason=reason)
+
+    return Breaker(told)
+
+
+def antivirus(config: Config, event: Callable[..., None]) -> AntiVirus:
+    """The module `antivirus`. event: of the log, told when a scanner goes away or comes back."""
+    settings = config.antivirus
+    scanners: list[Scanner] = []
+    for text in settings.scanners:
+        kind, _, place = text.partition(":")
+        breaker = _breaker(text.split(" ")[0], event)
+        if kind == "clamd":
+            scanners.append(Clamd(place, timeout_s=settings.timeout_s, at_once=settings.at_once, breaker=breaker))
+        else:
+            scanners.append(
+                Command(
+                    place,
+                    timeout_s=settings.timeout_s,
+                    at_once=settings.at_once,
+                    breaker=breaker,
+                    infected=settings.infected_codes,
+                    clean=settings.clean_codes,
+                )
+            )
+    return AntiVirus(scanners, settings.infected, settings.on_failure, config.hostname)
+
+
+def content(config: Config, home: Path, event: Callable[..., None]) -> Content:
+    """The module `content`."""
+    settings = config.content
+    kind, _, place = settings.checker.partition(":")
+    made = Spamd if kind == "spamd" else Rspamd
+    checker = made(
+        place, timeout_s=settings.timeout_s, at_once=settings.at_once, breaker=_breaker(settings.checker, event)
+    )
+    actions = {int(Channel[name]): action for name, action in (text.split(" ", 1) for text in settings.channel_actions)}
+    return Content(
+        checker,
+        settings.action,
+        actions,
+        subject=settings.subject,
+        archive=home / settings.archive,
+        max_octets=settings.max_octets,
+        on_failure=settings.on_failure,
+    )

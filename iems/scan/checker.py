@@ -1,0 +1,119 @@
+"""Clients of content filters: spamd (its protocol) and rspamd (its HTTP interface). Both answer with a score and a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+
+from msgspec import Struct
+
+from iems.scan.breaker import Breaker, ScanFailure
+
+_SPAM = re.compile(rb"^Spam:[ \t]*(True|Yes|False|No)[ \t]*;[ \t]*(-?[0-9.]+)[ \t]*/[ \t]*(-?[0-9.]+)", re.I | re.M)
+_ANSWER_MAX = 1 << 20
+
+
+class Score(Struct, frozen=True):
+    """spam: what the filter says. rules: names of what matched, as far as it tells."""
+
+    spam: bool
+    score: float
+    limit: float
+    rules: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """For people: `7.1 of 5 (RULE, ...)`."""
+        rules = f" ({', '.join(self.rules[:20])})" if self.rules else ""
+        return f"{self.score:g} of {self.limit:g}{rules}"
+
+
+class Checker:
+    """What both have in common. place: HOST:PORT. timeout_s: for one message. at_once: messages at the same time."""
+
+    kind = ""
+
+    def __init__(self, place: str, *, timeout_s: float, at_once: int, breaker: Breaker) -> None:
+        self.name = f"{self.kind}:{place}"
+        host, _, port = place.rpartition(":")
+        self._host, self._port = host.strip("[]"), int(port)
+        self._timeout_s = timeout_s
+        self._room = asyncio.Semaphore(at_once)
+        self._breaker = breaker
+
+    async def check(self, content: bytes, *, ip: str = "", helo: str = "", sender: str = "", recipients: tuple[str, ...] = ()) -> Score:
+        """The score of a message. Raises ScanFailure."""
+        async with self._room:
+            self._breaker.check()
+            try:
+                found = await asyncio.wait_for(self._ask(content, ip, helo, sender, recipients), self._timeout_s)
+            except (OSError, EOFError, TimeoutError, ValueError, KeyError, TypeError, http.client.HTTPException, ScanFailure) as error:
+                reason = str(error) or type(error).__name__
+                self._breaker.failed(reason)
+                raise ScanFailure(f"{self.name}: {reason}") from error
+            except BaseException:
+                self._breaker.failed("cut off")
+                raise
+            self._breaker.succeeded()
+            return found
+
+    async def _ask(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
+        raise NotImplementedError
+
+
+class Spamd(Checker):
+    """SpamAssassin's daemon (protocol SPAMC/1.5, method SYMBOLS)."""
+
+    kind = "spamd"
+
+    async def _ask(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            writer.write(b"SYMBOLS SPAMC/1.5\r\nContent-length: %d\r\n\r\n" % len(content))
+            writer.write(content)
+            await writer.drain()
+            writer.write_eof()
+            answer = await reader.read(_ANSWER_MAX)
+            while more := await reader.read(_ANSWER_MAX - len(answer)):
+                answer += more
+        finally:
+            writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        first = head.partition(b"\r\n")[0].split()
+        found = _SPAM.search(head)
+        if len(first) < 3 or not first[0].startswith(b"SPAMD/") or first[1] != b"0" or found is None:
+            raise ScanFailure(f"no answer of spamd: {answer[:200]!r}")
+        rules = tuple(rule.decode("ascii", "replace") for rule in body.strip().split(b",")[:100] if rule.strip())
+        return Score(found[1].lower() in (b"true", b"yes"), float(found[2]), float(found[3]), rules)
+
+
+class Rspamd(Checker):
+    """rspamd's normal worker (POST /checkv2). Spam is what it would reject, rewrite or mark."""
+
+    kind = "rspamd"
+
+    async def _ask(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
+        return await asyncio.to_thread(self._post, content, ip, helo, sender, recipients)
+
+    def _post(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
+        given = {"IP": ip, "Helo": helo, "From": sender, "Rcpt": ",".join(recipients)}
+        headers = {name: _safe(value) for name, value in given.items() if value}
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        try:
+            connection.request("POST", "/checkv2", content, headers)
+            response = connection.getresponse()
+            body = response.read(_ANSWER_MAX)
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ScanFailure(f"rspamd answers {response.status}: {body[:200]!r}")
+        answer = json.loads(body)
+        spam = answer["action"] in ("reject", "add header", "rewrite subject")
+        return Score(spam, float(answer["score"]), float(answer["required_score"]), tuple(sorted(answer.get("symbols", {}))[:100]))
+
+
+def _safe(text: str) -> str:
+    """A header value: printable ASCII, so that an address can't add a field."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text)[:1000]

@@ -1,0 +1,97 @@
+"""Real scanners in private instances on loopback: clamd with a signature of its own, spamd with SpamAssassin's rules and no network."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+#: The EICAR test file, in two pieces so that this file is none.
+EICAR = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$" + rb"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
+GTUBE = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*" + b"GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+CLAMD = shutil.which("clamd") or shutil.which("clamd", path="/usr/sbin")
+SPAMD = shutil.which("spamd") or shutil.which("spamd", path="/usr/sbin")
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Daemon:
+    """A process that listens on a port; use it in a `with` block. `pause` and `go_on` freeze and wake it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def __enter__(self) -> Daemon:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = open(self.folder / "log", "wb")
+        self.process = subprocess.Popen(self.command(), stdout=self.log, stderr=self.log, start_new_session=True)
+        until = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return self
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < until, (self.folder / "log").read_text()
+                time.sleep(0.05)
+
+    def signal(self, number: int) -> None:
+        """To all its processes."""
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            for number in (18, 15):
+                try:
+                    os.killpg(self.process.pid, number)
+                except ProcessLookupError:
+                    pass
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, 9)
+                self.process.wait()
+        self.log.close()
+
+
+class ClamdDaemon(Daemon):
+    """clamd that knows one virus: EICAR."""
+
+    def command(self) -> list[str]:
+        """Writes its signature and settings."""
+        (self.folder / "db").mkdir(exist_ok=True)
+        # name:type 0 (any file):offset any:hexadecimal
+        (self.folder / "db" / "test.ndb").write_text(f"Test.Eicar:0:*:{EICAR.hex()}\n")
+        user = pwd.getpwuid(os.getuid()).pw_name
+        (self.folder / "clamd.conf").write_text(
+            f"DatabaseDirectory {self.folder}/db\nTCPSocket {self.port}\nTCPAddr 127.0.0.1\nForeground yes\nUser {user}\n"
+            "MaxThreads 4\nStreamMaxLength 25M\nLogFile /dev/null\n"
+        )
+        assert CLAMD is not None
+        return [CLAMD, "-c", str(self.folder / "clamd.conf")]
+
+
+class SpamdDaemon(Daemon):
+    """spamd without network tests."""
+
+    def command(self) -> list[str]:
+        """Local tests only, two children."""
+        assert SPAMD is not None
+        return [
+            SPAMD, "-L", "-i", "127.0.0.1", "-p", str(self.port), "-m", "2", "-x", "-H", str(self.folder),
+            f"--pidfile={self.folder}/pid", "-s", "stderr", "--allow-tell",
+        ]  # fmt: skip

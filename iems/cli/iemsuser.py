@@ -16,6 +16,7 @@ import click
 
 from iems.cli.common import Failed, Group, become_owner, json_option, say, say_json, table
 from iems.cli.spam import spam, undelete
+from iems.cli.transfer import export_mail, import_mail
 from iems.config import Config, load
 from iems.directory import Account, Directory
 from iems.errors import DirectoryUnavailable
@@ -270,6 +271,8 @@ def enable(home: Home, address: str) -> None:
 
 cli.add_command(_home_option(spam))
 cli.add_command(_home_option(undelete))
+cli.add_command(_home_option(export_mail))
+cli.add_command(_home_option(import_mail))
 
 
 def main() -> None:

@@ -78,8 +78,9 @@ def test_command_line(home, line, tmp_path):
         "DOMAIN": "load.test", "anna@example.org": "anna@load.test", "/var/lib/iems": str(home.path),
         "SCENARIO": "large-office", "perf.jsonl": str(tmp_path / "perf.jsonl"),
         "measured/perf.jsonl": str(tmp_path / "perf.jsonl"), "site.toml": str(tmp_path / "site.toml"),
-        "ADDRESSES": str(tmp_path / "addresses"), "HOST": "relay.test", "FRONT1": f"k{os.urandom(4).hex()}",
+        "ADDRESSES": str(tmp_path / "addresses"), "HOST": "relay.test", "OUT": str(tmp_path / "out"), "IN": str(tmp_path / "in.eml"), "FRONT1": f"k{os.urandom(4).hex()}",
     }  # fmt: skip
+    (tmp_path / "in.eml").write_bytes(b"Subject: x\r\n\r\nx\r\n")
     (tmp_path / "addresses").write_text("# people\na1@load.test\n")
     (tmp_path / "site.toml").write_text("users = 10\nmessages_in = 1\n")
     (tmp_path / "perf.jsonl").write_text('{"module": "smtpd", "mb_per_min": 9000}\n')

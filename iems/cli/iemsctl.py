@@ -37,6 +37,8 @@ COMMANDS = {
     "attachment": ("attachment", "attachment"),
     "autotext": ("autotext", "autotext"),
     "tagkey": ("cam", "tagkey"),
+    "backup": ("backup", "backup"),
+    "restore": ("backup", "restore"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
     "capacity": ("capacity", "capacity"),

@@ -26,7 +26,7 @@ from iems.model import Verdict
 FIELD = b"X-IEMS-AntiSpam"
 #: The field mail programs know; as the product wrote it.
 STATUS = b"X-Spam-Status: YES\r\n"
-#: Fields that only we may write: what comes from outside under these names is removed.
+#: Fields that only we write. Of the second, other filters write their own kind (`Yes, score=...`), which is left alone.
 OWN_FIELDS = frozenset({FIELD.lower(), b"x-spam-status"})
 #: Verdicts in one tag, octets of one that is written (an inline piece of a rope), and of one that is read.
 MAX_VERDICTS = 64
@@ -48,6 +48,11 @@ class Tag(Struct, frozen=True):
     time_s: int
     verdicts: tuple[Verdict, ...]
     key: str = ""
+
+
+def is_ours(name: bytes, raw: bytes) -> bool:
+    """Whether a field says what only we may say. name: in lower case. raw: its value."""
+    return name == b"x-iems-antispam" or (name == b"x-spam-status" and header.unfold(raw) == b"YES")
 
 
 def _quoted(text: str) -> str:

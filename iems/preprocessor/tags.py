@@ -43,7 +43,11 @@ class Tags:
         folded = head.lower()
         if not any(name in folded for name in _LINES) and not folded.startswith(_NAMES):
             return None
-        ours = [(field.start, field.end) for field in header.fields(head) if field.name in tag.OWN_FIELDS]
+        ours = [
+            (field.start, field.end)
+            for field in header.fields(head)
+            if field.name in tag.OWN_FIELDS and tag.is_ours(field.name, head[field.value : field.end])
+        ]
         if not ours:
             return None
         found = tag.verified(head, self._keys.all) if self._keys.all else None

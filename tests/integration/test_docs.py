@@ -62,6 +62,8 @@ def home():
             client.rcpt("a1@load.test")
             running.id = client.data(b"Subject: x\r\n\r\nx\r\n")[1].split()[-1].decode()
         queue.until_drained(running.path)
+        running.backup = running.path.parent / "backup"
+        running.ctl("backup", "make", str(running.backup))
         running.ctl("queue", "hold", "--channel", "LOCAL")
         with smtplib.SMTP("127.0.0.1", running.port("smtp")) as client:
             client.ehlo()
@@ -78,7 +80,7 @@ def test_command_line(home, line, tmp_path):
         "DOMAIN": "load.test", "anna@example.org": "anna@load.test", "/var/lib/iems": str(home.path),
         "SCENARIO": "large-office", "perf.jsonl": str(tmp_path / "perf.jsonl"),
         "measured/perf.jsonl": str(tmp_path / "perf.jsonl"), "site.toml": str(tmp_path / "site.toml"),
-        "ADDRESSES": str(tmp_path / "addresses"), "HOST": "relay.test", "OUT": str(tmp_path / "out"), "IN": str(tmp_path / "in.eml"), "FRONT1": f"k{os.urandom(4).hex()}",
+        "ADDRESSES": str(tmp_path / "addresses"), "HOST": "relay.test", "OUT": str(tmp_path / "out"), "BACKUP": str(home.backup), "TARGET": str(tmp_path / "target"), "IN": str(tmp_path / "in.eml"), "FRONT1": f"k{os.urandom(4).hex()}",
     }  # fmt: skip
     (tmp_path / "in.eml").write_bytes(b"Subject: x\r\n\r\nx\r\n")
     (tmp_path / "addresses").write_text("# people\na1@load.test\n")

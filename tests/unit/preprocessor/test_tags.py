@@ -45,11 +45,13 @@ def incoming(tags, content, env=None):
 @pytest.mark.parametrize("before", [b"", b"Received: by y\r\n" * 2000], ids=["short", "long"])
 def test_foreign_fields_go(keys, name, before):
     tags = Tags(keys, lambda: NONE)
-    forged = name + b": YES; s=abc\r\n\tfolded\r\n"
+    forged = name + (b": YES\r\n" if b"tatus" in name.lower() else b": YES; s=abc\r\n\tfolded\r\n")
     assert incoming(tags, forged + before + TEXT) == before + TEXT
     assert incoming(tags, before + forged + TEXT.replace(b"Subject", forged + b"Subject")) == before + TEXT
     assert incoming(tags, before + TEXT) is None
     assert incoming(tags, b"Subject: y\r\n" + name[:8] + b"-Other: 1\r\n\r\n") is None
+    foreign = b"X-Spam-Status: Yes, score=9.1 required=5\r\nX-Spam-Status: No\r\n"
+    assert incoming(tags, foreign + TEXT) is None, "another filter's own word"
     assert incoming(tags, b"no header at all") is None and incoming(tags, b"") is None
 
 
@@ -124,14 +126,14 @@ def test_cutting_a_rope_is_cutting_its_octets(pieces, marks):
         assert octets == expected + content[at:]
 
 
-@given(st.lists(st.sampled_from([b"X-Spam-Status: a\r\n", b" folded\r\n", b"From: x\r\n", b"\r\n", b"X-IEMS-AntiSpam:\r\n", b"junk\r\n", b"\n"]), max_size=12))
+@given(st.lists(st.sampled_from([b"X-Spam-Status: YES\r\n", b" folded\r\n", b"From: x\r\n", b"\r\n", b"X-IEMS-AntiSpam:\r\n", b"junk\r\n", b"\n"]), max_size=12))
 @settings(max_examples=100, deadline=None)
 def test_nothing_of_ours_is_left_in_a_header(tmp_path_factory, lines):
     tags = Tags(TagKeys(tmp_path_factory.getbasetemp()), lambda: NONE)
     content = b"".join(lines)
     left = incoming(tags, content)
     left = content if left is None else left
-    assert not [f for f in header.fields(left) if f.name in tag.OWN_FIELDS]
+    assert not [f for f in header.fields(left) if tag.is_ours(f.name, left[f.value : f.end])]
 
 
 def test_ways_past_a_module():

@@ -18,6 +18,7 @@ from iems.cli.common import Failed, Group, become_owner, json_option, say, say_j
 from iems.cli.spam import spam, undelete
 from iems.config import Config, load
 from iems.directory import Account, Directory
+from iems.directory.stored import Forms
 from iems.errors import DirectoryUnavailable
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -159,8 +160,13 @@ def create(home: Home, address: str, password_stdin: bool, quota: str) -> None:
             f"{domain} is not a local domain (local: {known}); add it with: iemsctl domain add {domain}"
         )
     password = _password(password_stdin, address)
+    config = home.config()
     account = directory.create_account(
-        address, password, quota_octets=quota_octets, partitions=home.config().store.partitions
+        address,
+        password,
+        quota_octets=quota_octets,
+        partitions=config.store.partitions,
+        forms=Forms.of(config.auth),
     )
     say(f"created {account.address}")
 
@@ -227,7 +233,8 @@ def passwd(home: Home, address: str, password_stdin: bool) -> None:
     directory = home.directory()
     if directory.account(address) is None:
         raise Failed(f"there is no account {address}")
-    directory.set_password(address, _password(password_stdin, address))
+    forms = Forms.of(home.config().auth)
+    directory.set_password(address, _password(password_stdin, address), forms)
     say(f"changed the password of {address.lower()}")
 
 

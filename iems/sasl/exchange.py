@@ -70,9 +70,14 @@ Outcome = Challenge | Password | Lookup | Token | Proven | Refused
 
 
 class Exchange(Protocol):
-    """One authentication under way. login: the name given so far, "" before; for logs."""
+    """One authentication under way.
+
+    login: the name given so far, "" before. keys, scheme: for whoever answers `Lookup`, to note what the proof will be of.
+    """
 
     login: str
+    keys: Keys | None
+    scheme: str
 
     def start(self, initial: bytes | None) -> Outcome:
         """Begin. initial: the initial response, None if there is none; b"" is an empty one."""
@@ -92,6 +97,8 @@ class Base:
 
     def __init__(self) -> None:
         self.login = ""
+        self.keys: Keys | None = None
+        self.scheme = ""
 
     def start(self, initial: bytes | None) -> Outcome:
         """See `Exchange`; by default the client begins, after an empty challenge if it sent nothing."""

@@ -88,7 +88,7 @@ class Scram(Base):
         self._bound = b""
         self._client_first = b""
         self._server_first = b""
-        self._keys: Keys | None = None
+        self._stored: Keys | None = None
         self._proven = False
 
     def step(self, response: bytes) -> Outcome:
@@ -98,8 +98,8 @@ class Scram(Base):
         if self._proven:
             # The last server message is a challenge here, answered by nothing (RFC 4954 4, RFC 9051 6.2.2).
             return Refused(MALFORMED) if response else Proven(self.login)
-        if self._keys is not None:
-            return self._final(response, self._keys)
+        if self._stored is not None:
+            return self._final(response, self._stored)
         return self._first(response)
 
     def _first(self, message: bytes) -> Outcome:
@@ -128,7 +128,7 @@ class Scram(Base):
 
     def found(self, keys: Keys) -> Outcome:
         """See `Exchange`."""
-        self._keys = keys
+        self._stored = keys
         self._server_first = b"r=%b,s=%b,i=%d" % (self._nonce, base64.b64encode(keys.salt), keys.iterations)
         return Challenge(self._server_first)
 

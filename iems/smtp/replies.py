@@ -34,6 +34,7 @@ DIRECTORY_AWAY = Reply(451, 3, 0, "The directory does not answer, try again late
 SYSTEM_FULL = Reply(452, 3, 1, "Mail system full, try again later")
 TOO_MANY_RECIPIENTS = Reply(452, 5, 3, "Too many recipients, send the rest in another transaction")
 TLS_UNAVAILABLE = Reply(454, 7, 0, "TLS not available for now")
+AUTH_HELD_BACK = Reply(454, 7, 0, "Too many failed logins from your network, try again later")
 AUTH_UNAVAILABLE = Reply(454, 7, 0, "Authentication not available for now, try again later")
 
 # --- 5xx: syntax and sequence

@@ -10,10 +10,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
+from iems.directory.login import settle
 from iems.directory.peers import NONE, Peers
 from iems.directory.peers import Peer as Profile
-from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull
+from iems.errors import DirectoryUnavailable, LoginHeldBack, SpoolError, SpoolFull
 from iems.model import Channel, Envelope, Reply, id_text
+from iems.sasl import NOTHING, Challenge, Offer, Refused, encode
 from iems.smtp import received, replies
 from iems.smtp.grammar import Mail, Path, Rcpt, rcpt
 from iems.smtpd.engine import (
@@ -34,7 +36,8 @@ from iems.spool.items import Message
 
 if TYPE_CHECKING:
     from iems.config import Config
-    from iems.directory import Authenticator, Resolution
+    from iems.directory import Resolution
+    from iems.directory.login import Logins
     from iems.log import Log
     from iems.smtpd.relays import RelayChecks
     from iems.smtpd.screen import Refusal, Screen
@@ -42,10 +45,12 @@ if TYPE_CHECKING:
 
 #: Resolutions remembered for the time the directory does not answer (beyond.md 3.10).
 KNOWN_RECIPIENTS = 16_384
+#: Of a log-in name in the log.
+LOGGED_CHARACTERS = 320
 
 
-def settings_of(config: Config, listener: str) -> Settings:
-    """The engine's settings for a listener ("smtp", "submission", "submissions", "lmtp")."""
+def settings_of(config: Config, listener: str, offer: Offer = NOTHING) -> Settings:
+    """The engine's settings for a listener ("smtp", "submission", "submissions", "lmtp"). offer: of AUTH."""
     smtpd = config.smtpd
     return Settings(
         hostname=config.hostname.encode(),
@@ -57,6 +62,7 @@ def settings_of(config: Config, listener: str) -> Settings:
         max_errors=smtpd.max_errors,
         content_line_octets=smtpd.content_line_octets,
         normalise=smtpd.bare_lf == "normalise",
+        offer=offer,
     )
 
 
@@ -183,7 +189,7 @@ class Handlers:
         policy: Policy,
         spool: Spool,
         directory: Lookup,
-        authenticator: Authenticator,
+        authenticator: Logins,
         log: Log,
         count: Callable[..., None],
         peers: Callable[[], Peers] = lambda: NONE,
@@ -242,7 +248,13 @@ class Handlers:
                 return refusal
         connection = session.engine.connection
         connection.starttls = session.tls_offered and not connection.secure
-        connection.mechanisms = self.policy.mechanisms(session.listener, session.peer, connection.secure)
+        connection.mechanisms = self.policy.mechanisms(
+            session.listener,
+            session.peer,
+            connection.secure,
+            session.engine.settings.offer,
+            connection.bindings,
+        )
         return replies.OK
 
     def _profiled(self, session: Session, name: bytes) -> Reply | None:
@@ -282,31 +294,40 @@ class Handlers:
         return replies.OK
 
     def login(self, session: Session, event: Login) -> None:
-        """AUTH: the password is checked in a thread."""
+        """AUTH: what is asked is answered from the directory, a password is checked in a thread."""
         self.pending += 1
         self._spawn(self._login(session, event))
 
     async def _login(self, session: Session, event: Login) -> None:
         ip = session.peer.ip
+        exchange = event.exchange
         try:
-            account = await self.authenticator.check(event.login, event.password, ip)
+            found = await settle(self.authenticator, exchange, event.outcome, ip)
+        except LoginHeldBack:
+            session.login_failures += 1
+            reply = replies.AUTH_HELD_BACK
+            if session.login_failures >= self.policy.max_login_failures:
+                reply = replies.TOO_MANY_LOGIN_FAILURES
         except DirectoryUnavailable:
             reply = replies.AUTH_UNAVAILABLE
         except Exception as fault:
             self.log.error("login failed", fault)
             reply = replies.AUTH_UNAVAILABLE
         else:
-            if account is None:
+            if isinstance(found, Challenge):
+                reply = Reply(334, 0, 0, encode(found.octets).decode())
+            elif isinstance(found, Refused):
                 session.login_failures += 1
                 self.count("logins_failed_total")
-                self.log.event("login-failed", login=event.login, client=ip, listener=session.listener)
+                login = exchange.login[:LOGGED_CHARACTERS]
+                self.log.event("login-failed", login=login, client=ip, listener=session.listener)
                 reply = replies.BAD_CREDENTIALS
                 if session.login_failures >= self.policy.max_login_failures:
                     reply = replies.TOO_MANY_LOGIN_FAILURES
             else:
-                session.engine.connection.user = account.address
+                session.engine.connection.user = found.address
                 self.count("logins_total")
-                self.log.event("login", login=account.address, client=ip, listener=session.listener)
+                self.log.event("login", login=found.address, client=ip, listener=session.listener)
                 reply = replies.AUTHENTICATED
         self.pending -= 1
         session.answer(reply)

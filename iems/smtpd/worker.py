@@ -15,6 +15,7 @@ from iems.net import proxy
 from iems.net.callahead import Callahead
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
+from iems.net.tls import bindings
 from iems.smtp import replies
 from iems.smtpd import handlers
 from iems.smtpd.engine import Engine, Settings, State
@@ -101,6 +102,8 @@ class Session(handlers.Session):
             cipher = tls.cipher()
             self.tls_text = f"{tls.version()} with cipher {cipher[0] if cipher else 'unknown'}".encode()
         engine.tls_started()
+        if tls is not None and engine.settings.offer.scram:
+            engine.connection.bindings = bindings(tls)
         if self.listener == "submissions" and not engine.closed:
             engine.greet()
         self.stream.send(engine.take_output())
@@ -187,9 +190,6 @@ class Worker:
         config = ctx.config
         self.ctx = ctx
         self.policy = Policy(config)
-        self.settings: dict[str, Settings] = {
-            listener: handlers.settings_of(config, listener) for listener in LISTENERS
-        }
         self.line_timeout_s = config.smtpd.line_timeout_s
         self.data_timeout_s = config.smtpd.data_timeout_s
         self.content_deadline_s = config.smtpd.content_deadline_s
@@ -197,9 +197,11 @@ class Worker:
         self.last_descriptor = last_descriptor()
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
-        self.authenticator = Authenticator(
-            self.directory, threads=config.auth.threads, keep_s=config.auth.cache_s
-        )
+        self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
+        self.settings: dict[str, Settings] = {
+            listener: handlers.settings_of(config, listener, self.authenticator.offer)
+            for listener in LISTENERS
+        }
         resolver = Resolver.of(config.dns)
         self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
         self.handlers = handlers.Handlers(

@@ -854,6 +854,13 @@ class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "conf/tls/key.pem"
     )
     minimum: Annotated[Literal["1.2", "1.3"], Meta(description="Oldest version of TLS spoken.")] = "1.2"
+    domains: Annotated[
+        str,
+        Meta(
+            description="Folder with a folder for each further domain, DOMAIN/cert.pem and DOMAIN/key.pem, shown to clients that "
+            "ask for DOMAIN or a name in it; relative to the home. Empty: none."
+        ),
+    ] = "conf/tls"
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -297,6 +297,12 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["off", "tag", "reject"],
         Meta(description="A sender or recipient without a domain, where smtpd.qualify would complete it."),
     ] = "off"
+    sender_login: Annotated[
+        Literal["off", "warn", "reject"],
+        Meta(
+            description="A client that logged in and names a sender in MAIL FROM that is not one of its own; warn: a line in the log."
+        ),
+    ] = "off"
 
 
 class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

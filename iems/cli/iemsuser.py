@@ -257,6 +257,26 @@ def quota(home: Home, address: str, size: str | None) -> None:
 
 @cli.command()
 @click.argument("address")
+@click.option("--grant", metavar="SENDER", help="Let the user send from this address, domain or *.DOMAIN.")
+@click.option("--revoke", metavar="SENDER", help="Take it back.")
+@_home_option
+@click.pass_obj
+def senders(home: Home, address: str, grant: str | None, revoke: str | None) -> None:
+    """Show or change what a user may send from beside its own addresses; see smtpd.sender_login."""
+    directory = home.directory()
+    if revoke is not None:
+        directory.revoke_sender(address, revoke)
+    if grant is not None:
+        directory.grant_sender(address, grant)
+    account = directory.account(address)
+    if account is None:
+        raise Failed(f"there is no account {address}")
+    for name in account.send_as:
+        say(name)
+
+
+@cli.command()
+@click.argument("address")
 @_home_option
 @click.pass_obj
 def disable(home: Home, address: str) -> None:

@@ -59,6 +59,8 @@ from iems.errors import DirectoryUnavailable
 from iems.model import Channel
 
 MAX_CACHED = 16_384
+#: Addresses and domains granted to one account.
+MAX_SENDERS = 1000
 
 _T = TypeVar("_T")
 
@@ -656,6 +658,34 @@ class Directory:
 
         self._write("account spam", work_on, policy=False)
 
+    def grant_sender(self, address: str, sender: str) -> None:
+        """Let an account send from an address, a domain or `*.DOMAIN` that is not its own. Raises DirectoryRefusal."""
+        name = _sender(sender)
+
+        def change(work: Change) -> None:
+            number, entry = work.account(address)
+            granted = entry.attributes.get("iemsSendAs", [])
+            if name in granted:
+                raise DirectoryRefusal(f"{entry.lookup} may send as {name} already")
+            if len(granted) >= MAX_SENDERS:
+                raise DirectoryRefusal(f"{entry.lookup} has {MAX_SENDERS} senders; grant it a domain")
+            work.replace(number, entry, {"iemsSendAs": [*granted, name]})
+
+        self._write("sender grant", change, policy=False)
+
+    def revoke_sender(self, address: str, sender: str) -> None:
+        """Take back what `grant_sender` gave. Raises DirectoryRefusal."""
+        name = _sender(sender)
+
+        def change(work: Change) -> None:
+            number, entry = work.account(address)
+            granted = entry.attributes.get("iemsSendAs", [])
+            if name not in granted:
+                raise DirectoryRefusal(f"{entry.lookup} was not granted {name}")
+            work.replace(number, entry, {"iemsSendAs": [text for text in granted if text != name]})
+
+        self._write("sender revoke", change, policy=False)
+
     def _set(self, address: str, action: str, values: dict[str, list[str]]) -> None:
         def change(work: Change) -> None:
             number, entry = work.account(address)
@@ -1051,6 +1081,16 @@ def _user() -> str:
 def _entry_address(address: str) -> tuple[str, str]:
     try:
         return entry_address(address)
+    except NameRefused as refusal:
+        raise DirectoryRefusal(str(refusal)) from None
+
+
+def _sender(text: str) -> str:
+    """What may be granted, in normal form: an address, a domain or `*.DOMAIN`."""
+    if "@" in text:
+        return "@".join(_entry_address(text))
+    try:
+        return pattern_of(text)
     except NameRefused as refusal:
         raise DirectoryRefusal(str(refusal)) from None
 

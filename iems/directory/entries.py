@@ -118,7 +118,7 @@ class Account(Struct, frozen=True):
     """A mailbox owner. number: u32, never used again. quota_octets: None is unlimited. password: its hash, as argon2 writes it.
 
     spam: what its owner wants done with tagged mail, None if nothing was chosen.
-    keys: what else is kept of the password, see stored.py.
+    keys: what else is kept of the password, see stored.py. send_as: addresses, domains and `*.DOMAIN` it may send from beside its own.
     """
 
     number: int
@@ -130,6 +130,7 @@ class Account(Struct, frozen=True):
     may_receive: bool = True
     spam: SpamControl | None = None
     keys: tuple[str, ...] = ()
+    send_as: tuple[str, ...] = ()
 
 
 class Retired(Struct, frozen=True):
@@ -184,4 +185,5 @@ def account_of(entry: Entry) -> Account:
         ),
         spam=spamcontrol.read(attributes),
         keys=tuple(attributes.get(ATTRIBUTE, ())),
+        send_as=tuple(attributes.get("iemsSendAs", ())),
     )

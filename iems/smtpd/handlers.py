@@ -31,7 +31,7 @@ from iems.smtpd.engine import (
     Xclient,
 )
 from iems.smtpd.policy import SUBMISSION, Peer, Policy
-from iems.smtpd.screen import Findings, Screening
+from iems.smtpd.screen import Findings, Refusal, Screening
 from iems.spool.items import Message
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from iems.directory.login import Logins
     from iems.log import Log
     from iems.smtpd.relays import RelayChecks
-    from iems.smtpd.screen import Refusal, Screen
+    from iems.smtpd.screen import Screen
+    from iems.smtpd.senders import Senders
     from iems.spool import Spool
 
 #: Resolutions remembered for the time the directory does not answer (beyond.md 3.10).
@@ -177,7 +178,7 @@ class Lookup(Protocol):
 class Handlers:
     """The effects of all sessions of a worker.
 
-    screen: who is turned away; None for nobody. peers: gives the peer-domain profiles. relays: looks at recipients of relay
+    screen: who is turned away; None for nobody. senders: whose addresses users may send from; None for anybody's. peers: gives the peer-domain profiles. relays: looks at recipients of relay
     domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
     a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
@@ -197,9 +198,11 @@ class Handlers:
         clock_ns: Callable[[], int] = time.time_ns,
         spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         screen: Screen | None = None,
+        senders: Senders | None = None,
     ) -> None:
         self.policy = policy
         self.screen = screen
+        self.senders = senders
         self.spool = spool
         self.directory = directory
         self.authenticator = authenticator
@@ -340,6 +343,8 @@ class Handlers:
             connection = session.engine.connection
             if not connection.user:
                 return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
+        if self.senders is not None and (reply := self._not_its_own(session, self.senders, mail)) is not None:
+            return reply
         if session.peers and not self._fits(session, mail):
             return replies.TOO_BIG
         screen = self.screen
@@ -348,6 +353,23 @@ class Handlers:
         if session.screening is not None:
             session.screening = None
         return replies.SENDER_OK
+
+    def _not_its_own(self, session: Session, senders: Senders, mail: Mail) -> Reply | None:
+        """The refusal of a reverse-path that is not one of the user's who logged in."""
+        user = session.engine.connection.user
+        address = mail.path.address
+        if not user:
+            return None
+        try:
+            if senders.owns(user, address):
+                return None
+        except DirectoryUnavailable:
+            return replies.DIRECTORY_AWAY if senders.reject else None
+        if not senders.reject:
+            self.log.event("sender-mismatch", reverse_path=address, user=user, client=session.peer.ip)
+            return None
+        refusal = Refusal(replies.NOT_YOUR_SENDER, "sender-login", user)
+        return self._screen_refused(session, refusal, address)
 
     def _screened(self, session: Session, screen: Screen, mail: Mail) -> Reply | None:
         """MAIL through the screen; None if DNS is asked first."""

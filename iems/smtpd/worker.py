@@ -22,6 +22,7 @@ from iems.smtpd.engine import Engine, Settings, State
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen
+from iems.smtpd.senders import Senders
 from iems.spool import Spool
 
 if TYPE_CHECKING:
@@ -212,6 +213,7 @@ class Worker:
             log=ctx.log,
             count=ctx.count,
             screen=self.screen,
+            senders=self._senders(config.smtpd.sender_login),
             peers=self.directory.peers,
             relays=RelayChecks(
                 self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
@@ -224,6 +226,11 @@ class Worker:
         self._tick = 0
         self._ticking: asyncio.TimerHandle | None = None
         self._idle: asyncio.Event = asyncio.Event()
+
+    def _senders(self, setting: str) -> Senders | None:
+        if setting == "off":
+            return None
+        return Senders(self.directory, self.directory.resolve, reject=setting == "reject")
 
     async def start(self) -> None:
         """Begin to accept."""

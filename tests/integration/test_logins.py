@@ -30,6 +30,7 @@ SETTINGS = {
     "auth.oauth_jwks": "conf/jwks.json",
     "auth.oauth_issuer": "https://login.test",
     "auth.oauth_audience": "mail",
+    "smtpd.sender_login": "reject",
     "smtpd.xclient_networks": ["127.0.0.1"],
 }
 
@@ -285,6 +286,20 @@ def test_a_guesser_is_held_back_at_all_doors_and_the_user_at_none(home):
     assert "login-held-back" in log and far in log
     for secret in ("guess0", "old0"):
         assert secret not in log
+
+
+def test_the_sender_belongs_to_the_login(home):
+    directory = Directory(home.path / "directory")
+    with smtp(home) as client:
+        client.login(USER, "pw")
+        assert client.mail("a2@load.test")[:1] == (553,)
+        assert client.mail("else@where.test")[:1] == (553,)
+        directory.add_alias("sales@load.test", USER)
+        directory.grant_sender(USER, "where.test")
+        for sender in (USER, "a1+shop@load.test", "sales@load.test", "else@where.test"):
+            assert client.mail(sender)[0] == 250, sender
+            client.rset()
+    directory.close()
 
 
 def test_hostile_lines(home):

@@ -391,7 +391,7 @@ def certificate(home: Home, config: Config) -> Iterator[Finding]:
         found = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as exc:
         yield Finding(
-            "certificate", "problem", f"{path}: {exc}", "put a certificate there, then iemsctl reload"
+            "certificate", "problem", f"{path}: {exc}", "put a certificate there"
         )
         return
     left_days = (found.not_valid_after_utc.timestamp() - time.time()) / 86400
@@ -402,7 +402,7 @@ def certificate(home: Home, config: Config) -> Iterator[Finding]:
         ).value.get_values_for_type(x509.DNSName)
     except x509.ExtensionNotFound:
         pass
-    mend = "get a new one, put it in conf/tls, then iemsctl reload"
+    mend = "get a new one, put it in conf/tls"
     if left_days < 0:
         yield Finding("certificate", "problem", f"expired {-left_days:.0f} days ago", mend)
     elif left_days < 14:
@@ -416,7 +416,7 @@ def certificate(home: Home, config: Config) -> Iterator[Finding]:
             "certificate",
             "note",
             "self-signed: mail programs will ask",
-            "put one of a public authority in conf/tls, then iemsctl reload",
+            "put one of a public authority in conf/tls",
         )
     else:
         yield Finding("certificate", "ok", f"good for {left_days:.0f} more days")

@@ -303,6 +303,9 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="A client that logged in and names a sender in MAIL FROM that is not one of its own; warn: a line in the log."
         ),
     ] = "off"
+    sender_login_from: Annotated[
+        bool, Meta(description="Whether smtpd.sender_login holds for each address in the field From too.")
+    ] = False
 
 
 class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
@@ -20,6 +20,7 @@ from iems.imapd.services import Services
 from iems.imapd.view import View
 from iems.net.stream import Stream
 from iems.net.tls import bindings
+from iems.sasl import NO_BINDINGS
 
 #: Received and not yet consumed while a command runs: above this, the peer waits.
 INPUT_HIGH = 256 * 1024
@@ -80,7 +81,7 @@ class Session:
         self.idling = False
         self.appending: Any = None
         self.enabled: frozenset[bytes] = frozenset()
-        self.bindings: dict[bytes, bytes] = {}  # channel bindings of this TLS connection, until login
+        self.bindings: Mapping[bytes, bytes] = NO_BINDINGS  # channel bindings of this TLS connection, until login
         self.failures = 0
         self.greeted = False
         self.closing = False
@@ -397,7 +398,7 @@ class Session:
         """Authentication succeeded."""
         self.account = account
         self.number = account.number
-        self.bindings = {}
+        self.bindings = NO_BINDINGS
         self.engine.state = State.AUTHENTICATED
         self.services.know(account)
 

@@ -130,7 +130,7 @@ class Engine:
         self.secure = secure
         self.plaintext = plaintext
         self.offer = offer
-        self.bindings: Mapping[bytes, bytes] = {}
+        self.bindings: Mapping[bytes, bytes] = sasl.NO_BINDINGS
         self.state = State.AUTHORIZATION
         self.maildrop: Maildrop | None = None
         self._tls_offered = tls_offered

@@ -20,12 +20,13 @@ from iems.sasl.exchange import (
     Token,
 )
 from iems.sasl.lines import decode, encode, first
-from iems.sasl.offer import NOTHING, Offer, begin
+from iems.sasl.offer import NO_BINDINGS, NOTHING, Offer, begin
 
 __all__ = [
     "MALFORMED",
     "MAX_OCTETS",
     "NOTHING",
+    "NO_BINDINGS",
     "WRONG",
     "Challenge",
     "Exchange",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -13,7 +14,7 @@ from iems.sasl.plain import Login, Plain
 from iems.sasl.scram import Scram
 
 PLUS = b"SCRAM-SHA-256-PLUS"
-_NO_BINDINGS: Mapping[bytes, bytes] = {}
+NO_BINDINGS: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 class Offer(Struct, frozen=True):
@@ -29,7 +30,7 @@ class Offer(Struct, frozen=True):
     scope: str = ""
     configuration: str = ""
 
-    def names(self, bindings: Mapping[bytes, bytes] = _NO_BINDINGS) -> tuple[bytes, ...]:
+    def names(self, bindings: Mapping[bytes, bytes] = NO_BINDINGS) -> tuple[bytes, ...]:
         """The mechanisms, by the bindings that this connection has: -PLUS stands only where there is one."""
         names = [b"PLAIN", b"LOGIN"]
         if self.scram:
@@ -44,7 +45,7 @@ class Offer(Struct, frozen=True):
 NOTHING = Offer()
 
 
-def begin(name: bytes, offer: Offer, bindings: Mapping[bytes, bytes] = _NO_BINDINGS) -> Exchange | None:
+def begin(name: bytes, offer: Offer, bindings: Mapping[bytes, bytes] = NO_BINDINGS) -> Exchange | None:
     """The exchange of a mechanism, None if it is not on offer. name: in upper case. bindings: see `Offer.names`."""
     if name == b"PLAIN":
         return Plain()

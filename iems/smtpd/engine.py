@@ -143,7 +143,7 @@ class Connection:
         self.secure = False
         self.starttls = False
         self.mechanisms: tuple[bytes, ...] = ()
-        self.bindings: Mapping[bytes, bytes] = {}
+        self.bindings: Mapping[bytes, bytes] = sasl.NO_BINDINGS
         self.user = ""
 
 

@@ -32,6 +32,7 @@ from iems.smtpd.engine import (
 )
 from iems.smtpd.policy import SUBMISSION, Peer, Policy
 from iems.smtpd.screen import Findings, Refusal, Screening
+from iems.smtpd.senders import TOO_MANY, Arrival
 from iems.spool.items import Message
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Session:
         "_prefix",
         "_prefix_of",
         "_running",
+        "arrival",
         "engine",
         "handlers",
         "listener",
@@ -98,6 +100,8 @@ class Session:
         self.tls_offered = tls_offered
         self.tls_text = b""
         self.login_failures = 0
+        #: How far the header of this user's content was looked at; None while nobody does.
+        self.arrival: Arrival | None = None
         #: What the screen knows of this client and its transaction; None while nothing is in force.
         self.screening: Screening | None = None
         engine.may_xclient = peer.xclient
@@ -358,8 +362,11 @@ class Handlers:
         """The refusal of a reverse-path that is not one of the user's who logged in."""
         user = session.engine.connection.user
         address = mail.path.address
+        session.arrival = None
         if not user:
             return None
+        if senders.header_octets:
+            session.arrival = Arrival()
         try:
             if senders.owns(user, address):
                 return None
@@ -370,6 +377,28 @@ class Handlers:
             return None
         refusal = Refusal(replies.NOT_YOUR_SENDER, "sender-login", user)
         return self._screen_refused(session, refusal, address)
+
+    def _from_another(self, session: Session, senders: Senders, complete: bool) -> Reply | None:
+        """The refusal of content whose field From names an address that is not the user's, once its header is here."""
+        arrival, transaction = session.arrival, session.engine.transaction
+        if arrival is None or transaction is None or arrival.ended or transaction.decoder.too_big:
+            return None
+        content: Any = transaction.sink
+        header = arrival.header(content.buffer, transaction.decoder.octets, senders.header_octets, complete)
+        if header is None:
+            return None
+        user = session.engine.connection.user
+        try:
+            # No octets for a header though there is content: it could not be seen.
+            foreign = senders.foreign(user, header) if header or not transaction.decoder.octets else TOO_MANY
+        except DirectoryUnavailable:
+            return replies.DIRECTORY_AWAY if senders.reject else None
+        if not foreign:
+            return None
+        if not senders.reject:
+            self.log.event("sender-mismatch", field="from", address=foreign, user=user, client=session.peer.ip)
+            return None
+        return replies.FROM_UNSEEN if foreign == TOO_MANY else replies.NOT_YOUR_FROM
 
     def _screened(self, session: Session, screen: Screen, mail: Mail) -> Reply | None:
         """MAIL through the screen; None if DNS is asked first."""
@@ -542,6 +571,11 @@ class Handlers:
         transaction = session.engine.transaction
         assert transaction is not None
         content: Any = transaction.sink
+        if session.arrival is not None and self.senders is not None:
+            reply = self._from_another(session, self.senders, False)
+            if reply is not None:
+                session.engine.refuse_content(reply)
+                return
         screen = self.screen
         screening = session.screening
         if screening is not None and screen is not None and not transaction.decoder.too_big:
@@ -567,6 +601,12 @@ class Handlers:
             refusal = self.screen.arrived(screening, content.buffer, transaction.decoder.octets)
             if refusal is not None:
                 return self._screen_refused(session, refusal, mail.path.address)
+        if session.arrival is not None and self.senders is not None:
+            reply = self._from_another(session, self.senders, True)
+            if reply is not None:
+                return self._screen_refused(
+                    session, Refusal(reply, "sender-login", connection.user), mail.path.address
+                )
         recipients = transaction.recipients
         now_ns = self.clock_ns()
         message_id = self.spool.new_id()

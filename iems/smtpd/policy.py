@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from iems.sasl import Offer
+from iems.sasl import NO_BINDINGS, Offer
 
 if TYPE_CHECKING:
     from iems.config import Config
@@ -17,7 +17,6 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Listeners where mail is submitted: no MAIL without a login (RFC 6409 4.3).
 SUBMISSION = frozenset(("submission", "submissions"))
-_NO_BINDINGS: Mapping[bytes, bytes] = {}
 
 
 class Peer(Struct, frozen=True):
@@ -66,7 +65,7 @@ class Policy:
         return self.limit_loopback or not peer.loopback
 
     def mechanisms(
-        self, listener: str, peer: Peer, secure: bool, offer: Offer, bindings: Mapping[bytes, bytes] = _NO_BINDINGS
+        self, listener: str, peer: Peer, secure: bool, offer: Offer, bindings: Mapping[bytes, bytes] = NO_BINDINGS
     ) -> tuple[bytes, ...]:
         """The AUTH mechanisms on offer, all of them over TLS, or from where `auth.plaintext` allows it.
 

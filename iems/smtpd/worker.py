@@ -22,10 +22,11 @@ from iems.smtpd.engine import Engine, Settings, State
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen
-from iems.smtpd.senders import Senders
+from iems.smtpd.senders import HEADER_OCTETS, Senders
 from iems.spool import Spool
 
 if TYPE_CHECKING:
+    from iems.config import Config
     from iems.master.child import WorkerContext
 
 LISTENERS = ("smtp", "submission", "submissions", "lmtp")
@@ -213,7 +214,7 @@ class Worker:
             log=ctx.log,
             count=ctx.count,
             screen=self.screen,
-            senders=self._senders(config.smtpd.sender_login),
+            senders=self._senders(config),
             peers=self.directory.peers,
             relays=RelayChecks(
                 self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
@@ -227,10 +228,15 @@ class Worker:
         self._ticking: asyncio.TimerHandle | None = None
         self._idle: asyncio.Event = asyncio.Event()
 
-    def _senders(self, setting: str) -> Senders | None:
+    def _senders(self, config: Config) -> Senders | None:
+        setting = config.smtpd.sender_login
         if setting == "off":
             return None
-        return Senders(self.directory, self.directory.resolve, reject=setting == "reject")
+        # Content above `large_octets` goes to a file at once: the header has to be whole by then.
+        limit = min(HEADER_OCTETS, config.spool.large_octets) if config.smtpd.sender_login_from else 0
+        return Senders(
+            self.directory, self.directory.resolve, reject=setting == "reject", header_octets=limit
+        )
 
     async def start(self) -> None:
         """Begin to accept."""

@@ -31,6 +31,7 @@ SETTINGS = {
     "auth.oauth_issuer": "https://login.test",
     "auth.oauth_audience": "mail",
     "smtpd.sender_login": "reject",
+    "smtpd.sender_login_from": True,
     "smtpd.xclient_networks": ["127.0.0.1"],
 }
 
@@ -299,6 +300,9 @@ def test_the_sender_belongs_to_the_login(home):
         for sender in (USER, "a1+shop@load.test", "sales@load.test", "else@where.test"):
             assert client.mail(sender)[0] == 250, sender
             client.rset()
+        client.sendmail(USER, [USER], f"From: Me <{USER}>\r\n\r\nbody\r\n")
+        with pytest.raises(smtplib.SMTPDataError, match="553"):
+            client.sendmail(USER, [USER], "From: Boss <a2@load.test>\r\n\r\n" + "body\r\n" * 400_000)
     directory.close()
 
 

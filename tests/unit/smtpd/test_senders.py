@@ -7,7 +7,7 @@ import pytest
 
 from iems.directory import Directory, DirectoryRefusal
 from iems.errors import DirectoryUnavailable
-from iems.smtpd.senders import Senders
+from iems.smtpd.senders import TOO_MANY, Arrival, Senders
 from tests.transcripts.smtp_server import SmtpServer
 
 JOHN = "john@example.test"
@@ -93,6 +93,8 @@ def test_the_command(directory, tmp_path):
 
 
 class Owner:
+    header_octets = 0
+
     def __init__(self, reject, away=False):
         self.reject = reject
         self.away = away
@@ -109,8 +111,7 @@ def talk(senders, *lines):
     server.connect()
     out = b""
     for line in (b"EHLO c", *lines):
-        server.engine.feed(line + b"\r\n")
-        out = server.turn()
+        out = server.feed(line + b"\r\n")
     return out, server.log.events
 
 
@@ -129,3 +130,84 @@ def test_mail_from():
     assert out.startswith(b"250") and events[-1][0] == "sender-mismatch"
     assert talk(Owner(True, away=True), LOGIN, b"MAIL FROM:<john@mx.test>")[0].startswith(b"451 4.3.0")
     assert talk(Owner(False, away=True), LOGIN, b"MAIL FROM:<john@mx.test>")[0].startswith(b"250")
+
+
+@pytest.mark.parametrize(
+    ("header", "foreign"),
+    [
+        (b"", ""),
+        (b"Subject: no From\r\n\r\nFrom: x@else.test\r\n", ""),
+        (b"From: John <john@example.test>\r\n\r\n", ""),
+        (b"From: john+a@example.test, Info <info@example.test>\r\n\r\n", ""),
+        (b"From: undisclosed: ;\r\n\r\n", ""),
+        (b"From: mary@example.test\r\n\r\n", "mary@example.test"),
+        (b"From: john@example.test,\r\n mary@example.test\r\n\r\n", "mary@example.test"),
+        (b"From: john@example.test\r\nX: y\r\nfrom: mary@example.test\r\n\r\n", "mary@example.test"),
+        (b"From: all: mary@example.test;\r\n\r\n", "mary@example.test"),
+        (b"From: john\r\n\r\n", "john"),
+        (b"From: " + b"john@example.test," * 500 + b"\r\n\r\n", TOO_MANY),
+        (b"From: " + b"x" * 70_000 + b"\r\n\r\n", TOO_MANY),
+    ],
+)
+def test_from(senders, header, foreign):
+    assert senders.foreign(JOHN, header) == foreign
+
+
+class FromOwner(Owner):
+    header_octets = 2000
+
+    def foreign(self, user, header):
+        self.seen = header
+        if self.away:
+            raise DirectoryUnavailable("gone")
+        return "" if b"From: good" in header else "other@mx.test"
+
+
+DATA = (LOGIN, b"MAIL FROM:<john@mx.test>", b"RCPT TO:<john@mx.test>", b"DATA")
+
+
+@pytest.mark.parametrize(
+    ("lines", "reply"),
+    [
+        ((b"From: good", b"", b"body"), b"250"),
+        ((b"From: good",), b"250"),
+        ((b"From: bad", b"", b"From: good"), b"553 5.7.1"),
+        ((b"From: bad",), b"553 5.7.1"),
+        ((b"", b"From: good"), b"553 5.7.1"),
+        ((*(b"X: " + b"y" * 60 for _ in range(50)), b"From: good", b""), b"554 5.6.0"),
+        ((*(b"X: " + b"y" * 60 for _ in range(20)), b"From: good", b"", *(b"z" * 70 for _ in range(99))), b"250"),
+    ],
+)
+def test_content(lines, reply):
+    owner = FromOwner(True)
+    out, _ = talk(owner, *DATA, *lines, b".")
+    # Nothing but the header is looked at.
+    assert out.startswith(reply), out
+    if reply == b"250":
+        assert b"body" not in owner.seen and b"zzz" not in owner.seen
+    out, events = talk(FromOwner(False), *DATA, *lines, b".")
+    assert out.startswith(b"250")
+    assert (events[-2][0] == "sender-mismatch") == (reply != b"250")
+
+
+def test_content_while_the_directory_is_away():
+    class Away(FromOwner):
+        def owns(self, user, address):
+            return True
+
+    assert talk(Away(True, away=True), *DATA, b"From: good", b"", b".")[0].startswith(b"451 4.3.0")
+    assert talk(Away(False, away=True), *DATA, b"From: good", b"", b".")[0].startswith(b"250")
+
+
+def test_header_in_pieces():
+    text = b"A: b\r\nFrom: x\r\n\r\nbody"
+    for size in range(1, len(text) + 1):
+        arrival, found = Arrival(), None
+        for end in range(size, len(text) + size, size):
+            have = bytearray(text[:end])
+            found = arrival.header(have, len(have), 100, end >= len(text))
+            if found is not None:
+                break
+        assert found == text[:-4] and arrival.ended
+        assert arrival.header(bytearray(text), len(text), 100, True) is None
+    assert Arrival().header(bytearray(b"x" * 50), 60, 100, False) == b""

@@ -187,9 +187,9 @@ class WorkerContext:
     def _beat(self) -> None:
         struct.pack_into("<Q", self.board.map, self._row + 16, time.monotonic_ns())
         self.log.refresh()
+        self.loop.call_later(self.config.master.heartbeat_s, self._beat)
         if self.certificates is not None and self.certificates.refresh():
             self.log.event("certificates-taken-up")
-        self.loop.call_later(self.config.master.heartbeat_s, self._beat)
 
     def _state(self, state: State) -> None:
         self.board.map[self._row + 5] = state

@@ -103,6 +103,35 @@ def test_scram_and_cram_against_the_directory(directory):
     asyncio.run(main())
 
 
+def test_two_exchanges_through_one_authenticator_never_swap(directory):
+    """Each step of john's and mary's logins alternates; the same password, so only the identity tells them apart."""
+    for name in ("john", "mary"):
+        directory.create_account(f"{name}@example.test", "pw", forms=FORMS)
+
+    async def main():
+        auth = Authenticator(directory, offer=OFFER, forms=FORMS)
+        clients = [Client(name, "pw") for name in ("john", "mary", "john")]
+        exchanges = [begin(b"SCRAM-SHA-256", OFFER) for _ in clients]
+        outcomes = [exchange.start(client.first()) for exchange, client in zip(exchanges, clients, strict=True)]
+        for _ in range(2):
+            for number, exchange in enumerate(exchanges):
+                found = await settle(auth, exchange, outcomes[number], "")
+                outcomes[number] = exchange.step(clients[number].answer(found.octets))
+        found = [await settle(auth, exchange, outcome, "") for exchange, outcome in zip(exchanges, outcomes, strict=True)]
+        assert [account.address for account in found] == [f"{name}@example.test" for name in ("john", "mary", "john")]
+        # John's proof in mary's exchange is none.
+        john, mary = Client("john", "pw"), Client("mary", "pw")
+        theirs = [begin(b"SCRAM-SHA-256", OFFER) for _ in range(2)]
+        challenges = [
+            await settle(auth, exchange, exchange.start(client.first()), "")
+            for exchange, client in zip(theirs, (john, mary), strict=True)
+        ]
+        assert await settle(auth, theirs[1], theirs[1].step(john.answer(challenges[0].octets)), "") == Refused(WRONG)
+        auth.close()
+
+    asyncio.run(main())
+
+
 def test_a_changed_password_ends_an_exchange_under_way(directory):
     directory.create_account("john@example.test", "pw", forms=FORMS)
 

@@ -297,6 +297,15 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["off", "tag", "reject"],
         Meta(description="A sender or recipient without a domain, where smtpd.qualify would complete it."),
     ] = "off"
+    sender_login: Annotated[
+        Literal["off", "warn", "reject"],
+        Meta(
+            description="A client that logged in and names a sender in MAIL FROM that is not one of its own; warn: a line in the log."
+        ),
+    ] = "off"
+    sender_login_from: Annotated[
+        bool, Meta(description="Whether smtpd.sender_login holds for each address in the field From too.")
+    ] = False
 
 
 class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -773,6 +782,75 @@ class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, Meta(ge=0, description="Seconds a checked password is remembered, in memory.")
     ] = 300.0
     max_failures: Annotated[int, Meta(ge=1, description="Failed logins after which a session is closed.")] = 5
+    scram: Annotated[
+        bool,
+        Meta(
+            description="Whether SCRAM-SHA-256 is offered, and its keys are kept when a password is set or shown by a login."
+        ),
+    ] = True
+    scram_iterations: Annotated[
+        int,
+        Meta(
+            ge=4096,
+            le=10_000_000,
+            description="Rounds of hashing in new SCRAM keys: work for a client at each login, and for whoever steals the keys.",
+        ),
+    ] = 100_000
+    cram_md5: Annotated[
+        bool,
+        Meta(
+            description="Whether CRAM-MD5 is offered; it works for passwords set or shown while it is on, "
+            "which are then kept in a form as good as the password."
+        ),
+    ] = False
+    failure_delay_s: Annotated[
+        float,
+        Meta(ge=0, le=60, description="Wait before a failed login is answered; loopback: see smtpd.limit_loopback."),
+    ] = 2.0
+    lockout_failures: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Failed logins of one account from one address before further ones from there are put off; 0: never.",
+        ),
+    ] = 5
+    lockout_network_failures: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Failed logins from one address, over all accounts, before logins from there are put off; 0: never.",
+        ),
+    ] = 50
+    lockout_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=86_400,
+            description="Longest time a login is put off; it begins at 2 s and doubles with each failure. After twice this "
+            "time without one, failures are forgotten.",
+        ),
+    ] = 900.0
+    oauth_jwks: Annotated[
+        str,
+        Meta(
+            description="File with the keys (JWKS, RFC 7517) of the authorization server whose tokens log in; relative to the "
+            "home. Empty: OAUTHBEARER and XOAUTH2 are not offered."
+        ),
+    ] = ""
+    oauth_issuer: Annotated[str, Meta(description="The claim iss that a token must have.")] = ""
+    oauth_audience: Annotated[str, Meta(description="What the claim aud of a token must be or hold.")] = ""
+    oauth_claim: Annotated[
+        str, Meta(min_length=1, description="The claim that names the user, by address or login name.")
+    ] = "email"
+    oauth_scope: Annotated[
+        str, Meta(description="Scope a token must have; named to clients whose token is refused. Empty: any.")
+    ] = ""
+    oauth_configuration: Annotated[
+        str,
+        Meta(
+            description="Address of the authorization server's metadata, named to clients whose token is refused (RFC 7628)."
+        ),
+    ] = ""
 
 
 class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -785,6 +863,13 @@ class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "conf/tls/key.pem"
     )
     minimum: Annotated[Literal["1.2", "1.3"], Meta(description="Oldest version of TLS spoken.")] = "1.2"
+    domains: Annotated[
+        str,
+        Meta(
+            description="Folder with a folder for each further domain, DOMAIN/cert.pem and DOMAIN/key.pem, shown to clients that "
+            "ask for DOMAIN or a name in it; relative to the home. Empty: none."
+        ),
+    ] = "conf/tls"
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -35,3 +35,7 @@ class StoreUnavailable(StoreError):
 
 class DirectoryUnavailable(IemsError):
     """The directory gave no answer: the caller must treat it as transient (451), never as 'unknown'."""
+
+
+class LoginHeldBack(DirectoryUnavailable):
+    """Too many failed log-ins came from there: nothing was checked, the client may try again later."""

@@ -25,6 +25,7 @@ from iems.config import Config, host_port
 from iems.errors import ConfigError
 from iems.log import printable
 from iems.master.supervisor import active_roles, listeners, raise_descriptor_limit, running_pid
+from iems.net.certificates import normal_name
 from iems.smtpd.policy import Policy
 
 LEVELS = ("ok", "note", "warning", "problem")
@@ -383,16 +384,24 @@ def permissions(home: Home, config: Config) -> Iterator[Finding]:
 
 
 def certificate(home: Home, config: Config) -> Iterator[Finding]:
-    """How long the certificate is good, and for which names."""
+    """How long the certificates are good, and for which names: the server's own, and those of further domains."""
+    yield from _one_certificate(home.path / config.tls.certificate, config.hostname, "", "conf/tls")
+    if not config.tls.domains:
+        return
+    for path in sorted((home.path / config.tls.domains).glob("*/cert.pem")):
+        domain = normal_name(path.parent.name)
+        for finding in _one_certificate(path, domain, f"{domain}: ", str(path.parent)):
+            if finding.level != "ok":
+                yield finding
+
+
+def _one_certificate(path: Path, host: str, whose: str, folder: str) -> Iterator[Finding]:
     from cryptography import x509
 
-    path = home.path / config.tls.certificate
     try:
         found = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as exc:
-        yield Finding(
-            "certificate", "problem", f"{path}: {exc}", "put a certificate there, then iemsctl reload"
-        )
+        yield Finding("certificate", "problem", f"{path}: {exc}", "put a certificate there")
         return
     left_days = (found.not_valid_after_utc.timestamp() - time.time()) / 86400
     names: list[str] = []
@@ -402,24 +411,27 @@ def certificate(home: Home, config: Config) -> Iterator[Finding]:
         ).value.get_values_for_type(x509.DNSName)
     except x509.ExtensionNotFound:
         pass
-    mend = "get a new one, put it in conf/tls, then iemsctl reload"
+    mend = f"get a new one, put it in {folder}"
+    # The pair of a domain may be for names in it alone.
+    fits = any(
+        name in (host, f"*.{host.partition('.')[2]}") or (whose and name.endswith("." + host))
+        for name in names
+    )
     if left_days < 0:
-        yield Finding("certificate", "problem", f"expired {-left_days:.0f} days ago", mend)
+        yield Finding("certificate", "problem", f"{whose}expired {-left_days:.0f} days ago", mend)
     elif left_days < 14:
-        yield Finding("certificate", "warning", f"expires in {left_days:.0f} days", mend)
-    elif config.hostname not in names and not any(
-        name.startswith("*.") and config.hostname.partition(".")[2] == name[2:] for name in names
-    ):
-        yield Finding("certificate", "warning", f"not for {config.hostname} but for {', '.join(names)}", mend)
+        yield Finding("certificate", "warning", f"{whose}expires in {left_days:.0f} days", mend)
+    elif not fits:
+        yield Finding("certificate", "warning", f"{whose}not for {host} but for {', '.join(names)}", mend)
     elif found.issuer == found.subject:
         yield Finding(
             "certificate",
             "note",
-            "self-signed: mail programs will ask",
-            "put one of a public authority in conf/tls, then iemsctl reload",
+            f"{whose}self-signed: mail programs will ask",
+            f"put one of a public authority in {folder}",
         )
     else:
-        yield Finding("certificate", "ok", f"good for {left_days:.0f} more days")
+        yield Finding("certificate", "ok", f"{whose}good for {left_days:.0f} more days")
 
 
 def natives(home: Home, config: Config) -> Iterator[Finding]:

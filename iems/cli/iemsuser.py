@@ -19,6 +19,7 @@ from iems.cli.spam import spam, undelete
 from iems.cli.transfer import export_mail, import_mail
 from iems.config import Config, load
 from iems.directory import Account, Directory
+from iems.directory.stored import Forms
 from iems.errors import DirectoryUnavailable
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -160,8 +161,13 @@ def create(home: Home, address: str, password_stdin: bool, quota: str) -> None:
             f"{domain} is not a local domain (local: {known}); add it with: iemsctl domain add {domain}"
         )
     password = _password(password_stdin, address)
+    config = home.config()
     account = directory.create_account(
-        address, password, quota_octets=quota_octets, partitions=home.config().store.partitions
+        address,
+        password,
+        quota_octets=quota_octets,
+        partitions=config.store.partitions,
+        forms=Forms.of(config.auth),
     )
     say(f"created {account.address}")
 
@@ -228,7 +234,8 @@ def passwd(home: Home, address: str, password_stdin: bool) -> None:
     directory = home.directory()
     if directory.account(address) is None:
         raise Failed(f"there is no account {address}")
-    directory.set_password(address, _password(password_stdin, address))
+    forms = Forms.of(home.config().auth)
+    directory.set_password(address, _password(password_stdin, address), forms)
     say(f"changed the password of {address.lower()}")
 
 
@@ -247,6 +254,26 @@ def quota(home: Home, address: str, size: str | None) -> None:
     if account is None:
         raise Failed(f"there is no account {address}")
     say(f"{account.address} {size_text(account.quota_octets)}")
+
+
+@cli.command()
+@click.argument("address")
+@click.option("--grant", metavar="SENDER", help="Let the user send from this address, domain or *.DOMAIN.")
+@click.option("--revoke", metavar="SENDER", help="Take it back.")
+@_home_option
+@click.pass_obj
+def senders(home: Home, address: str, grant: str | None, revoke: str | None) -> None:
+    """Show or change what a user may send from beside its own addresses; see smtpd.sender_login."""
+    directory = home.directory()
+    if revoke is not None:
+        directory.revoke_sender(address, revoke)
+    if grant is not None:
+        directory.grant_sender(address, grant)
+    account = directory.account(address)
+    if account is None:
+        raise Failed(f"there is no account {address}")
+    for name in account.send_as:
+        say(name)
 
 
 @cli.command()

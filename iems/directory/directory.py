@@ -11,7 +11,7 @@ import getpass
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import msgspec
 
 from iems import reserve
 from iems.attachment.rules import Rule
-from iems.directory import attachmentrules, autotext, keys, passwords, screening, spamcontrol, tagging
+from iems.directory import attachmentrules, autotext, keys, passwords, screening, spamcontrol, stored, tagging
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
@@ -53,11 +53,14 @@ from iems.directory.names import (
 from iems.directory.peers import PEER, Peers, checked
 from iems.directory.relaydomains import CHECKS, RELAYED, RelayDomains
 from iems.directory.resolve import resolve
+from iems.directory.stored import NO_FORMS, Forms
 from iems.directory.view import ROOT, Change, Policy, View
 from iems.errors import DirectoryUnavailable
 from iems.model import Channel
 
 MAX_CACHED = 16_384
+#: Addresses and domains granted to one account.
+MAX_SENDERS = 1000
 
 _T = TypeVar("_T")
 
@@ -481,10 +484,13 @@ class Directory:
         enabled: bool = True,
         partitions: int = 1,
         hashed: str = "",
+        forms: Forms = NO_FORMS,
+        keys_as: Account | None = None,
     ) -> Account:
         """Make a mailbox owner with a LOCAL connector. partitions: of the store; the new number picks one.
 
-        hashed: what `hash_password` made of the password, where many accounts get the same one.
+        hashed: what `hash_password` made of the password, and keys_as: who has its keys, where many accounts get the same one.
+        forms: what is kept of the password beside its hash.
 
         Raises DirectoryRefusal if the domain is not local, the address is taken, or the password is empty.
         """
@@ -492,6 +498,7 @@ class Directory:
         if "/" in local:
             raise DirectoryRefusal(f"an account's address has no '/': {shown(address)}")
         hashed = hashed or _hashed(password)
+        kept = list(keys_as.keys) if keys_as is not None else stored.stored(password, forms)
         if quota_octets is not None and not 0 < quota_octets < 1 << 63:
             raise DirectoryRefusal("a quota is a positive number of octets")
 
@@ -521,6 +528,8 @@ class Directory:
                 "iemsConnector": connectors,
                 "userPassword": [f"{{ARGON2}}{hashed}"],
             }
+            if kept:
+                attributes[stored.ATTRIBUTE] = kept
             if quota_octets is not None:
                 attributes["iemsQuotaOctets"] = [str(quota_octets)]
             entry = Entry(
@@ -560,10 +569,64 @@ class Directory:
 
         self._write("account forget", change, policy=False)
 
-    def set_password(self, address: str, password: str) -> None:
-        """Change a password; sessions under the old one go on, new ones need the new one. Raises DirectoryRefusal."""
-        hashed = _hashed(password)
-        self._set(address, "account password", {"userPassword": [f"{{ARGON2}}{hashed}"]})
+    def set_password(self, address: str, password: str, forms: Forms = NO_FORMS) -> None:
+        """Change a password; sessions under the old one go on, new ones need the new one. Raises DirectoryRefusal.
+
+        forms: what is kept of it beside its hash; what was kept of the old one goes in any case.
+        """
+        values = {"userPassword": [f"{{ARGON2}}{_hashed(password)}"]}
+        kept = stored.stored(password, forms)
+
+        def change(work: Change) -> None:
+            number, entry = work.account(address)
+            if kept or stored.ATTRIBUTE in entry.attributes:
+                values[stored.ATTRIBUTE] = kept
+            work.replace(number, entry, values)
+
+        self._write("account password", change, policy=False)
+
+    def add_keys(self, account: Account, password: str, forms: Forms) -> None:
+        """Keep what is missing of a password that was just found right, unless it has been changed meanwhile.
+
+        Takes tens of milliseconds and a flush of the disk: for a thread. Raises DirectoryUnavailable.
+        """
+        values = stored.stored(password, forms)
+
+        def change(work: Change) -> None:
+            found = work.find(keys.KIND_MAIL, account.address)
+            if found is None or account_of(found[1]).password != account.password:
+                return
+            others = [
+                text
+                for text in found[1].attributes.get(stored.ATTRIBUTE, ())
+                if stored.scheme_of(text) not in forms.schemes
+            ]
+            work.replace(*found, {stored.ATTRIBUTE: [*others, *values]})
+
+        self._write("account keys", change, policy=False)
+
+    def secret(self) -> bytes:
+        """32 octets that only this home knows, made at the first call: for what must look random and be the same each time.
+
+        Raises DirectoryUnavailable if they can be neither read nor made.
+        """
+        path = self.path / "secret"
+        fresh = self.path / f"secret.{os.getpid()}.new"
+        try:
+            if not path.exists():
+                fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    os.write(fd, os.urandom(32))
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                # Linked, not renamed: of two processes that make one at once, both use that of the first.
+                with suppress(FileExistsError):
+                    os.link(fresh, path)
+                fresh.unlink()
+            return path.read_bytes()
+        except OSError as error:
+            raise DirectoryUnavailable(f"{path}: {error.strerror}") from error
 
     def set_quota(self, address: str, quota_octets: int | None) -> None:
         """Change the quota; None is unlimited. Raises DirectoryRefusal."""
@@ -594,6 +657,34 @@ class Directory:
             work.replace(number, entry, spamcontrol.written(change(old)))
 
         self._write("account spam", work_on, policy=False)
+
+    def grant_sender(self, address: str, sender: str) -> None:
+        """Let an account send from an address, a domain or `*.DOMAIN` that is not its own. Raises DirectoryRefusal."""
+        name = _sender(sender)
+
+        def change(work: Change) -> None:
+            number, entry = work.account(address)
+            granted = entry.attributes.get("iemsSendAs", [])
+            if name in granted:
+                raise DirectoryRefusal(f"{entry.lookup} may send as {name} already")
+            if len(granted) >= MAX_SENDERS:
+                raise DirectoryRefusal(f"{entry.lookup} has {MAX_SENDERS} senders; grant it a domain")
+            work.replace(number, entry, {"iemsSendAs": [*granted, name]})
+
+        self._write("sender grant", change, policy=False)
+
+    def revoke_sender(self, address: str, sender: str) -> None:
+        """Take back what `grant_sender` gave. Raises DirectoryRefusal."""
+        name = _sender(sender)
+
+        def change(work: Change) -> None:
+            number, entry = work.account(address)
+            granted = entry.attributes.get("iemsSendAs", [])
+            if name not in granted:
+                raise DirectoryRefusal(f"{entry.lookup} was not granted {name}")
+            work.replace(number, entry, {"iemsSendAs": [text for text in granted if text != name]})
+
+        self._write("sender revoke", change, policy=False)
 
     def _set(self, address: str, action: str, values: dict[str, list[str]]) -> None:
         def change(work: Change) -> None:
@@ -994,6 +1085,16 @@ def _entry_address(address: str) -> tuple[str, str]:
         raise DirectoryRefusal(str(refusal)) from None
 
 
+def _sender(text: str) -> str:
+    """What may be granted, in normal form: an address, a domain or `*.DOMAIN`."""
+    if "@" in text:
+        return "@".join(_entry_address(text))
+    try:
+        return pattern_of(text)
+    except NameRefused as refusal:
+        raise DirectoryRefusal(str(refusal)) from None
+
+
 def _member(target: str) -> str:
     """A target of an alias: the domain in normal form, the local part as written."""
     parts = address_of(target.encode("utf-8", "surrogatepass"))
@@ -1042,6 +1143,6 @@ def _public(attributes: dict[str, list[str]] | None) -> dict[str, list[str]] | N
     if attributes is None:
         return None
     return {
-        name: ["(hidden)"] if name == "userPassword" and values else values
+        name: ["(hidden)"] if name in ("userPassword", stored.ATTRIBUTE) and values else values
         for name, values in attributes.items()
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from iems.directory.stored import ATTRIBUTE
 from iems.errors import IemsError
 from iems.model import Channel, Reply
 
@@ -117,6 +118,7 @@ class Account(Struct, frozen=True):
     """A mailbox owner. number: u32, never used again. quota_octets: None is unlimited. password: its hash, as argon2 writes it.
 
     spam: what its owner wants done with tagged mail, None if nothing was chosen.
+    keys: what else is kept of the password, see stored.py. send_as: addresses, domains and `*.DOMAIN` it may send from beside its own.
     """
 
     number: int
@@ -127,6 +129,8 @@ class Account(Struct, frozen=True):
     password: str
     may_receive: bool = True
     spam: SpamControl | None = None
+    keys: tuple[str, ...] = ()
+    send_as: tuple[str, ...] = ()
 
 
 class Retired(Struct, frozen=True):
@@ -180,4 +184,6 @@ def account_of(entry: Entry) -> Account:
             if text.startswith("LOCAL ")
         ),
         spam=spamcontrol.read(attributes),
+        keys=tuple(attributes.get(ATTRIBUTE, ())),
+        send_as=tuple(attributes.get("iemsSendAs", ())),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
@@ -19,6 +19,8 @@ from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, 
 from iems.imapd.services import Services
 from iems.imapd.view import View
 from iems.net.stream import Stream
+from iems.net.tls import bindings
+from iems.sasl import NO_BINDINGS
 
 #: Received and not yet consumed while a command runs: above this, the peer waits.
 INPUT_HIGH = 256 * 1024
@@ -50,6 +52,7 @@ class Session:
         "account",
         "active_s",
         "appending",
+        "bindings",
         "closing",
         "corked",
         "enabled",
@@ -78,6 +81,7 @@ class Session:
         self.idling = False
         self.appending: Any = None
         self.enabled: frozenset[bytes] = frozenset()
+        self.bindings: Mapping[bytes, bytes] = NO_BINDINGS  # channel bindings of this TLS connection, until login
         self.failures = 0
         self.greeted = False
         self.closing = False
@@ -111,6 +115,9 @@ class Session:
         """A handshake ended: implicit TLS still owes the greeting, after STARTTLS there is none (RFC 3501 6.2.1)."""
         self.active_s = self.services.now()
         self.services.count("tls_total")
+        tls = self.stream.sslobj
+        if tls is not None and self.services.authenticator.offer.scram:
+            self.bindings = bindings(tls)
         if not self.greeted:
             self.greet()
 
@@ -391,6 +398,7 @@ class Session:
         """Authentication succeeded."""
         self.account = account
         self.number = account.number
+        self.bindings = NO_BINDINGS
         self.engine.state = State.AUTHENTICATED
         self.services.know(account)
 

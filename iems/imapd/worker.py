@@ -31,9 +31,7 @@ class Worker:
         self.ctx = ctx
         config = ctx.config
         self.directory = Directory(ctx.home / "directory")
-        self.authenticator = Authenticator(
-            self.directory, threads=config.auth.threads, keep_s=config.auth.cache_s
-        )
+        self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
         self.reader = Reader(config.store_path(ctx.home))
         self._partitions: dict[int, int] = {}
         self.store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)

@@ -32,6 +32,7 @@ from msgspec import Struct
 from iems.config import Config
 from iems.log import Log
 from iems.master.board import COUNTER_INDEX, ROLE_CODE, Board, State, blamed, counters_view
+from iems.net.certificates import Served
 
 #: Seconds a worker may live on without its master.
 ORPHAN_S = 5.0
@@ -90,6 +91,8 @@ class WorkerContext:
         #: Listener name -> bound, listening, non-blocking sockets.
         self.sockets = sockets
         self.tls = tls
+        #: Behind `tls`, looked at with each heartbeat; connections made from then on get what is new.
+        self.certificates: Served | None = None
         self.hostname = config.hostname
         self.log = log
         self.board = board
@@ -185,6 +188,8 @@ class WorkerContext:
         struct.pack_into("<Q", self.board.map, self._row + 16, time.monotonic_ns())
         self.log.refresh()
         self.loop.call_later(self.config.master.heartbeat_s, self._beat)
+        if self.certificates is not None and self.certificates.refresh():
+            self.log.event("certificates-taken-up")
 
     def _state(self, state: State) -> None:
         self.board.map[self._row + 5] = state
@@ -206,17 +211,8 @@ class Inherited(Struct):
     master_eventfd: int
     master_pid: int
     alive_fd: int  # end of a pipe whose other end only the master holds
-    tls_fd: int  # memfd with certificate chain and key, or -1
+    tls_fd: int  # memory file with all certificates and keys, or -1
     close_fds: list[int]  # what belongs to the master alone
-
-
-def server_tls(pem_path: str, minimum: str) -> ssl.SSLContext:
-    """A server context from one PEM file with chain and key. Raises ssl.SSLError, OSError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if minimum == "1.3" else ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.load_cert_chain(pem_path)
-    return context
 
 
 def set_parent_death_signal(number: int) -> None:
@@ -297,9 +293,9 @@ async def _serve(inherited: Inherited) -> int:
     loop.add_signal_handler(signal.SIGUSR1, stop, "retire")
     loop.add_reader(inherited.alive_fd, stop, "orphaned")
 
-    tls = None
+    served = None
     if inherited.tls_fd >= 0:
-        tls = server_tls(f"/proc/self/fd/{inherited.tls_fd}", config.tls.minimum)
+        served = Served(inherited.tls_fd, config.tls.minimum, log.error)
     ctx = WorkerContext(
         role=inherited.role,
         slot=inherited.slot,
@@ -309,11 +305,12 @@ async def _serve(inherited: Inherited) -> int:
         home=inherited.home,
         loop=loop,
         sockets=inherited.sockets,
-        tls=tls,
+        tls=served.context if served is not None else None,
         log=log,
         board=inherited.board,
         eventfds=inherited.eventfds,
     )
+    ctx.certificates = served
     ctx._beat()
     loop.add_reader(inherited.eventfds[inherited.slot], ctx._woken)
     try:

@@ -17,7 +17,6 @@ import resource
 import selectors
 import signal
 import socket
-import ssl
 import struct
 import sys
 import time
@@ -33,6 +32,7 @@ from iems.errors import ConfigError, IemsError
 from iems.log import Log
 from iems.master import child
 from iems.master.board import MAX_SLOTS, Board, State, blame_path
+from iems.master.certificates import LOOK_S, Certificates, PairRefused
 from iems.master.notify import notify
 from iems.master.pool import SECOND, Farm, Kill, Member, Policy, Pool, Retire, Spawn, Wait, decide, died
 from iems.model import id_text
@@ -49,6 +49,11 @@ class Role(Struct, frozen=True):
     local: frozenset[str] = frozenset()
     exclusive: bool = False
     last: bool = False
+
+    @property
+    def serves_tls(self) -> bool:
+        """Whether its workers need the certificates: those who listen on more than loopback."""
+        return not self.local.issuperset(self.listeners)
 
 
 #: The roles, in the order they are started. One whose package has no worker.py is not started.
@@ -302,7 +307,6 @@ class Supervisor:
         self.farm = Farm(generation=1, pools=[])
         self.sockets: dict[tuple[str, str, int], list[socket.socket]] = {}
         self.activated: dict[str, list[socket.socket]] = {}
-        self.tls_fd = -1
         self.is_ready = False
         self.refused = 0
         self.echo = echo
@@ -326,11 +330,16 @@ class Supervisor:
         raise_descriptor_limit()
         self.activated = named(activated(), self.config)
         self.bind(self.config, first=True)
-        self.tls_fd = self.read_tls(self.config)
+        self.certificates = Certificates(self.home)
+        try:
+            wrong = self.certificates.take(self.config.tls)
+        except PairRefused as refused:
+            raise StartError(str(refused)) from None
         drop_privileges(user)
         self.pid_file.write()
         (self.home / "log").mkdir(mode=0o700, exist_ok=True)
         self.log = Log(self.home / "log" / "mail.log", "master", form=self.config.log.format, echo=self.echo)
+        self.alarm_of_pairs(wrong)
         trim_blame(self.home)
         self.board = Board.create(run / "board")
         header = self.board.header()
@@ -374,24 +383,18 @@ class Supervisor:
             for sock in self.sockets.pop(key):
                 sock.close()
 
-    def read_tls(self, config: Config) -> int:
-        """The checked certificate and key in a memfd for the workers. Raises StartError."""
-        try:
-            chain = (self.home / config.tls.certificate).read_bytes()
-            key = (self.home / config.tls.key).read_bytes()
-        except OSError as exc:
-            raise StartError(f"TLS pair: {exc.filename}: {exc.strerror}") from None
-        fd = os.memfd_create("iems-tls", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.write(fd, chain + b"\n" + key)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-        try:
-            child.server_tls(f"/proc/self/fd/{fd}", config.tls.minimum)
-        except (ssl.SSLError, OSError) as exc:
-            os.close(fd)
-            raise StartError(
-                f"TLS pair: {config.tls.certificate} and {config.tls.key} don't go together: {exc}"
-            ) from None
-        return fd
+    def alarm_of_pairs(self, problems: list[str]) -> None:
+        """Says which TLS pairs can't be used; those before them stay."""
+        for text in problems:
+            self.log.event("alarm", what="the old TLS pair stays in use", cause=text)
+            print(f"iems: alarm: the old TLS pair stays in use: {text}", file=sys.stderr, flush=True)
+
+    def watch_certificates(self) -> None:
+        """Takes up certificates whose files have changed."""
+        problems = self.certificates.look()
+        if problems is not None:
+            self.log.event("certificates-changed", refused=len(problems))
+            self.alarm_of_pairs(problems)
 
     def short_lived(self, function: str) -> None:
         """Runs `iems.spool.recovery.FUNCTION(spool path)` in a child that exits: the master opens no environment."""
@@ -470,13 +473,14 @@ class Supervisor:
         if self.farm.stop_ns and not any(pool.members for pool in self.farm.pools):
             return True
         self.report_ready()
+        self.watch_certificates()
         self.wait(until_ns)
         return False
 
     def wait(self, until_ns: int) -> None:
         """Sleeps until something happens; then acts on signals and deaths."""
         left_s = max(0.0, (until_ns - time.monotonic_ns()) / SECOND)
-        for key, _ in self.selector.select(min(left_s, 5.0)):
+        for key, _ in self.selector.select(min(left_s, LOOK_S)):
             if key.fileobj is self.signal_read:
                 with contextlib.suppress(BlockingIOError):
                     while self.signal_read.recv(512):
@@ -599,7 +603,7 @@ class Supervisor:
             master_eventfd=self.worker_eventfd,
             master_pid=os.getpid(),
             alive_fd=self.alive_read,
-            tls_fd=self.tls_fd,
+            tls_fd=self.certificates.fd if ROLES[action.role].serves_tls else -1,
             close_fds=[],
         )
         # Until the child has handlers of its own, a signal for it must wait: the master's would swallow it.
@@ -645,6 +649,8 @@ class Supervisor:
                 for sock in sockets:
                     if sock.fileno() not in own:
                         sock.close()
+            if inherited.tls_fd < 0:
+                os.close(self.certificates.fd)
             self.selector.close()
             struct.pack_into("<I", self.board.map, Board.row_at(inherited.slot), os.getpid())
             code = child.main(inherited)
@@ -790,14 +796,7 @@ class Supervisor:
             self.write_header()
             notify("READY=1\nSTATUS=reload refused, old settings in force")
             return
-        try:
-            tls_fd = self.read_tls(fresh)
-            old, self.tls_fd = self.tls_fd, tls_fd
-            if old >= 0:
-                os.close(old)
-        except StartError as exc:
-            self.log.event("alarm", what="the old TLS pair stays in use", cause=str(exc))
-            print(f"iems: alarm: the old TLS pair stays in use: {exc}", file=sys.stderr, flush=True)
+        self.alarm_of_pairs(self.certificates.take(fresh.tls))
         self.farm.generation += 1
         self.log.form = fresh.log.format
         self.apply(fresh)

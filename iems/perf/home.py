@@ -119,11 +119,17 @@ class PrivateHome:
             (self.path / name).write_text(text, "utf-8")
         from iems.directory.directory import Directory
         from iems.directory.passwords import hash_password
+        from iems.directory.stored import Forms
+        from iems.sasl.scram import MIN_ITERATIONS
 
         directory = Directory(self.path / "directory")
         hashed = hash_password(PASSWORD)  # one is costly by design; these accounts guard nothing
+        first = None
         for user in self.users():
-            directory.create_account(user.decode(), PASSWORD, hashed=hashed)
+            account = directory.create_account(
+                user.decode(), PASSWORD, hashed=hashed, forms=Forms(MIN_ITERATIONS), keys_as=first
+            )
+            first = first or account
         directory.close()
         for channel in self._held:
             self.ctl("queue", "hold", "--channel", channel)

@@ -1,7 +1,7 @@
 """POP3 as a protocol: octets in, events out, replies in, octets out. No socket, clock, disk or await.
 
 RFC 1939 whole but for APOP (it needs the password in clear), CAPA and response codes (RFC 2449, 3206), STLS (RFC 2595),
-AUTH PLAIN (RFC 5034, 4616). One event at a time: the next command is looked at when the event has its answer, so
+AUTH (RFC 5034; the mechanisms are in `iems.sasl`). One event at a time: the next command is looked at when the event has its answer, so
 commands may be pipelined.
 
 | state         | commands                                             | leads to                                     |
@@ -12,15 +12,15 @@ commands may be pipelined.
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final
 
 from msgspec import Struct
 
+from iems import sasl
 from iems.pop3d.maildrop import Maildrop
+from iems.sasl import Exchange, Outcome
 
 MAX_LINE_OCTETS: Final = 512  # RFC 2449 4: 255, with room for long login names
 MAX_SASL_OCTETS: Final = 12_288  # RFC 4954 4 sets this limit for the same exchange
@@ -42,6 +42,13 @@ class Login(Struct, frozen=True):
     password: str
 
 
+class Sasl(Struct, frozen=True):
+    """An AUTH exchange that can't go on by itself; answer with `challenge`, `logged_in`, `refuse_login` or `malformed`."""
+
+    exchange: Exchange
+    outcome: Outcome
+
+
 class StartTls(Struct, frozen=True):
     """Send the output, start TLS, then call `secured`."""
 
@@ -57,7 +64,7 @@ class Quit(Struct, frozen=True):
     """Remove what is marked in the maildrop; answer with `updated`."""
 
 
-Event = Login | StartTls | Retrieve | Quit
+Event = Login | Sasl | StartTls | Retrieve | Quit
 
 
 class Refusal(Exception):
@@ -82,23 +89,26 @@ class Engine:
     """One session.
 
     hostname: for the greeting. tls_offered: whether STLS can be had. secure: whether the connection is TLS already.
-    plaintext: whether this peer may send a password without TLS. Limits: see the module; max_failures: logins.
+    plaintext: whether this peer may send a password without TLS. offer, bindings: mechanisms of AUTH, and what the TLS
+    connection gives them. Limits: see the module; max_failures: logins.
     """
 
     __slots__ = (
         "_errors",
+        "_exchange",
         "_failures",
         "_in",
         "_max_errors",
         "_max_failures",
         "_max_line",
         "_out",
-        "_sasl",
         "_tls_offered",
         "_user",
         "_waiting",
+        "bindings",
         "hostname",
         "maildrop",
+        "offer",
         "plaintext",
         "secure",
         "state",
@@ -111,6 +121,7 @@ class Engine:
         secure: bool = False,
         tls_offered: bool = False,
         plaintext: bool = False,
+        offer: sasl.Offer = sasl.NOTHING,
         max_line: int = MAX_LINE_OCTETS,
         max_errors: int = MAX_ERRORS,
         max_failures: int = 5,
@@ -118,6 +129,8 @@ class Engine:
         self.hostname = hostname
         self.secure = secure
         self.plaintext = plaintext
+        self.offer = offer
+        self.bindings: Mapping[bytes, bytes] = sasl.NO_BINDINGS
         self.state = State.AUTHORIZATION
         self.maildrop: Maildrop | None = None
         self._tls_offered = tls_offered
@@ -129,7 +142,7 @@ class Engine:
         self._in = bytearray()
         self._out: list[bytes] = []
         self._user: str | None = None
-        self._sasl = False
+        self._exchange: Exchange | None = None
         self._waiting = False
 
     # Octets.
@@ -162,7 +175,7 @@ class Engine:
         buffer = self._in
         while not self._waiting and self.state is not State.CLOSED:
             end = buffer.find(b"\n")
-            limit = MAX_SASL_OCTETS if self._sasl else self._max_line
+            limit = MAX_SASL_OCTETS if self._exchange is not None else self._max_line
             if end < 0 or end >= limit:
                 if end >= limit or len(buffer) >= limit:
                     # What follows can't be told from the rest of the line: end the session.
@@ -189,9 +202,21 @@ class Engine:
         self._waiting = False
         self._say(f"-ERR {text}")
 
+    def challenge(self, octets: bytes) -> None:
+        """The next challenge of an exchange."""
+        self._waiting = False
+        self._out.append(b"+ " + sasl.encode(octets) + b"\r\n")
+
+    def malformed(self) -> None:
+        """The client's message made no sense."""
+        self._waiting = False
+        self._exchange = None
+        self._error("Not a message of this mechanism")
+
     def logged_in(self, maildrop: Maildrop) -> None:
         """The login is good and the maildrop is locked."""
         self._waiting = False
+        self._exchange = None
         self.maildrop = maildrop
         self.state = State.TRANSACTION
         self._say(f"+OK {maildrop.count} messages ({maildrop.octets} octets)")
@@ -200,6 +225,7 @@ class Engine:
         """The login failed. text: with its response code. wrong: name or password; a few of these end the session."""
         self._waiting = False
         self._user = None
+        self._exchange = None
         self._say(f"-ERR {text}")
         if wrong:
             self._failures += 1
@@ -212,7 +238,7 @@ class Engine:
         self.secure = True
         self._in.clear()
         self._user = None
-        self._sasl = False
+        self._exchange = None
 
     def updated(self, text: str = "") -> None:
         """The update is done; text: what went wrong in it."""
@@ -245,14 +271,13 @@ class Engine:
     def _line(self, line: bytes) -> Event | None:
         # CRLF and nothing else ends a line: a lone CR or LF would be seen as one by some and not by others.
         if not line.endswith(b"\r\n") or b"\r" in line[:-2] or b"\0" in line:
-            self._sasl = False
+            self._exchange = None
             self._error("Lines end with CRLF; bare CR, bare LF and NUL are not allowed")
             return None
         body = line[:-2]
         try:
-            if self._sasl:
-                self._sasl = False
-                return self._plain(body)
+            if self._exchange is not None:
+                return self._response(self._exchange, body)
             name, _, rest = body.partition(b" ")
             command = COMMANDS.get(name.upper())
             if command is None:
@@ -268,6 +293,7 @@ class Engine:
                 raise Refusal("Wrong number of arguments")
             return command.run(self, arguments)
         except Refusal as refusal:
+            self._exchange = None
             if refusal.harmless:
                 self._say(f"-ERR {refusal}")
             else:
@@ -294,38 +320,41 @@ class Engine:
     def _auth_command(self, arguments: list[str]) -> Event | None:
         if not arguments:
             # RFC 5034 4 leaves it out; clients older than it ask for the list this way.
-            self._list("+OK", ["PLAIN"] if self._login_allowed() else [])
+            self._list("+OK", self._mechanisms() if self._login_allowed() else [])
             return None
-        if arguments[0].upper() != "PLAIN":
+        name = arguments[0].upper()
+        exchange = None
+        if name in self._mechanisms():
+            exchange = sasl.begin(name.encode(), self.offer, self.bindings)
+        if exchange is None:
             raise Refusal("Unknown mechanism")
         if not self._login_allowed():
             raise Refusal("[AUTH] Passwords need TLS here: use STLS first")
-        if len(arguments) == 2:
-            return self._plain(arguments[1].encode("utf-8"))
-        self._say("+ ")
-        self._sasl = True
-        return None
+        self._exchange = exchange
+        initial = arguments[1].encode() if len(arguments) == 2 else None
+        return self._outcome(exchange, sasl.first(exchange, initial))
 
-    def _plain(self, response: bytes) -> Event | None:
-        """The message of PLAIN: authorization identity, NUL, login name, NUL, password (RFC 4616)."""
-        if response == b"*":
+    def _mechanisms(self) -> list[str]:
+        """Mechanisms of AUTH; LOGIN, which is USER and PASS again, is none here."""
+        return [name.decode() for name in self.offer.names(self.bindings) if name != b"LOGIN"]
+
+    def _response(self, exchange: Exchange, line: bytes) -> Event | None:
+        """The client's answer to a challenge."""
+        if line == b"*":
             raise Refusal("Cancelled")
-        try:
-            parts = (
-                base64.b64decode(b"" if response == b"=" else response, validate=True)
-                .decode("utf-8")
-                .split("\0")
-            )
-        except (binascii.Error, ValueError):
-            raise Refusal("Not base64 of UTF-8") from None
-        if len(parts) != 3 or not parts[1] or not parts[2]:
-            raise Refusal("Not a PLAIN message")
-        identity, login, password = parts
-        if identity and identity.lower() != login.lower():
-            # Nobody may act for another here.
-            self.refuse_login("[AUTH] Wrong name or password", wrong=True)
+        # RFC 5034 4 knows "=" in the command only; the older servers' habit of taking it here too harms nobody.
+        octets = b"" if line == b"=" else sasl.decode(line)
+        if octets is None:
+            raise Refusal("Not base64")
+        return self._outcome(exchange, exchange.step(octets))
+
+    def _outcome(self, exchange: Exchange, outcome: Outcome) -> Event | None:
+        if isinstance(outcome, sasl.Challenge):
+            self.challenge(outcome.octets)
             return None
-        return Login(login, password)
+        if isinstance(outcome, sasl.Refused) and outcome.why == sasl.MALFORMED:
+            raise Refusal("Not a message of this mechanism")
+        return Sasl(exchange, outcome)
 
     def _stls(self, _: list[str]) -> Event | None:
         if self.secure:
@@ -340,7 +369,7 @@ class Engine:
     def _capa(self, _: list[str]) -> Event | None:
         lines = ["TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE", "EXPIRE NEVER"]
         if self.state is State.TRANSACTION or self._login_allowed():
-            lines += ["USER", "SASL PLAIN"]
+            lines += ["USER", "SASL " + " ".join(self._mechanisms())]
         if self._tls_offered and not self.secure and self.state is State.AUTHORIZATION:
             lines.append("STLS")
         lines.append("IMPLEMENTATION IEMS")

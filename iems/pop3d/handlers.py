@@ -8,13 +8,17 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from iems.errors import DirectoryUnavailable, StoreError
+from iems.directory import Account
+from iems.directory.login import settle
+from iems.errors import DirectoryUnavailable, LoginHeldBack, StoreError
 from iems.model import Rope
 from iems.net.stream import Stream
+from iems.net.tls import bindings
 from iems.pop3d.content import CHUNK_OCTETS, END, Stuffer, last_octets, read_cached, read_slow
-from iems.pop3d.engine import Engine, Login, Quit, Retrieve, StartTls, State
+from iems.pop3d.engine import Engine, Login, Quit, Retrieve, Sasl, StartTls, State
 from iems.pop3d.locks import MaildropLocks
 from iems.pop3d.maildrop import Maildrop
+from iems.sasl import MALFORMED, Challenge, Refused
 
 #: Up to here a message is read and sent by one call; above it goes by sendfile, or chunk by chunk.
 SMALL_OCTETS = 64 * 1024
@@ -142,6 +146,7 @@ class Session:
             secure=implicit_tls,
             tls_offered=services.tls is not None,
             plaintext=plaintext,
+            offer=services.authenticator.offer,
             max_failures=services.max_failures,
         )
         services.opened(self)
@@ -193,6 +198,9 @@ class Session:
         services.count("tls_total", 1)
         self._active = services.loop.time()
         engine = self.engine
+        tls = self.stream.sslobj
+        if tls is not None and engine.offer.scram:
+            engine.bindings = bindings(tls)
         if engine.secure:
             engine.greet()
             self.stream.send(engine.take_output())
@@ -240,7 +248,7 @@ class Session:
                     break
                 if type(event) is Retrieve:
                     self._retrieve(event)
-                elif type(event) is Login:
+                elif type(event) is Login or type(event) is Sasl:
                     self._spawn(self._login(event))
                 elif type(event) is Quit:
                     self._spawn(self._update())
@@ -302,17 +310,37 @@ class Session:
             self.engine.end("[SYS/TEMP] The server is going down")
         self._pump()
 
-    async def _login(self, event: Login) -> None:
+    async def _login(self, event: Login | Sasl) -> None:
         services, engine = self.services, self.engine
+        logins = services.authenticator
+        account: Account | None = None
         try:
-            account = await services.authenticator.check(event.login, event.password, self.peer_ip)
+            if isinstance(event, Login):
+                name = event.login
+                account = await logins.check(name, event.password, self.peer_ip)
+            else:
+                found = await settle(logins, event.exchange, event.outcome, self.peer_ip)
+                name = event.exchange.login
+                if isinstance(found, Challenge):
+                    engine.challenge(found.octets)
+                    return
+                if not isinstance(found, Refused):
+                    account = found
+                elif found.why == MALFORMED:
+                    engine.malformed()
+                    return
+        except LoginHeldBack:
+            engine.refuse_login(
+                "[SYS/TEMP] Too many failed logins from your network, try again later", wrong=True
+            )
+            return
         except DirectoryUnavailable as fault:
             services.error("login can't be checked", fault)
             engine.refuse_login("[SYS/TEMP] Try again later")
             return
         if account is None:
             services.count("logins_failed_total", 1)
-            services.event("login-failed", protocol="pop3", user=event.login[:320], client=self.peer_ip)
+            services.event("login-failed", protocol="pop3", user=name[:320], client=self.peer_ip)
             engine.refuse_login("[AUTH] Wrong name or password", wrong=True)
             return
         if self._lost:

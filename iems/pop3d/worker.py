@@ -33,9 +33,7 @@ class Worker:
         self.max_sessions = config.pop3d.max_sessions
         self.last_descriptor = last_descriptor()
         self.directory = Directory(ctx.home / "directory")
-        self.authenticator = Authenticator(
-            self.directory, threads=config.auth.threads, keep_s=config.auth.cache_s
-        )
+        self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
         self.reader = Reader(config.store_path(ctx.home))
         self.store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition)
         self.locks = MaildropLocks(ctx.home / "run" / "pop3.lock")

@@ -34,6 +34,7 @@ DIRECTORY_AWAY = Reply(451, 3, 0, "The directory does not answer, try again late
 SYSTEM_FULL = Reply(452, 3, 1, "Mail system full, try again later")
 TOO_MANY_RECIPIENTS = Reply(452, 5, 3, "Too many recipients, send the rest in another transaction")
 TLS_UNAVAILABLE = Reply(454, 7, 0, "TLS not available for now")
+AUTH_HELD_BACK = Reply(454, 7, 0, "Too many failed logins from your network, try again later")
 AUTH_UNAVAILABLE = Reply(454, 7, 0, "Authentication not available for now, try again later")
 
 # --- 5xx: syntax and sequence
@@ -74,6 +75,9 @@ BAD_BASE64 = Reply(501, 5, 2, "Cannot decode the authentication response")
 UNKNOWN_MECHANISM = Reply(504, 5, 4, "Authentication mechanism not known")
 AUTH_TWICE = Reply(503, 5, 1, "Already authenticated")
 TLS_TWICE = Reply(503, 5, 1, "TLS is active already")
+NOT_YOUR_SENDER = Reply(553, 7, 1, "The sender's address does not belong to the user who logged in")
+NOT_YOUR_FROM = Reply(553, 7, 1, "The field From names an address that does not belong to the user who logged in")
+FROM_UNSEEN = Reply(554, 6, 0, "The header is too long for a look at its field From")
 NO_SUCH_USER = Reply(550, 1, 1, "No such user here")
 RELAYING_DENIED = Reply(550, 7, 1, "relaying denied")
 NO_EXPANSION = Reply(550, 7, 2, "List expansion not allowed")

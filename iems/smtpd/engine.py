@@ -11,16 +11,16 @@ The connection (who is there) and the transaction (what is being sent) are two o
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Protocol
 
 from msgspec import Struct
 
+from iems import sasl
 from iems._native import kernel
 from iems.model import Recipient, Reply
+from iems.sasl import Exchange, Outcome
 from iems.smtp import grammar, replies
 from iems.smtp.grammar import Mail, Rcpt
 
@@ -70,7 +70,7 @@ class Settings(Struct, kw_only=True):
 
     qualify: the domain that completes addresses without one, b"" refuses them. size_limit: octets, 0 is none.
     command_octets: RFC 5321 4.5.3.1.4 with room for all parameters; auth_octets: RFC 4954 4. skip_octets: how much of an
-    overlong line is thrown away before the connection is closed. normalise: see DataDecoder.
+    overlong line is thrown away before the connection is closed. normalise: see DataDecoder. offer: of AUTH.
     """
 
     hostname: bytes
@@ -86,6 +86,7 @@ class Settings(Struct, kw_only=True):
     skip_octets: int = 1_048_576
     content_line_octets: int = 0
     normalise: bool = False
+    offer: sasl.Offer = sasl.NOTHING
     mail_cache: dict[bytes, Mail | Reply] = {}
     rcpt_cache: dict[bytes, Rcpt | Reply] = {}
     hello_cache: dict[tuple[bool, bool, tuple[bytes, ...], bool], bytes] = {}
@@ -127,11 +128,12 @@ class Settings(Struct, kw_only=True):
 class Connection:
     """Who is there. helo: the name given, b"" before. user: who logged in. mechanisms, starttls: on offer now.
 
+    bindings: channel binding types of this TLS connection -> their data.
     early: octets came behind a command that must be the last of its group (RFC 2920 3.1). given_helo: by XCLIENT; it
     stands against the name in EHLO.
     """
 
-    __slots__ = ("early", "esmtp", "given_helo", "helo", "mechanisms", "secure", "starttls", "user")
+    __slots__ = ("bindings", "early", "esmtp", "given_helo", "helo", "mechanisms", "secure", "starttls", "user")
 
     def __init__(self) -> None:
         self.helo = b""
@@ -141,6 +143,7 @@ class Connection:
         self.secure = False
         self.starttls = False
         self.mechanisms: tuple[bytes, ...] = ()
+        self.bindings: Mapping[bytes, bytes] = sasl.NO_BINDINGS
         self.user = ""
 
 
@@ -175,11 +178,10 @@ class Begin(Struct, frozen=True):
 
 
 class Login(Struct, frozen=True):
-    """A complete AUTH exchange."""
+    """An AUTH exchange that can't go on by itself; the answer is 235, 334 with the next challenge, or a refusal."""
 
-    mechanism: bytes
-    login: str
-    password: str
+    exchange: Exchange
+    outcome: Outcome
 
 
 class Verify(Struct, frozen=True):
@@ -255,7 +257,7 @@ class Engine:
         #: The refusal of the content read last, for whoever keeps a log; he sets it back to None.
         self.refused: Reply | None = None
         self._event: Any = None
-        self._exchange: list[Any] | None = None
+        self._exchange: Exchange | None = None
         self._input: bytes | memoryview = b""
         self._pos = 0
         self._end = 0
@@ -676,15 +678,15 @@ class Engine:
         if not mechanism:
             self._refuse(replies.SYNTAX)
             return None
-        if mechanism not in connection.mechanisms:
+        exchange = None
+        if mechanism in connection.mechanisms:
+            exchange = sasl.begin(mechanism, self.settings.offer, connection.bindings)
+        if exchange is None:
             self._refuse(replies.UNKNOWN_MECHANISM)
             return None
-        self._exchange = [mechanism]
+        self._exchange = exchange
         self.state = _AUTH
-        if initial:
-            return self._response(b"" if initial == b"=" else initial)
-        self._out += b"334 \r\n" if mechanism == b"PLAIN" else b"334 VXNlcm5hbWU6\r\n"
-        return None
+        return self._outcome(exchange, sasl.first(exchange, initial or None))
 
     def _take_response(self) -> Any:
         """The next line of an AUTH exchange; False when it is not whole."""
@@ -711,36 +713,28 @@ class Engine:
             self.state = _READY
 
     def _response(self, line: bytes) -> Event | None:
-        """One response of the client: a Login when the exchange is complete."""
+        """One response of the client: a Login when somebody else has to say something."""
         exchange = self._exchange
         assert exchange is not None
-        try:
-            octets = base64.b64decode(line, validate=True)
-            if exchange[0] == b"PLAIN":
-                # authzid NUL authcid NUL password (RFC 4616): exactly two NULs, and no acting for another user.
-                authorize, login, password = octets.decode("utf-8").split("\0")
-            else:
-                exchange.append(octets.decode("utf-8"))
-                if len(exchange) == 2:
-                    self._out += b"334 UGFzc3dvcmQ6\r\n"
-                    return None
-                authorize, login, password = "", exchange[1], exchange[2]
-        except (binascii.Error, ValueError):
+        octets = sasl.decode(line)
+        return self._outcome(
+            exchange, sasl.Refused(sasl.MALFORMED) if octets is None else exchange.step(octets)
+        )
+
+    def _outcome(self, exchange: Exchange, outcome: Outcome) -> Event | None:
+        if isinstance(outcome, sasl.Challenge):
+            self._out += b"334 " + sasl.encode(outcome.octets) + b"\r\n"
+            return None
+        if isinstance(outcome, sasl.Refused) and outcome.why == sasl.MALFORMED:
             self._auth_over()
             self._refuse(replies.BAD_BASE64)
             return None
-        if (
-            not login
-            or not password
-            or "\0" in login + password
-            or authorize.lower() not in ("", login.lower())
-        ):
-            self._auth_over()
-            self._refuse(replies.BAD_CREDENTIALS)
-            return None
-        return Login(exchange[0], login, password)
+        return Login(exchange, outcome)
 
     def _login_done(self, event: Login, reply: Reply) -> None:
+        if reply.code == 334:
+            self._out += replies.wire(reply)
+            return
         self._auth_over()
         if reply.code == 235:
             self._out += replies.wire(reply)

@@ -10,10 +10,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
+from iems.directory.login import settle
 from iems.directory.peers import NONE, Peers
 from iems.directory.peers import Peer as Profile
-from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull
+from iems.errors import DirectoryUnavailable, LoginHeldBack, SpoolError, SpoolFull
 from iems.model import Channel, Envelope, Reply, id_text
+from iems.sasl import NOTHING, Challenge, Offer, Refused, encode
 from iems.smtp import received, replies
 from iems.smtp.grammar import Mail, Path, Rcpt, rcpt
 from iems.smtpd.engine import (
@@ -29,23 +31,28 @@ from iems.smtpd.engine import (
     Xclient,
 )
 from iems.smtpd.policy import SUBMISSION, Peer, Policy
-from iems.smtpd.screen import Findings, Screening
+from iems.smtpd.screen import Findings, Refusal, Screening
+from iems.smtpd.senders import TOO_MANY, Arrival
 from iems.spool.items import Message
 
 if TYPE_CHECKING:
     from iems.config import Config
-    from iems.directory import Authenticator, Resolution
+    from iems.directory import Resolution
+    from iems.directory.login import Logins
     from iems.log import Log
     from iems.smtpd.relays import RelayChecks
-    from iems.smtpd.screen import Refusal, Screen
+    from iems.smtpd.screen import Screen
+    from iems.smtpd.senders import Senders
     from iems.spool import Spool
 
 #: Resolutions remembered for the time the directory does not answer (beyond.md 3.10).
 KNOWN_RECIPIENTS = 16_384
+#: Of a log-in name in the log.
+LOGGED_CHARACTERS = 320
 
 
-def settings_of(config: Config, listener: str) -> Settings:
-    """The engine's settings for a listener ("smtp", "submission", "submissions", "lmtp")."""
+def settings_of(config: Config, listener: str, offer: Offer = NOTHING) -> Settings:
+    """The engine's settings for a listener ("smtp", "submission", "submissions", "lmtp"). offer: of AUTH."""
     smtpd = config.smtpd
     return Settings(
         hostname=config.hostname.encode(),
@@ -57,6 +64,7 @@ def settings_of(config: Config, listener: str) -> Settings:
         max_errors=smtpd.max_errors,
         content_line_octets=smtpd.content_line_octets,
         normalise=smtpd.bare_lf == "normalise",
+        offer=offer,
     )
 
 
@@ -67,6 +75,7 @@ class Session:
         "_prefix",
         "_prefix_of",
         "_running",
+        "arrival",
         "engine",
         "handlers",
         "listener",
@@ -91,6 +100,8 @@ class Session:
         self.tls_offered = tls_offered
         self.tls_text = b""
         self.login_failures = 0
+        #: How far the header of this user's content was looked at; None while nobody does.
+        self.arrival: Arrival | None = None
         #: What the screen knows of this client and its transaction; None while nothing is in force.
         self.screening: Screening | None = None
         engine.may_xclient = peer.xclient
@@ -171,7 +182,7 @@ class Lookup(Protocol):
 class Handlers:
     """The effects of all sessions of a worker.
 
-    screen: who is turned away; None for nobody. peers: gives the peer-domain profiles. relays: looks at recipients of relay
+    screen: who is turned away; None for nobody. senders: whose addresses users may send from; None for anybody's. peers: gives the peer-domain profiles. relays: looks at recipients of relay
     domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
     a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
@@ -183,7 +194,7 @@ class Handlers:
         policy: Policy,
         spool: Spool,
         directory: Lookup,
-        authenticator: Authenticator,
+        authenticator: Logins,
         log: Log,
         count: Callable[..., None],
         peers: Callable[[], Peers] = lambda: NONE,
@@ -191,9 +202,11 @@ class Handlers:
         clock_ns: Callable[[], int] = time.time_ns,
         spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         screen: Screen | None = None,
+        senders: Senders | None = None,
     ) -> None:
         self.policy = policy
         self.screen = screen
+        self.senders = senders
         self.spool = spool
         self.directory = directory
         self.authenticator = authenticator
@@ -242,7 +255,13 @@ class Handlers:
                 return refusal
         connection = session.engine.connection
         connection.starttls = session.tls_offered and not connection.secure
-        connection.mechanisms = self.policy.mechanisms(session.listener, session.peer, connection.secure)
+        connection.mechanisms = self.policy.mechanisms(
+            session.listener,
+            session.peer,
+            connection.secure,
+            session.engine.settings.offer,
+            connection.bindings,
+        )
         return replies.OK
 
     def _profiled(self, session: Session, name: bytes) -> Reply | None:
@@ -282,31 +301,40 @@ class Handlers:
         return replies.OK
 
     def login(self, session: Session, event: Login) -> None:
-        """AUTH: the password is checked in a thread."""
+        """AUTH: what is asked is answered from the directory, a password is checked in a thread."""
         self.pending += 1
         self._spawn(self._login(session, event))
 
     async def _login(self, session: Session, event: Login) -> None:
         ip = session.peer.ip
+        exchange = event.exchange
         try:
-            account = await self.authenticator.check(event.login, event.password, ip)
+            found = await settle(self.authenticator, exchange, event.outcome, ip)
+        except LoginHeldBack:
+            session.login_failures += 1
+            reply = replies.AUTH_HELD_BACK
+            if session.login_failures >= self.policy.max_login_failures:
+                reply = replies.TOO_MANY_LOGIN_FAILURES
         except DirectoryUnavailable:
             reply = replies.AUTH_UNAVAILABLE
         except Exception as fault:
             self.log.error("login failed", fault)
             reply = replies.AUTH_UNAVAILABLE
         else:
-            if account is None:
+            if isinstance(found, Challenge):
+                reply = Reply(334, 0, 0, encode(found.octets).decode())
+            elif isinstance(found, Refused):
                 session.login_failures += 1
                 self.count("logins_failed_total")
-                self.log.event("login-failed", login=event.login, client=ip, listener=session.listener)
+                login = exchange.login[:LOGGED_CHARACTERS]
+                self.log.event("login-failed", login=login, client=ip, listener=session.listener)
                 reply = replies.BAD_CREDENTIALS
                 if session.login_failures >= self.policy.max_login_failures:
                     reply = replies.TOO_MANY_LOGIN_FAILURES
             else:
-                session.engine.connection.user = account.address
+                session.engine.connection.user = found.address
                 self.count("logins_total")
-                self.log.event("login", login=account.address, client=ip, listener=session.listener)
+                self.log.event("login", login=found.address, client=ip, listener=session.listener)
                 reply = replies.AUTHENTICATED
         self.pending -= 1
         session.answer(reply)
@@ -319,6 +347,8 @@ class Handlers:
             connection = session.engine.connection
             if not connection.user:
                 return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
+        if self.senders is not None and (reply := self._not_its_own(session, self.senders, mail)) is not None:
+            return reply
         if session.peers and not self._fits(session, mail):
             return replies.TOO_BIG
         screen = self.screen
@@ -327,6 +357,48 @@ class Handlers:
         if session.screening is not None:
             session.screening = None
         return replies.SENDER_OK
+
+    def _not_its_own(self, session: Session, senders: Senders, mail: Mail) -> Reply | None:
+        """The refusal of a reverse-path that is not one of the user's who logged in."""
+        user = session.engine.connection.user
+        address = mail.path.address
+        session.arrival = None
+        if not user:
+            return None
+        if senders.header_octets:
+            session.arrival = Arrival()
+        try:
+            if senders.owns(user, address):
+                return None
+        except DirectoryUnavailable:
+            return replies.DIRECTORY_AWAY if senders.reject else None
+        if not senders.reject:
+            self.log.event("sender-mismatch", reverse_path=address, user=user, client=session.peer.ip)
+            return None
+        refusal = Refusal(replies.NOT_YOUR_SENDER, "sender-login", user)
+        return self._screen_refused(session, refusal, address)
+
+    def _from_another(self, session: Session, senders: Senders, complete: bool) -> Reply | None:
+        """The refusal of content whose field From names an address that is not the user's, once its header is here."""
+        arrival, transaction = session.arrival, session.engine.transaction
+        if arrival is None or transaction is None or arrival.ended or transaction.decoder.too_big:
+            return None
+        content: Any = transaction.sink
+        header = arrival.header(content.buffer, transaction.decoder.octets, senders.header_octets, complete)
+        if header is None:
+            return None
+        user = session.engine.connection.user
+        try:
+            # No octets for a header though there is content: it could not be seen.
+            foreign = senders.foreign(user, header) if header or not transaction.decoder.octets else TOO_MANY
+        except DirectoryUnavailable:
+            return replies.DIRECTORY_AWAY if senders.reject else None
+        if not foreign:
+            return None
+        if not senders.reject:
+            self.log.event("sender-mismatch", field="from", address=foreign, user=user, client=session.peer.ip)
+            return None
+        return replies.FROM_UNSEEN if foreign == TOO_MANY else replies.NOT_YOUR_FROM
 
     def _screened(self, session: Session, screen: Screen, mail: Mail) -> Reply | None:
         """MAIL through the screen; None if DNS is asked first."""
@@ -499,6 +571,11 @@ class Handlers:
         transaction = session.engine.transaction
         assert transaction is not None
         content: Any = transaction.sink
+        if session.arrival is not None and self.senders is not None:
+            reply = self._from_another(session, self.senders, False)
+            if reply is not None:
+                session.engine.refuse_content(reply)
+                return
         screen = self.screen
         screening = session.screening
         if screening is not None and screen is not None and not transaction.decoder.too_big:
@@ -524,6 +601,12 @@ class Handlers:
             refusal = self.screen.arrived(screening, content.buffer, transaction.decoder.octets)
             if refusal is not None:
                 return self._screen_refused(session, refusal, mail.path.address)
+        if session.arrival is not None and self.senders is not None:
+            reply = self._from_another(session, self.senders, True)
+            if reply is not None:
+                return self._screen_refused(
+                    session, Refusal(reply, "sender-login", connection.user), mail.path.address
+                )
         recipients = transaction.recipients
         now_ns = self.clock_ns()
         message_id = self.spool.new_id()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+
+from iems.sasl import NO_BINDINGS, Offer
 
 if TYPE_CHECKING:
     from iems.config import Config
@@ -14,7 +17,6 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Listeners where mail is submitted: no MAIL without a login (RFC 6409 4.3).
 SUBMISSION = frozenset(("submission", "submissions"))
-MECHANISMS = (b"PLAIN", b"LOGIN")
 
 
 class Peer(Struct, frozen=True):
@@ -62,12 +64,17 @@ class Policy:
         """Whether limits, delays and tarpits act on this client: on loopback only if the settings say so."""
         return self.limit_loopback or not peer.loopback
 
-    def mechanisms(self, listener: str, peer: Peer, secure: bool) -> tuple[bytes, ...]:
-        """The AUTH mechanisms on offer: a password is taken over TLS, or from where `auth.plaintext` allows it."""
+    def mechanisms(
+        self, listener: str, peer: Peer, secure: bool, offer: Offer, bindings: Mapping[bytes, bytes] = NO_BINDINGS
+    ) -> tuple[bytes, ...]:
+        """The AUTH mechanisms on offer, all of them over TLS, or from where `auth.plaintext` allows it.
+
+        bindings: channel bindings of the connection.
+        """
         if listener == "lmtp":
             return ()
         if secure or self._plaintext == "always" or (self._plaintext == "loopback" and peer.loopback):
-            return MECHANISMS
+            return offer.names(bindings)
         return ()
 
     def may_relay(self, peer: Peer, user: str) -> bool:

@@ -15,15 +15,18 @@ from iems.net import proxy
 from iems.net.callahead import Callahead
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
+from iems.net.tls import bindings
 from iems.smtp import replies
 from iems.smtpd import handlers
 from iems.smtpd.engine import Engine, Settings, State
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen
+from iems.smtpd.senders import HEADER_OCTETS, Senders
 from iems.spool import Spool
 
 if TYPE_CHECKING:
+    from iems.config import Config
     from iems.master.child import WorkerContext
 
 LISTENERS = ("smtp", "submission", "submissions", "lmtp")
@@ -101,6 +104,8 @@ class Session(handlers.Session):
             cipher = tls.cipher()
             self.tls_text = f"{tls.version()} with cipher {cipher[0] if cipher else 'unknown'}".encode()
         engine.tls_started()
+        if tls is not None and engine.settings.offer.scram:
+            engine.connection.bindings = bindings(tls)
         if self.listener == "submissions" and not engine.closed:
             engine.greet()
         self.stream.send(engine.take_output())
@@ -187,9 +192,6 @@ class Worker:
         config = ctx.config
         self.ctx = ctx
         self.policy = Policy(config)
-        self.settings: dict[str, Settings] = {
-            listener: handlers.settings_of(config, listener) for listener in LISTENERS
-        }
         self.line_timeout_s = config.smtpd.line_timeout_s
         self.data_timeout_s = config.smtpd.data_timeout_s
         self.content_deadline_s = config.smtpd.content_deadline_s
@@ -197,9 +199,11 @@ class Worker:
         self.last_descriptor = last_descriptor()
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
-        self.authenticator = Authenticator(
-            self.directory, threads=config.auth.threads, keep_s=config.auth.cache_s
-        )
+        self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
+        self.settings: dict[str, Settings] = {
+            listener: handlers.settings_of(config, listener, self.authenticator.offer)
+            for listener in LISTENERS
+        }
         resolver = Resolver.of(config.dns)
         self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
         self.handlers = handlers.Handlers(
@@ -210,6 +214,7 @@ class Worker:
             log=ctx.log,
             count=ctx.count,
             screen=self.screen,
+            senders=self._senders(config),
             peers=self.directory.peers,
             relays=RelayChecks(
                 self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
@@ -222,6 +227,16 @@ class Worker:
         self._tick = 0
         self._ticking: asyncio.TimerHandle | None = None
         self._idle: asyncio.Event = asyncio.Event()
+
+    def _senders(self, config: Config) -> Senders | None:
+        setting = config.smtpd.sender_login
+        if setting == "off":
+            return None
+        # Content above `large_octets` goes to a file at once: the header has to be whole by then.
+        limit = min(HEADER_OCTETS, config.spool.large_octets) if config.smtpd.sender_login_from else 0
+        return Senders(
+            self.directory, self.directory.resolve, reject=setting == "reject", header_octets=limit
+        )
 
     async def start(self) -> None:
         """Begin to accept."""

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from iems.directory import Account
 from iems.errors import DirectoryUnavailable, StoreUnavailable
 from iems.pop3d import handlers
+from tests.support.logins import FakeLogins
 
 MESSAGES = [
     b"From: a@x\r\nSubject: one\r\n\r\nfirst line\r\nsecond line\r\nthird line\r\n",
@@ -31,6 +32,7 @@ class FakeStream:
         self.closed = False
         self.paused = False
         self.started_tls = False
+        self.sslobj = None
 
     def send(self, data):
         assert data, "an empty send"
@@ -113,7 +115,7 @@ class FakeReader:
         return [rope[0][start : start + length]]
 
 
-class FakeAuthenticator:
+class FakeAuthenticator(FakeLogins):
     async def check(self, login, password, peer_ip):
         await asyncio.sleep(0)
         name = login.strip().lower()

@@ -9,6 +9,7 @@ from iems.model import Reply
 from iems.smtpd.engine import Engine, State
 from iems.smtpd.handlers import Handlers, Session, settings_of
 from iems.smtpd.policy import Policy
+from tests.support.logins import FakeLogins
 
 Buffer = kernel("buffer").Buffer
 
@@ -96,7 +97,7 @@ class FakeDirectory:
         )
 
 
-class FakeAuthenticator:
+class FakeAuthenticator(FakeLogins):
     async def check(self, login, password, peer_ip):
         if login == "away":
             raise DirectoryUnavailable("gone fishing")

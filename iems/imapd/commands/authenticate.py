@@ -1,13 +1,15 @@
-"""AUTHENTICATE PLAIN (RFC 3501 6.2.2, RFC 4616), with an initial response (RFC 4959)."""
+"""AUTHENTICATE (RFC 3501 6.2.2), with an initial response (RFC 4959): the mechanisms are in `iems.sasl`."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import TYPE_CHECKING
 
+from iems import sasl
+from iems.directory.login import settle
+from iems.errors import LoginHeldBack
 from iems.imap.grammar import Arguments, Bad
-from iems.imapd.commands.login import authenticate
+from iems.imapd.commands.capability import mechanisms
+from iems.imapd.commands.login import failed, held_back, welcome
 from iems.imapd.engine import Command, Spec, State
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from iems.imapd.session import Session
+
+    _Result = bytes | Coroutine[Any, Any, bytes | None] | None
 
 
 def parse(arguments: Arguments) -> tuple[bytes, bytes | None]:
@@ -24,45 +28,69 @@ def parse(arguments: Arguments) -> tuple[bytes, bytes | None]:
     if arguments.at_end():
         return mechanism, None
     arguments.space()
-    initial = arguments.data[arguments.pos :]
-    return mechanism, b"" if initial == b"=" else initial
+    return mechanism, arguments.data[arguments.pos :]
 
 
-def run(session: Session, command: Command) -> bytes | Coroutine[Any, Any, bytes | None] | None:
+def run(session: Session, command: Command) -> _Result:
     mechanism, initial = command.arguments
-    if mechanism != b"PLAIN":
-        return b"NO [CANNOT] Unknown mechanism"
     if not session.may_login:
         return b"NO [PRIVACYREQUIRED] Passwords are taken over TLS only"
-    if initial is not None:
-        return respond(session, initial)
+    name = mechanism.upper()
+    exchange = None
+    if name in mechanisms(session):
+        exchange = sasl.begin(name, session.services.authenticator.offer, session.bindings)
+    if exchange is None:
+        return b"NO [CANNOT] Unknown mechanism"
+    return _go_on(session, command, exchange, sasl.first(exchange, initial))
 
+
+def _go_on(session: Session, command: Command, exchange: sasl.Exchange, outcome: sasl.Outcome) -> _Result:
+    """Do what an outcome asks for. Raises `Bad` if the client's message was malformed."""
+    if isinstance(outcome, sasl.Challenge):
+        _challenge(session, command, exchange, outcome)
+        return None
+    if isinstance(outcome, sasl.Refused) and outcome.why == sasl.MALFORMED:
+        raise Bad("Malformed authentication message")
+    return _settled(session, command, exchange, outcome)
+
+
+def _challenge(
+    session: Session, command: Command, exchange: sasl.Exchange, challenge: sasl.Challenge
+) -> None:
     def response(line: bytes) -> None:
         try:
-            session.start(command, respond(session, line))
+            if line == b"*":
+                raise Bad("Authentication cancelled")
+            octets = sasl.decode(line)
+            if octets is None:
+                raise Bad("Malformed base64")
+            result = _go_on(session, command, exchange, exchange.step(octets))
         except Bad as fault:
             session.finish(command, b"BAD " + str(fault).encode())
+        else:
+            if result is not None:
+                assert not isinstance(result, bytes)
+                session.start(command, result)
 
-    session.expect(response, b"")
-    return None
+    session.expect(response, sasl.encode(challenge.octets))
 
 
-def respond(session: Session, encoded: bytes) -> Coroutine[Any, Any, bytes | None]:
-    """Go on with the client's response. Raises `Bad` if it is cancelled or malformed."""
-    if encoded == b"*":
-        raise Bad("Authentication cancelled")
+async def _settled(
+    session: Session, command: Command, exchange: sasl.Exchange, outcome: sasl.Outcome
+) -> bytes | None:
+    """Ask the directory; the text of the tagged reply, None if another challenge goes out first."""
     try:
-        message = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
-        raise Bad("Malformed base64") from None
-    parts = message.split(b"\0")
-    if len(parts) != 3:
-        raise Bad("Malformed PLAIN message")
-    authzid, login, password = parts
-    if authzid and authzid.lower() != login.lower():
-        # Nobody acts for somebody else; the check below fails for an empty name.
-        login = password = b""
-    return authenticate(session, login, password)
+        found = await settle(session.services.authenticator, exchange, outcome, session.peer_ip)
+    except LoginHeldBack:
+        return held_back(session)
+    if isinstance(found, sasl.Challenge):
+        _challenge(session, command, exchange, found)
+        return None
+    if isinstance(found, sasl.Refused):
+        if found.why == sasl.MALFORMED:
+            raise Bad("Malformed authentication message")
+        return failed(session, exchange.login)
+    return await welcome(session, found)
 
 
 SPECS = [Spec(b"AUTHENTICATE", State.NOT_AUTHENTICATED, parse, run)]

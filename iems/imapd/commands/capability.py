@@ -17,13 +17,22 @@ _LOGGED_IN = (
 )
 
 
+def mechanisms(session: Session) -> list[bytes]:
+    """The mechanisms of AUTHENTICATE on offer; LOGIN, which is the command of that name again, is none here."""
+    names = session.services.authenticator.offer.names(session.bindings)
+    return [name for name in names if name != b"LOGIN"]
+
+
 def capabilities(session: Session) -> bytes:
     """The capabilities of a session as it is now."""
     parts = [_ALWAYS]
     if session.engine.state == State.NOT_AUTHENTICATED:
         if session.services.tls is not None and not session.stream.secure:
             parts.append(b" STARTTLS")
-        parts.append(b" AUTH=PLAIN" if session.may_login else b" LOGINDISABLED")
+        if session.may_login:
+            parts += [b" AUTH=" + name for name in mechanisms(session)]
+        else:
+            parts.append(b" LOGINDISABLED")
     else:
         parts.append(_LOGGED_IN)
         limit = session.services.limits.content

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
+from iems.errors import LoginHeldBack
 from iems.imap.grammar import Arguments
 from iems.imapd.commands.capability import capabilities
 from iems.imapd.engine import Command, Spec, State
@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
+    from iems.directory import Account
     from iems.imapd.session import Session
-
-#: Wait before the answer to a wrong password; loopback is spared.
-FAILURE_DELAY_S = 2.0
 
 
 def parse(arguments: Arguments) -> tuple[bytes, bytes]:
@@ -44,16 +42,37 @@ async def authenticate(session: Session, login: bytes, password: bytes) -> bytes
         name, secret = "", ""
     if "\0" in name or "\0" in secret:
         name = secret = ""
-    account = await services.authenticator.check(name, secret, session.peer_ip)
-    if account is None:
-        session.failures += 1
-        services.count("logins_failed_total")
-        services.log("login-failed", protocol="imap", user=name[:320], peer=session.peer_ip)
-        if not session.peer_ip.startswith("127.") and session.peer_ip not in ("", "::1"):
-            await asyncio.sleep(FAILURE_DELAY_S)
-        if session.failures >= services.max_failures:
-            session.leaving = b"* BYE Too many failed logins\r\n"
-        return b"NO [AUTHENTICATIONFAILED] Wrong name or password"
+    try:
+        account = await services.authenticator.check(name, secret, session.peer_ip)
+    except LoginHeldBack:
+        return held_back(session)
+    return failed(session, name) if account is None else await welcome(session, account)
+
+
+def failed(session: Session, name: str) -> bytes:
+    """Count and log a failure; the text of the tagged reply. One too many ends the session."""
+    services = session.services
+    services.count("logins_failed_total")
+    services.log("login-failed", protocol="imap", user=name[:320], peer=session.peer_ip)
+    _one_more(session)
+    return b"NO [AUTHENTICATIONFAILED] Wrong name or password"
+
+
+def held_back(session: Session) -> bytes:
+    """The reply to an attempt that came too early."""
+    _one_more(session)
+    return b"NO [UNAVAILABLE] Too many failed logins from your network, try again later"
+
+
+def _one_more(session: Session) -> None:
+    session.failures += 1
+    if session.failures >= session.services.max_failures:
+        session.leaving = b"* BYE Too many failed logins\r\n"
+
+
+async def welcome(session: Session, account: Account) -> bytes:
+    """Open the account of a login; the text of the tagged reply."""
+    services = session.services
     services.know(account)
     if not services.reader.mailboxes(account.number):
         await services.store.ensure(account.number)

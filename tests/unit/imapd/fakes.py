@@ -16,6 +16,7 @@ from iems.imapd.session import Session
 from iems.message import summarize
 from iems.store import reader as reader_module
 from iems.store.rows import DEFAULT_MAILBOXES, FLAGS_DTYPE, Mailbox, Row, system_bit
+from tests.support.logins import FakeLogins
 
 
 class FakeBlobs:
@@ -465,7 +466,7 @@ class FakeAccount:
         self.partition = 0
 
 
-class FakeAuthenticator:
+class FakeAuthenticator(FakeLogins):
     def __init__(self) -> None:
         self.account = FakeAccount()
 
@@ -485,6 +486,7 @@ class FakeStream:
         self.pending_out = 0
         self.paused = False
         self.tls: Any = None
+        self.sslobj: Any = None
 
     def send(self, data: Any) -> None:
         if not self.closed:

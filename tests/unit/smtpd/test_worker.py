@@ -62,7 +62,7 @@ async def serving(monkeypatch, tls=None, now=None, **smtpd):
     authenticator.close = lambda: None
     monkeypatch.setattr(module, "Spool", SimpleNamespace(open=lambda ctx: spool))
     monkeypatch.setattr(module, "Directory", lambda path: FakeDirectory())
-    monkeypatch.setattr(module, "Authenticator", lambda directory, threads, keep_s: authenticator)
+    monkeypatch.setattr(module, "Authenticator", SimpleNamespace(of=lambda *args: authenticator))
     monkeypatch.setattr(module, "TICK_S", 0.02)
     monkeypatch.setattr(module, "LOOK_S", 0.1)
     sockets = {}

@@ -19,6 +19,7 @@ from iems.smtp.grammar import Mail, Path, Rcpt, rcpt
 from iems.smtpd.engine import (
     Begin,
     Engine,
+    Etrn,
     Expand,
     Hello,
     Login,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from iems.config import Config
     from iems.directory import Authenticator, Resolution
     from iems.log import Log
+    from iems.model import Verdict
+    from iems.smtpd.door import Door
+    from iems.smtpd.etrn import QueueRuns
     from iems.smtpd.relays import RelayChecks
     from iems.smtpd.screen import Refusal, Screen
     from iems.spool import Spool
@@ -57,6 +61,9 @@ def settings_of(config: Config, listener: str) -> Settings:
         max_errors=smtpd.max_errors,
         content_line_octets=smtpd.content_line_octets,
         normalise=smtpd.bare_lf == "normalise",
+        etrn=smtpd.etrn,
+        max_messages=smtpd.max_messages,
+        max_recipient_domains=smtpd.max_recipient_domains,
     )
 
 
@@ -67,16 +74,22 @@ class Session:
         "_prefix",
         "_prefix_of",
         "_running",
+        "counted",
         "engine",
         "handlers",
         "listener",
         "login_failures",
+        "outbound",
         "peer",
         "peers",
         "profile",
+        "room",
         "screening",
+        "strict",
+        "tags",
         "tls_offered",
         "tls_text",
+        "watched",
     )
 
     def __init__(
@@ -93,6 +106,15 @@ class Session:
         self.login_failures = 0
         #: What the screen knows of this client and its transaction; None while nothing is in force.
         self.screening: Screening | None = None
+        #: Whether limits of clients, and of messages, are to be looked at (`Door`).
+        self.strict = False
+        self.watched = False
+        #: What the client is counted under; what it did too soon, where that is tagged.
+        self.counted: tuple[bytes, ...] = ()
+        self.tags: tuple[Verdict, ...] = ()
+        #: Recipients elsewhere of the transaction, and how many its user may have; -1: any number.
+        self.outbound: list[bytes] = []
+        self.room = -1
         engine.may_xclient = peer.xclient
         self._running = False
         self._prefix = b""
@@ -171,7 +193,7 @@ class Lookup(Protocol):
 class Handlers:
     """The effects of all sessions of a worker.
 
-    screen: who is turned away; None for nobody. peers: gives the peer-domain profiles. relays: looks at recipients of relay
+    screen: who is turned away; None for nobody. door: limits of clients and senders, None for none. etrn: starts queue runs. peers: gives the peer-domain profiles. relays: looks at recipients of relay
     domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
     a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
@@ -191,9 +213,13 @@ class Handlers:
         clock_ns: Callable[[], int] = time.time_ns,
         spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         screen: Screen | None = None,
+        door: Door | None = None,
+        etrn: QueueRuns | None = None,
     ) -> None:
         self.policy = policy
         self.screen = screen
+        self.door = door
+        self.etrn = etrn
         self.spool = spool
         self.directory = directory
         self.authenticator = authenticator
@@ -216,6 +242,7 @@ class Handlers:
             Login: self.login,
             Verify: self.verify,
             Expand: self.expand,
+            Etrn: self.queue_run,
             StartTls: self.starttls,
             Xclient: self.xclient,
         }
@@ -241,6 +268,12 @@ class Handlers:
             if refusal is not None:
                 return refusal
         connection = session.engine.connection
+        door = self.door
+        if door is not None:
+            if connection.early and (reply := door.early(session)) is not None:
+                session.engine.close(reply)
+                return reply
+            door.watch(session)
         connection.starttls = session.tls_offered and not connection.secure
         connection.mechanisms = self.policy.mechanisms(session.listener, session.peer, connection.secure)
         return replies.OK
@@ -278,6 +311,9 @@ class Handlers:
                 self.client_refused(peer.ip, refusal)
                 session.engine.close(refusal.reply)
                 return None
+            if self.door is not None and (reply := self.door.moved(session, peer)) is not None:
+                session.engine.close(reply)
+                return None
             session.peer = peer
         return replies.OK
 
@@ -305,6 +341,8 @@ class Handlers:
                     reply = replies.TOO_MANY_LOGIN_FAILURES
             else:
                 session.engine.connection.user = account.address
+                if self.door is not None:
+                    self.door.watch(session)
                 self.count("logins_total")
                 self.log.event("login", login=account.address, client=ip, listener=session.listener)
                 reply = replies.AUTHENTICATED
@@ -319,6 +357,11 @@ class Handlers:
             connection = session.engine.connection
             if not connection.user:
                 return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
+        door = self.door
+        if door is not None and (session.watched or door.flow.mail is not None):
+            refusal = door.mail(session)
+            if refusal is not None:
+                return refusal
         if session.peers and not self._fits(session, mail):
             return replies.TOO_BIG
         screen = self.screen
@@ -407,6 +450,12 @@ class Handlers:
             found = self.resolve(path.address)
         except DirectoryUnavailable:
             return self.refused(session, path.original, replies.DIRECTORY_AWAY)
+        if session.watched:
+            assert self.door is not None
+            limited = self.door.rcpt(session, path.address, found.ours)
+            if limited is not None:
+                self.count("recipients_refused_total")
+                return limited
         screen = self.screen
         if screen is not None:
             if screen.seen != self.directory.seen:
@@ -479,12 +528,25 @@ class Handlers:
         """EXPN: members of a list are nobody's business (RFC 5321 7.3)."""
         return replies.NO_EXPANSION
 
+    def queue_run(self, session: Session, event: Etrn) -> Reply | None:
+        """ETRN: try what waits for a node at once, where that is allowed."""
+        if self.etrn is None:
+            return replies.NODE_NOT_NOW
+        return self.etrn.begin(self, session, event.node)
+
     # ---------------------------------------------------------------- content
 
     def begin(self, session: Session, event: Begin) -> Reply:
         """DATA or the first BDAT: a place for the content."""
-        transaction = session.engine.transaction
+        engine = session.engine
+        transaction = engine.transaction
         assert transaction is not None
+        if session.watched and not event.chunked and engine.backlog:
+            assert self.door is not None
+            refusal = self.door.early(session)
+            if refusal is not None:
+                engine.close(refusal)
+                return refusal
         try:
             transaction.sink = self.spool.new_content()
         except SpoolFull:
@@ -557,6 +619,10 @@ class Handlers:
         )
         if screening is not None:
             envelope.verdicts = screening.verdicts
+        if session.watched:
+            assert self.door is not None
+            envelope.verdicts += session.tags
+            envelope.held = self.door.content(session)
 
         def done(fault: SpoolError | None) -> None:
             self.pending -= 1
@@ -586,6 +652,8 @@ class Handlers:
             client=envelope.client_ip,
             user=envelope.auth,
         )
+        if envelope.held:
+            self.log.event("held", message_id, reason=envelope.held)
         if envelope.verdicts:
             self.log.event("tagged", message_id, verdicts=[str(verdict) for verdict in envelope.verdicts])
         return replies.queued(text)

@@ -8,20 +8,26 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
+import lmdb
+
 from iems.directory import Authenticator, Directory
 from iems.directory.srs import forwarding
-from iems.model import Reply
+from iems.model import INPUT, Channel, Reply
 from iems.net import proxy
 from iems.net.callahead import Callahead
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.smtp import replies
-from iems.smtpd import handlers
+from iems.smtpd import flow, handlers
+from iems.smtpd.door import Door
 from iems.smtpd.engine import Engine, Settings, State
+from iems.smtpd.etrn import QueueRuns
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen
-from iems.spool import Spool
+from iems.smtpd.senders import Senders
+from iems.smtpd.sessions import Clients
+from iems.spool import Spool, keys
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
@@ -34,15 +40,36 @@ NEVER = float("inf")
 CLOSED, TLS = int(State.CLOSED), int(State.TLS)
 CONTENT = (int(State.DATA), int(State.CHUNK), int(State.CHUNKS))
 LOOK_S = 30.0
+#: A tarpit delays no answer for longer.
+TARPIT_S = 60.0
 
 
 class Session(handlers.Session):
     """One connection: handler of its stream."""
 
-    __slots__ = ("_paused", "content_until", "deadline", "eof", "stream", "tick", "worker")
+    __slots__ = (
+        "_errors",
+        "_greeted",
+        "_late",
+        "_late_out",
+        "_paused",
+        "content_until",
+        "deadline",
+        "eof",
+        "stream",
+        "tick",
+        "worker",
+    )
 
-    def __init__(self, worker: Worker, sock: socket.socket, listener: str, ip: str = "") -> None:
-        """ip: of the client, where a proxy told it."""
+    def __init__(
+        self,
+        worker: Worker,
+        sock: socket.socket,
+        listener: str,
+        ip: str = "",
+        counted: tuple[bytes, ...] = (),
+    ) -> None:
+        """ip: of the client, where a proxy told it. counted: what the door counts it under."""
         ctx = worker.ctx
         implicit = listener == "submissions"
         self.worker = worker
@@ -56,20 +83,53 @@ class Session(handlers.Session):
         super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit)
         self.deadline = worker.now + worker.line_timeout_s
         self.tick = 0
-        if not implicit:
-            self._greet()
+        #: What is sent later than it could be: the greeting, or answers in the tarpit; and refusals seen so far.
+        self._late: asyncio.TimerHandle | None = None
+        self._late_out = b""
+        self._errors = 0
+        self._greeted = True
+        self.counted = counted
+        self.strict = worker.door.strict(peer)
+        if implicit:
+            return
+        if self.strict and listener == "smtp" and worker.early_talker != "off":
+            self._greeted = False
+            if _speaks(sock):
+                self._spoke_early()
+            elif worker.greeting_delay_s:
+                self._late = ctx.loop.call_later(worker.greeting_delay_s, self._greet)
+                return
+            if engine.closed:
+                return
+        self._greet()
 
     def _greet(self) -> None:
+        self._greeted = True
+        self._late = None
         self.engine.greet()
         self.stream.send(self.engine.take_output())
+
+    def _spoke_early(self) -> None:
+        """Octets came before the greeting: end the session, or note it."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        refusal = self.worker.door.early_talker(self, self.worker.early_talker)
+        if refusal is not None:
+            self.finish(refusal)
 
     # ---------------------------------------------------------------- called by the stream
 
     def data_received(self, view: memoryview) -> None:
         """Octets came: let the engine work through them."""
         engine = self.engine
+        if not self._greeted:
+            self._spoke_early()
+            if engine.closed:
+                return
+            self._greet()
         engine.feed(view)
-        if engine.waiting:
+        if engine.waiting or self._late is not None:
             engine.keep()
             if engine.backlog > BACKLOG_OCTETS:
                 self._pause()
@@ -79,13 +139,17 @@ class Session(handlers.Session):
     def eof_received(self) -> None:
         """The client sends no more: it still gets the answer it waits for."""
         self.eof = True
-        if not self.engine.waiting:
+        if not self.engine.waiting and not self._late_out:
             self.engine.end()
             self.stream.close()
 
     def connection_lost(self, cause: Exception | None) -> None:
         """The connection is gone; a message handed to the spool is accepted all the same."""
         self.engine.end()
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+            self._late_out = b""
         self.worker.session_over(self)
 
     def writable(self) -> None:
@@ -110,7 +174,39 @@ class Session(handlers.Session):
     # ---------------------------------------------------------------- the engine's turn
 
     def turned(self, out: bytes) -> None:
-        """Send what a turn gave, then close, start TLS or wait on."""
+        """Send what a turn gave, at once or after a while in the tarpit."""
+        if self.strict and self.worker.tarpit_s and self._stuck(out):
+            return
+        self._send(out)
+
+    def _stuck(self, out: bytes) -> bool:
+        """Whether answers wait in the tarpit: one delay for each refused command above those that are free."""
+        if self._late is not None:
+            self._late_out += out
+            return True
+        worker = self.worker
+        errors = self.engine.errors
+        fresh = errors - max(self._errors, worker.tarpit_errors)
+        self._errors = errors
+        if fresh <= 0 or not out:
+            return False
+        delay_s = min(fresh * worker.tarpit_s, TARPIT_S)
+        self._late_out = out
+        self._late = worker.ctx.loop.call_later(delay_s, self._unstuck)
+        self.deadline = worker.now + delay_s + worker.line_timeout_s
+        worker.ctx.count("tarpits_total")
+        return True
+
+    def _unstuck(self) -> None:
+        out, self._late_out = self._late_out, b""
+        self._late = None
+        self._send(out)
+        engine = self.engine
+        if engine.backlog and not (engine.waiting or engine.closed):
+            self.turned(self.turn())
+
+    def _send(self, out: bytes) -> None:
+        """Send, then close, start TLS or wait on."""
         engine = self.engine
         worker = self.worker
         stream = self.stream
@@ -149,7 +245,7 @@ class Session(handlers.Session):
             self.stream.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and not self.engine.waiting and self.stream.pending_out <= BACKLOG_OCTETS:
+        if self._paused and not self.engine.waiting and self._late is None and self.stream.pending_out <= BACKLOG_OCTETS:
             self._paused = False
             if not self.eof:
                 self.stream.resume_reading()
@@ -176,7 +272,11 @@ class Session(handlers.Session):
 
     def _last_words(self) -> None:
         self.deadline = self.worker.now + 10.0
-        self.stream.send(self.engine.take_output())
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        late, self._late_out = self._late_out, b""
+        self.stream.send(late + self.engine.take_output())
         self.stream.close()
 
 
@@ -194,6 +294,10 @@ class Worker:
         self.data_timeout_s = config.smtpd.data_timeout_s
         self.content_deadline_s = config.smtpd.content_deadline_s
         self.max_sessions = config.smtpd.max_sessions
+        self.greeting_delay_s = config.smtpd.greeting_delay_s
+        self.early_talker = config.smtpd.early_talker
+        self.tarpit_s = config.smtpd.tarpit_s
+        self.tarpit_errors = config.smtpd.tarpit_errors
         self.last_descriptor = last_descriptor()
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
@@ -202,6 +306,21 @@ class Worker:
         )
         resolver = Resolver.of(config.dns)
         self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
+        spool_path = config.spool_path(ctx.home)
+        limited = config.smtpd.sender_hour or config.smtpd.sender_day
+        signs = config.smtpd.takeover_recipients or config.smtpd.takeover_networks
+        self.flow = flow.Flow(
+            flow.levels(config.smtpd, spool_path, self._queued), ctx.log, ctx.gauge, ctx.total
+        )
+        self.door = Door(
+            config.smtpd,
+            self.policy,
+            self.flow,
+            ctx.log,
+            ctx.count,
+            lambda: Clients(ctx.home / "run", ctx.board, ctx.role, ctx.slot, ctx.generation),
+            (lambda: Senders.of(config.smtpd, spool_path)) if limited or signs else None,
+        )
         self.handlers = handlers.Handlers(
             policy=self.policy,
             spool=self.spool,
@@ -210,6 +329,12 @@ class Worker:
             log=ctx.log,
             count=ctx.count,
             screen=self.screen,
+            door=self.door,
+            etrn=QueueRuns(
+                self.spool, self.directory.resolve, self._relays, config.smtpd.etrn_domains
+            )
+            if config.smtpd.etrn
+            else None,
             peers=self.directory.peers,
             relays=RelayChecks(
                 self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
@@ -222,6 +347,22 @@ class Worker:
         self._tick = 0
         self._ticking: asyncio.TimerHandle | None = None
         self._idle: asyncio.Event = asyncio.Event()
+
+    def _queued(self) -> int:
+        """Length of the input queue. Raises OSError if the index can't be read now."""
+        try:
+            counts = self.spool.index.counts()
+        except lmdb.Error as fault:
+            raise OSError(str(fault)) from fault
+        return sum(counts.get((INPUT, class_), 0) for class_ in (keys.FRESH, keys.RETRY, keys.LEASED))
+
+    def _relays(self) -> set[str]:
+        """Next hops that the forwarding table names. Raises DirectoryUnavailable."""
+        return {
+            identifier
+            for _, channel, identifier in self.directory.forwards()
+            if channel == Channel.SMTPC and identifier
+        }
 
     async def start(self) -> None:
         """Begin to accept."""
@@ -272,14 +413,38 @@ class Worker:
             return
         if not self._ticking:
             self.now = self.ctx.loop.time()
+            self.flow.look(self.now)
             self._ticking = self.ctx.loop.call_later(TICK_S, self._turn)
+        refusal = self.flow.connection
+        if refusal is not None:
+            self.ctx.count("flow_refused_total")
+            self.ctx.count("sessions_refused_total")
+            self._refuse(listener, sock, refusal)
+            return
+        counted: tuple[bytes, ...] = ()
+        if self.door.limits:
+            refusal, counted = self._enter(sock, ip)
+            if refusal is not None:
+                self._refuse(listener, sock, refusal)
+                return
         try:
-            session = Session(self, sock, listener, ip)
+            session = Session(self, sock, listener, ip, counted)
         except Exception:
             self.ctx.count("sessions_now", -1)
+            self.door.leave(counted)
             raise
         self.sessions.add(session)
         self._place(session)
+
+    def _enter(self, sock: socket.socket, ip: str) -> tuple[Reply | None, tuple[bytes, ...]]:
+        try:
+            return self.door.enter(self.policy.peer(ip or sock.getpeername()[0]))
+        except OSError:  # gone already; the session will see it
+            return None, ()
+
+    def _refuse(self, listener: str, sock: socket.socket, reply: Reply) -> None:
+        self.ctx.count("sessions_now", -1)
+        _turn_away(sock, listener, reply)
 
     def _banned(self, listener: str, sock: socket.socket, ip: str) -> bool:
         """Turn a banned client away (RFC 5321 3.1); whether it was one."""
@@ -303,6 +468,9 @@ class Worker:
             if slot is not None:
                 slot.discard(session)
             self.ctx.count("sessions_now", -1)
+            if session.counted:
+                self.door.leave(session.counted)
+                session.counted = ()
             if not self.sessions:
                 self._idle.set()
 
@@ -324,7 +492,8 @@ class Worker:
                 session.timeout()
             if session in self.sessions:
                 self._place(session)
-        if self.sessions:
+        self.flow.look(self.now)
+        if self.sessions or (self.flow.closed and self._servers):
             self._ticking = self.ctx.loop.call_later(TICK_S, self._turn)
         else:
             # Nobody is here: no wake-ups until the next client comes.
@@ -365,8 +534,17 @@ class Worker:
             session.stream.abort()
         if self.handlers.relays is not None:
             self.handlers.relays.close()
+        await self.door.close()
         self.authenticator.close()
         self.spool.close()
+
+
+def _speaks(sock: socket.socket) -> bool:
+    """Whether octets are there already; they stay there."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 def _turn_away(sock: socket.socket, listener: str, reply: Reply) -> None:

@@ -456,7 +456,7 @@ def _apply_outcome(change: Change, outcome: Done, leases: dict[tuple[int, bytes,
 
 def _enqueue(change: Change, blob: int, record: records.Record, message: records.MessageHead) -> None:
     """Put a message found in a segment into the INPUT queue."""
-    change.put(message_item(blob, record, message))
+    change.put(message_item(blob, record, message), keys.HELD if message.envelope.held else keys.FRESH)
     for extent in message.rope:
         if isinstance(extent, Extent):
             change.edit_blob(extent.blob, large=True, sealed=True, length=extent.length)

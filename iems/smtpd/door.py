@@ -17,6 +17,7 @@ import lmdb
 from iems.model import Reply, Verdict
 from iems.smtp import replies
 from iems.smtpd import sessions
+from iems.smtpd.senders import hold_reason
 from iems.smtpd.sessions import Clients, network_of
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Door:
         if self._senders is None and self._make_senders is not None:
             try:
                 self._senders = self._make_senders()
+                self._senders.prune()
             except _FAULTS as fault:
                 self._make_senders = None
                 self._log.error("senders can't be counted; none is limited by this worker", fault)
@@ -252,7 +254,7 @@ class Door:
             self._in_thread(senders, user, why)
         if why:
             self._count("messages_held_total")
-            return f"sender {user} is on hold: {why}"
+            return hold_reason(user, why)
         return ""
 
     def _in_thread(self, senders: Senders, user: str, why: str) -> None:

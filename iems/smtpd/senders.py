@@ -279,6 +279,11 @@ class Senders:
                     more = cursor.next()
 
 
+def hold_reason(sender: str, why: str) -> str:
+    """The reason that the queue shows for mail of a sender on hold."""
+    return f"sender {sender} is on hold: {why}"
+
+
 def _key(sender: str) -> bytes:
     return sender.encode("utf-8", "surrogateescape")[:KEY_OCTETS]
 

@@ -139,7 +139,11 @@ class Session(handlers.Session):
     def eof_received(self) -> None:
         """The client sends no more: it still gets the answer it waits for."""
         self.eof = True
-        if not self.engine.waiting and not self._late_out:
+        if self._late is not None and self._late_out:
+            # Nothing more comes that could be slowed down.
+            self._late.cancel()
+            self._unstuck()
+        elif not self.engine.waiting:
             self.engine.end()
             self.stream.close()
 

@@ -180,6 +180,7 @@ class Clients:
         self._others: dict[tuple[int, int], Table] = {}
         self._looked = -LOOK_S
         self._spawn = -1
+        self._missing = False
         #: Clients that found no room.
         self.lost = 0
 
@@ -189,8 +190,9 @@ class Clients:
 
     def _tables(self, now: float) -> list[Table]:
         spawn = self._board.header().last_spawn
-        if now - self._looked >= LOOK_S or spawn != self._spawn:
+        if now - self._looked >= LOOK_S or spawn != self._spawn or self._missing:
             self._looked = now
+            self._missing = False
             self._spawn = spawn
             found = {}
             for row in self._board.rows():
@@ -201,6 +203,8 @@ class Clients:
                     )
                     if table is not None:
                         found[place] = table
+                    else:
+                        self._missing = True  # its first client may come any moment
             self._others = found
         return [self._own, *self._others.values()]
 

@@ -73,3 +73,12 @@ def test_held_on_entry(harness: Harness, run: Any, crash: bool) -> None:
         spool.close()
 
     run(body())
+
+
+def test_any_queue_can_be_kept_on_hold(tmp_path: Any) -> None:
+    """The input queue too, though it is no channel."""
+    for channel in (INPUT, SMTPC):
+        recovery.keep_hold(tmp_path, channel, True)
+    assert sorted(recovery.channels_on_hold(tmp_path)) == [INPUT, SMTPC]
+    recovery.keep_hold(tmp_path, INPUT, False)
+    assert recovery.channels_on_hold(tmp_path) == [SMTPC]

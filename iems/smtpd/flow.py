@@ -159,7 +159,7 @@ def _group_percent() -> float:
             return 0.0
         used = int((folder / "memory.current").read_text())
         for row in (folder / "memory.stat").read_text().splitlines():
-            if row.startswith("inactive_file "):
+            if row.startswith(("inactive_file ", "active_file ", "slab_reclaimable ")):
                 used -= int(row.split()[1])
         return 100.0 * max(used, 0) / int(limit)
     except (OSError, ValueError, StopIteration):

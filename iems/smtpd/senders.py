@@ -209,10 +209,13 @@ class Senders:
     def sent(self, sender: str, network: str, recipients: list[bytes]) -> tuple[str, bool]:
         """A message is about to be accepted: (why it is to be held, or ""; whether that was found out just now).
 
-        network: of the client. recipients: those elsewhere. Raises lmdb.Error; OSError, ValueError if the list can't be read.
+        network: of the client. recipients: those elsewhere. Raises lmdb.Error.
         """
         now = int(self._clock())
-        listed = self.held.read().get(sender)
+        try:
+            listed = self.held.read().get(sender)
+        except (OSError, ValueError):
+            listed = None  # the row says it as well
         with self._env.begin(write=True) as txn:
             row = _read(txn, sender)
             row.forget(now)

@@ -93,13 +93,11 @@ class Session(handlers.Session):
         if implicit:
             return
         if self.strict and listener == "smtp" and worker.early_talker != "off":
-            self._greeted = False
-            if _speaks(sock):
-                self._spoke_early()
-            elif worker.greeting_delay_s:
-                self._late = ctx.loop.call_later(worker.greeting_delay_s, self._greet)
-                return
-            if engine.closed:
+            wait_s = worker.greeting_delay_s
+            if wait_s or _speaks(sock):
+                # What is there already is read first, or closing would take the reply from the client.
+                self._greeted = False
+                self._late = ctx.loop.call_later(wait_s or TICK_S, self._greet)
                 return
         self._greet()
 

@@ -216,6 +216,7 @@ def test_a_sender_on_hold() -> None:
         for number in (1, 2, 3):
             assert submit(home, "a2@load.test", ip=f"127.0.{number}.1").startswith("250")
         assert held() == ["sender a1@load.test is on hold: clients in more than 2 networks in an hour"] * 2
+        assert json.loads(home.ctl("audit", "--json"))["missing"] == 0
         with pytest.raises(RuntimeError, match="nothing is known of"):
             home.ctl("sender", "clear", "a2@load.test")
 

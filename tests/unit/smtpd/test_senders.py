@@ -123,8 +123,9 @@ def test_damage(opened, tmp_path):
         txn.put(WHO.encode(), b"\xc1no row")
     assert senders.room(WHO)[0] == 5  # nobody is limited by what can't be read
     (tmp_path / "senders/held").write_text("{")
+    assert senders.sent(WHO, "", []) == ("", False)
     with pytest.raises(ValueError):
-        senders.sent(WHO, "", [])
+        senders.known()
     (tmp_path / "senders/held").unlink()
     senders.close()
     (tmp_path / "senders/counts/data.mdb").write_bytes(b"x" * 8192)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 
 import pytest
 
@@ -47,6 +48,19 @@ def test_who_speaks_before_the_greeting_is_turned_away(monkeypatch):
         assert worker.ctx.counts["early_talkers_total"] == 1
 
     played(monkeypatch, body, greeting_delay_s=30.0)
+
+
+def test_who_has_spoken_before_he_was_accepted(monkeypatch):
+    async def body(worker, _):
+        with socket.create_connection(("127.0.0.1", worker.port())) as sock:
+            sock.sendall(b"EHLO c\r\nQUIT\r\n")  # before the loop comes round to accept
+            sock.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=sock)
+            assert await read_reply(reader) == b"554 5.5.1 You spoke before the greeting was sent\r\n"
+            assert await reader.read() == b""
+            writer.close()
+
+    played(monkeypatch, body)
 
 
 def test_an_early_talker_is_tagged(monkeypatch):

@@ -16,18 +16,18 @@ from iems.log import Log
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from iems.smtpd.senders import Senders
+    from iems.smtpd.outbound import Outbound
 
 
 @contextmanager
-def _senders(home: Home) -> Iterator[Senders]:
+def _senders(home: Home) -> Iterator[Outbound]:
     import lmdb
 
-    from iems.smtpd.senders import Senders
+    from iems.smtpd.outbound import Outbound
 
     config = home.config()
     try:
-        opened = Senders.of(config.smtpd, config.spool_path(home.path))
+        opened = Outbound.of(config.smtpd, config.spool_path(home.path))
     except FileNotFoundError as exc:
         raise Failed(f"no spool in {home.path}: the server was never started") from exc
     try:
@@ -91,7 +91,7 @@ def _time(seconds: int) -> str:
 @pass_home
 def sender_clear(home: Home, address: str, release: bool) -> None:
     """Take ADDRESS off the list and forget its counts: its next mail goes its way."""
-    from iems.smtpd.senders import hold_reason
+    from iems.smtpd.outbound import hold_reason
     from iems.spool import admin
 
     with _senders(home) as senders:

@@ -17,7 +17,7 @@ import lmdb
 from iems.model import Reply, Verdict
 from iems.smtp import replies
 from iems.smtpd import sessions
-from iems.smtpd.senders import hold_reason
+from iems.smtpd.outbound import hold_reason
 from iems.smtpd.sessions import Clients, network_of
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from iems.log import Log
     from iems.smtpd.flow import Flow
     from iems.smtpd.handlers import Session
+    from iems.smtpd.outbound import Outbound
     from iems.smtpd.policy import Peer, Policy
-    from iems.smtpd.senders import Senders
 
 EARLY = Reply(554, 5, 1, "You spoke before the greeting was sent")
 UNSYNCHRONISED = Reply(554, 5, 0, "Commands came before the answer they have to wait for")
@@ -37,7 +37,7 @@ _FAULTS = (OSError, ValueError, lmdb.Error)
 class Door:
     """What limits the sessions of a worker.
 
-    clients, senders: make the counts when the first client, or user, that is limited comes (None: there are no such limits); both may raise
+    clients, outbound: make the counts when the first client, or user, that is limited comes (None: there are no such limits); both may raise
     OSError, then this worker limits none. flow: asked for `mail` and `connection`. executor: where what blocks is done.
     """
 
@@ -49,15 +49,15 @@ class Door:
         log: Log,
         count: Callable[..., None],
         clients: Callable[[], Clients],
-        senders: Callable[[], Senders] | None = None,
+        outbound: Callable[[], Outbound] | None = None,
         executor: Executor | None = None,
     ) -> None:
         self._policy = policy
         self._log = log
         self._count = count
         self.flow = flow
-        self._make_senders = senders
-        self._senders: Senders | None = None
+        self._make_outbound = outbound
+        self._outbound: Outbound | None = None
         self._executor = executor
         self._tasks: set[asyncio.Future[None]] = set()
         self._per_ip = smtpd.max_sessions_per_ip
@@ -87,15 +87,15 @@ class Door:
                 self._log.error("clients can't be counted; none is limited by this worker", fault)
         return self._clients
 
-    def _sender_counts(self) -> Senders | None:
-        if self._senders is None and self._make_senders is not None:
+    def _sender_counts(self) -> Outbound | None:
+        if self._outbound is None and self._make_outbound is not None:
             try:
-                self._senders = self._make_senders()
-                self._senders.prune()
+                self._outbound = self._make_outbound()
+                self._outbound.prune()
             except _FAULTS as fault:
-                self._make_senders = None
+                self._make_outbound = None
                 self._log.error("senders can't be counted; none is limited by this worker", fault)
-        return self._senders
+        return self._outbound
 
     def enter(self, peer: Peer) -> tuple[Reply | None, tuple[bytes, ...]]:
         """A client comes: the refusal, or what its session is counted under until `leave`."""
@@ -147,7 +147,7 @@ class Door:
         session.watched = bool(
             (strict and self._pipelining != "off")
             or (session.counted and self._rates)
-            or (user and self._make_senders is not None and self._policy.limited(session.peer))
+            or (user and self._make_outbound is not None and self._policy.limited(session.peer))
         )
 
     def early(self, session: Session) -> Reply | None:
@@ -181,10 +181,10 @@ class Door:
         if not connection.esmtp and session.engine.backlog and (reply := self.early(session)) is not None:
             session.engine.close(reply)
             return reply
-        session.outbound = []
+        session.elsewhere = []
         session.room = -1
         if connection.user:
-            if self._make_senders is not None and self._policy.limited(session.peer):
+            if self._make_outbound is not None and self._policy.limited(session.peer):
                 self._sender(session, connection.user)
             return None
         if self._message_rate and session.counted:
@@ -219,9 +219,9 @@ class Door:
                 return self._limited(session, "recipient-rate", replies.TOO_MANY_IN_A_MINUTE)
             clients.add(ip, sessions.RECIPIENTS)
         if not ours and session.engine.connection.user:
-            if 0 <= session.room <= len(session.outbound):
+            if 0 <= session.room <= len(session.elsewhere):
                 return self._limited(session, "sender-limit", replies.SENDER_LIMIT)
-            session.outbound.append(address)
+            session.elsewhere.append(address)
         return None
 
     def _limited(self, session: Session, what: str, reply: Reply) -> Reply:
@@ -238,13 +238,13 @@ class Door:
     def content(self, session: Session) -> str:
         """Content of a session that is watched has come: why the message is to be held, or ""."""
         user = session.engine.connection.user
-        if not user or self._make_senders is None or not self._policy.limited(session.peer):
+        if not user or self._make_outbound is None or not self._policy.limited(session.peer):
             return ""
         senders = self._sender_counts()
         if senders is None:
             return ""
         try:
-            why, news = senders.sent(user, network_of(session.peer.ip), session.outbound)
+            why, news = senders.sent(user, network_of(session.peer.ip), session.elsewhere)
         except _FAULTS as fault:
             self._log.error("what a sender sends can't be counted", fault)
             return ""
@@ -257,7 +257,7 @@ class Door:
             return hold_reason(user, why)
         return ""
 
-    def _in_thread(self, senders: Senders, user: str, why: str) -> None:
+    def _in_thread(self, senders: Outbound, user: str, why: str) -> None:
         """Put a sender on the list that survives everything."""
         work: Any = asyncio.get_running_loop().run_in_executor(
             self._executor, senders.held.change, user, why, int(time.time())
@@ -275,8 +275,8 @@ class Door:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
         self.flow.leave()
-        if self._senders is not None:
-            self._senders.close()
+        if self._outbound is not None:
+            self._outbound.close()
 
 
 def _shown(reply: Reply) -> str:

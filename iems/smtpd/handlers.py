@@ -75,11 +75,11 @@ class Session:
         "_prefix_of",
         "_running",
         "counted",
+        "elsewhere",
         "engine",
         "handlers",
         "listener",
         "login_failures",
-        "outbound",
         "peer",
         "peers",
         "profile",
@@ -113,7 +113,7 @@ class Session:
         self.counted: tuple[bytes, ...] = ()
         self.tags: tuple[Verdict, ...] = ()
         #: Recipients elsewhere of the transaction, and how many its user may have; -1: any number.
-        self.outbound: list[bytes] = []
+        self.elsewhere: list[bytes] = []
         self.room = -1
         engine.may_xclient = peer.xclient
         self._running = False
@@ -193,8 +193,8 @@ class Lookup(Protocol):
 class Handlers:
     """The effects of all sessions of a worker.
 
-    screen: who is turned away; None for nobody. door: limits of clients and senders, None for none. etrn: starts queue runs. peers: gives the peer-domain profiles. relays: looks at recipients of relay
-    domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
+    screen: who is turned away; None for nobody. door: limits of clients and senders, None for none. etrn: starts queue runs, None for none.
+    peers: gives the peer-domain profiles. relays: looks at recipients of relay domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
     a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
     """

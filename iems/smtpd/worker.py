@@ -18,14 +18,14 @@ from iems.net.callahead import Callahead
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.smtp import replies
-from iems.smtpd import flow, handlers
+from iems.smtpd import flow, handlers, pace
 from iems.smtpd.door import Door
 from iems.smtpd.engine import Engine, Settings, State
 from iems.smtpd.etrn import QueueRuns
+from iems.smtpd.outbound import Outbound
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen
-from iems.smtpd.senders import Senders
 from iems.smtpd.sessions import Clients
 from iems.spool import Spool, keys
 
@@ -40,26 +40,12 @@ NEVER = float("inf")
 CLOSED, TLS = int(State.CLOSED), int(State.TLS)
 CONTENT = (int(State.DATA), int(State.CHUNK), int(State.CHUNKS))
 LOOK_S = 30.0
-#: A tarpit delays no answer for longer.
-TARPIT_S = 60.0
 
 
-class Session(handlers.Session):
+class Session(pace.Session):
     """One connection: handler of its stream."""
 
-    __slots__ = (
-        "_errors",
-        "_greeted",
-        "_late",
-        "_late_out",
-        "_paused",
-        "content_until",
-        "deadline",
-        "eof",
-        "stream",
-        "tick",
-        "worker",
-    )
+    __slots__ = ("_paused", "content_until", "deadline", "eof", "tick", "worker")
 
     def __init__(
         self,
@@ -83,51 +69,22 @@ class Session(handlers.Session):
         super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit)
         self.deadline = worker.now + worker.line_timeout_s
         self.tick = 0
-        #: What is sent later than it could be: the greeting, or answers in the tarpit; and refusals seen so far.
-        self._late: asyncio.TimerHandle | None = None
-        self._late_out = b""
-        self._errors = 0
-        self._greeted = True
+        self.pace = worker.pace
         self.counted = counted
         self.strict = worker.door.strict(peer)
-        if implicit:
-            return
-        if self.strict and listener == "smtp" and worker.early_talker != "off":
-            wait_s = worker.greeting_delay_s
-            if wait_s or _speaks(sock):
-                # What is there already is read first, or closing would take the reply from the client.
-                self._greeted = False
-                self._late = ctx.loop.call_later(wait_s or TICK_S, self._greet)
-                return
-        self._greet()
-
-    def _greet(self) -> None:
-        self._greeted = True
-        self._late = None
-        self.engine.greet()
-        self.stream.send(self.engine.take_output())
-
-    def _spoke_early(self) -> None:
-        """Octets came before the greeting: end the session, or note it."""
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        refusal = self.worker.door.early_talker(self, self.worker.early_talker)
-        if refusal is not None:
-            self.finish(refusal)
+        self.open(sock)
 
     # ---------------------------------------------------------------- called by the stream
 
     def data_received(self, view: memoryview) -> None:
         """Octets came: let the engine work through them."""
         engine = self.engine
-        if not self._greeted:
-            self._spoke_early()
+        if not self.greeted:
+            self.spoke_early()
             if engine.closed:
                 return
-            self._greet()
         engine.feed(view)
-        if engine.waiting or self._late is not None:
+        if engine.waiting or self.late is not None:
             engine.keep()
             if engine.backlog > BACKLOG_OCTETS:
                 self._pause()
@@ -137,21 +94,14 @@ class Session(handlers.Session):
     def eof_received(self) -> None:
         """The client sends no more: it still gets the answer it waits for."""
         self.eof = True
-        if self._late is not None and self._late_out:
-            # Nothing more comes that could be slowed down.
-            self._late.cancel()
-            self._unstuck()
-        elif not self.engine.waiting:
+        if not self.hurry() and not self.engine.waiting:
             self.engine.end()
             self.stream.close()
 
     def connection_lost(self, cause: Exception | None) -> None:
         """The connection is gone; a message handed to the spool is accepted all the same."""
         self.engine.end()
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-            self._late_out = b""
+        self.take_late()
         self.worker.session_over(self)
 
     def writable(self) -> None:
@@ -175,40 +125,13 @@ class Session(handlers.Session):
 
     # ---------------------------------------------------------------- the engine's turn
 
-    def turned(self, out: bytes) -> None:
-        """Send what a turn gave, at once or after a while in the tarpit."""
-        if self.strict and self.worker.tarpit_s and self._stuck(out):
-            return
-        self._send(out)
+    def stuck(self, delay_s: float) -> None:
+        """Answers wait in the tarpit."""
+        self.deadline = self.worker.now + delay_s + self.worker.line_timeout_s
+        self.worker.ctx.count("tarpits_total")
 
-    def _stuck(self, out: bytes) -> bool:
-        """Whether answers wait in the tarpit: one delay for each refused command above those that are free."""
-        if self._late is not None:
-            self._late_out += out
-            return True
-        worker = self.worker
-        errors = self.engine.errors
-        fresh = errors - max(self._errors, worker.tarpit_errors)
-        self._errors = errors
-        if fresh <= 0 or not out:
-            return False
-        delay_s = min(fresh * worker.tarpit_s, TARPIT_S)
-        self._late_out = out
-        self._late = worker.ctx.loop.call_later(delay_s, self._unstuck)
-        self.deadline = worker.now + delay_s + worker.line_timeout_s
-        worker.ctx.count("tarpits_total")
-        return True
-
-    def _unstuck(self) -> None:
-        out, self._late_out = self._late_out, b""
-        self._late = None
-        self._send(out)
-        engine = self.engine
-        if engine.backlog and not (engine.waiting or engine.closed):
-            self.turned(self.turn())
-
-    def _send(self, out: bytes) -> None:
-        """Send, then close, start TLS or wait on."""
+    def send_turn(self, out: bytes) -> None:
+        """Send what a turn gave, then close, start TLS or wait on."""
         engine = self.engine
         worker = self.worker
         stream = self.stream
@@ -247,7 +170,7 @@ class Session(handlers.Session):
             self.stream.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and not self.engine.waiting and self._late is None and self.stream.pending_out <= BACKLOG_OCTETS:
+        if self._paused and not self.engine.waiting and self.late is None and self.stream.pending_out <= BACKLOG_OCTETS:
             self._paused = False
             if not self.eof:
                 self.stream.resume_reading()
@@ -274,11 +197,7 @@ class Session(handlers.Session):
 
     def _last_words(self) -> None:
         self.deadline = self.worker.now + 10.0
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        late, self._late_out = self._late_out, b""
-        self.stream.send(late + self.engine.take_output())
+        self.stream.send(self.take_late() + self.engine.take_output())
         self.stream.close()
 
 
@@ -296,10 +215,6 @@ class Worker:
         self.data_timeout_s = config.smtpd.data_timeout_s
         self.content_deadline_s = config.smtpd.content_deadline_s
         self.max_sessions = config.smtpd.max_sessions
-        self.greeting_delay_s = config.smtpd.greeting_delay_s
-        self.early_talker = config.smtpd.early_talker
-        self.tarpit_s = config.smtpd.tarpit_s
-        self.tarpit_errors = config.smtpd.tarpit_errors
         self.last_descriptor = last_descriptor()
         self.spool = Spool.open(ctx)
         self.directory = Directory(ctx.home / "directory")
@@ -321,8 +236,9 @@ class Worker:
             ctx.log,
             ctx.count,
             lambda: Clients(ctx.home / "run", ctx.board, ctx.role, ctx.slot, ctx.generation),
-            (lambda: Senders.of(config.smtpd, spool_path)) if limited or signs else None,
+            (lambda: Outbound.of(config.smtpd, spool_path)) if limited or signs else None,
         )
+        self.pace = pace.Pace(config.smtpd, self.door, ctx.loop)
         self.handlers = handlers.Handlers(
             policy=self.policy,
             spool=self.spool,
@@ -539,14 +455,6 @@ class Worker:
         await self.door.close()
         self.authenticator.close()
         self.spool.close()
-
-
-def _speaks(sock: socket.socket) -> bool:
-    """Whether octets are there already; they stay there."""
-    try:
-        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except OSError:
-        return False
 
 
 def _turn_away(sock: socket.socket, listener: str, reply: Reply) -> None:

@@ -9,7 +9,7 @@ from iems.master.board import Board
 from iems.model import Verdict
 from iems.smtpd.door import Door
 from iems.smtpd.flow import Flow, Level
-from iems.smtpd.senders import Senders
+from iems.smtpd.outbound import Outbound
 from iems.smtpd.sessions import Clients
 from tests.transcripts.smtp_server import SmtpServer
 
@@ -44,7 +44,7 @@ class Bench:
                 server.log,
                 server._count,
                 lambda: Clients(self.path / "run", self.board, "smtpd", 0, 1),
-                (lambda: Senders.of(config, self.path)) if config.sender_hour or config.takeover_recipients else None,
+                (lambda: Outbound.of(config, self.path)) if config.sender_hour or config.takeover_recipients else None,
             )
             self.door._in_thread = lambda senders, user, why: senders.held.change(user, why, 1)
         server.handlers.door = self.door

@@ -159,7 +159,7 @@ def test_leaving_the_tarpit(monkeypatch):
             reader, writer = await client(worker)
             await read_reply(reader)
             writer.write(b"BAD\r\n")
-            while not any(session._late for session in worker.sessions):
+            while not any(session.late for session in worker.sessions):
                 await asyncio.sleep(0.001)
             if how == "close":
                 writer.close()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iems.smtpd import senders as module
-from iems.smtpd.senders import Row, Senders
+from iems.smtpd import outbound as module
+from iems.smtpd.outbound import Outbound, Row
 
 WHO = "anna@example.test"
 
@@ -30,7 +30,7 @@ def opened(tmp_path, clock):
     def make(**limits):
         while made:
             made.pop().close()
-        made.append(Senders(tmp_path / "senders", clock=clock, **limits))
+        made.append(Outbound(tmp_path / "senders", clock=clock, **limits))
         return made[0]
 
     yield make
@@ -104,7 +104,7 @@ def test_the_list_outlives_the_counts_and_is_cleared(opened, tmp_path, clock):
     senders.held.change(WHO, why, clock.now)
     senders.close()
     (tmp_path / "senders/counts/boot").write_text("another start of the machine")
-    senders = Senders(tmp_path / "senders", recipients=1, clock=clock)
+    senders = Outbound(tmp_path / "senders", recipients=1, clock=clock)
     assert senders.sent(WHO, "", []) == (why, False)
     [known] = senders.known()
     assert (known.sender, known.held, known.since) == (WHO, why, clock.now)

@@ -138,7 +138,7 @@ class Held:
             write_durably(self._path, msgspec.json.encode(found))
 
 
-class Senders:
+class Outbound:
     """The counts, opened after the fork. folder: HOME/spool/senders, made if missing.
 
     hour, day: recipients elsewhere a sender may have, 0 for any number. recipients: distinct ones within `BURST_S`, networks: of clients
@@ -165,7 +165,7 @@ class Senders:
         self._env = _open(folder)
 
     @classmethod
-    def of(cls, smtpd: Smtpd, spool: Path) -> Senders:
+    def of(cls, smtpd: Smtpd, spool: Path) -> Outbound:
         """As the settings say. spool: its folder."""
         return cls(
             spool / "senders",

@@ -235,8 +235,8 @@ class Door:
         )
         return reply
 
-    def content(self, session: Session) -> str:
-        """Content of a session that is watched has come: why the message is to be held, or ""."""
+    def content(self, session: Session) -> Reply | str:
+        """Content of a session that is watched has come: why the message is to be held, or "", or the refusal."""
         user = session.engine.connection.user
         if not user or self._make_outbound is None or not self._policy.limited(session.peer):
             return ""
@@ -244,11 +244,14 @@ class Door:
         if senders is None:
             return ""
         try:
-            why, news = senders.sent(user, network_of(session.peer.ip), session.elsewhere)
+            found = senders.sent(user, network_of(session.peer.ip), session.elsewhere)
         except _FAULTS as fault:
             self._log.error("what a sender sends can't be counted", fault)
             return ""
-        if news:
+        if found.over:
+            return self._limited(session, "sender-limit", replies.SENDER_LIMIT)
+        why = found.held
+        if found.news:
             self._log.event("alarm", what="sender-takeover", sender=user, client=session.peer.ip, why=why)
             self._count("takeovers_total")
             self._in_thread(senders, user, why)

@@ -114,7 +114,7 @@ class Settings(Struct, kw_only=True):
                 b"SMTPUTF8",
                 self._limits(),
             ]
-            if self.etrn and not self.lmtp:
+            if self.etrn:
                 lines.append(b"ETRN")
             if tls:
                 lines.append(b"STARTTLS")

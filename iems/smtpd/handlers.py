@@ -61,7 +61,7 @@ def settings_of(config: Config, listener: str) -> Settings:
         max_errors=smtpd.max_errors,
         content_line_octets=smtpd.content_line_octets,
         normalise=smtpd.bare_lf == "normalise",
-        etrn=smtpd.etrn,
+        etrn=smtpd.etrn and listener != "lmtp",
         max_messages=smtpd.max_messages,
         max_recipient_domains=smtpd.max_recipient_domains,
     )
@@ -621,8 +621,11 @@ class Handlers:
             envelope.verdicts = screening.verdicts
         if session.watched:
             assert self.door is not None
+            held = self.door.content(session)
+            if isinstance(held, Reply):
+                return held
             envelope.verdicts += session.tags
-            envelope.held = self.door.content(session)
+            envelope.held = held
 
         def done(fault: SpoolError | None) -> None:
             self.pending -= 1

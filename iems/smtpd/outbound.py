@@ -80,6 +80,17 @@ class Row(Struct, array_like=True):
         return int(in_hour), int(in_day)
 
 
+class Sent(Struct, frozen=True):
+    """What is to become of a message. held: why it is put on hold, or "". news: that was found out just now.
+
+    over: it is one too many and not counted: other sessions of the sender have used the room up meanwhile.
+    """
+
+    held: str = ""
+    news: bool = False
+    over: bool = False
+
+
 class Known(Struct):
     """What `iemsctl sender list` shows of one."""
 
@@ -206,11 +217,8 @@ class Outbound:
             txn.put(_key(sender), _encode(row))
         return 0, first
 
-    def sent(self, sender: str, network: str, recipients: list[bytes]) -> tuple[str, bool]:
-        """A message is about to be accepted: (why it is to be held, or ""; whether that was found out just now).
-
-        network: of the client. recipients: those elsewhere. Raises lmdb.Error.
-        """
+    def sent(self, sender: str, network: str, recipients: list[bytes]) -> Sent:
+        """Count a message that is about to be accepted. network: of the client. recipients: those elsewhere. Raises lmdb.Error."""
         now = int(self._clock())
         try:
             listed = self.held.read().get(sender)
@@ -222,6 +230,9 @@ class Outbound:
             row.seen = now
             hour = now // 3600
             if recipients:
+                in_hour, in_day = row.used(now)
+                if 0 < self.hour < in_hour + len(recipients) or 0 < self.day < in_day + len(recipients):
+                    return Sent(over=True)
                 if row.hours and row.hours[-1][0] == hour:
                     row.hours[-1] = (hour, row.hours[-1][1] + len(recipients))
                 else:
@@ -237,7 +248,7 @@ class Outbound:
             row.held = before or self._sign(row)
             row.since = (listed[1] if listed else row.since) or (now if row.held else 0)
             txn.put(_key(sender), _encode(row))
-        return row.held, bool(row.held and not before)
+        return Sent(row.held, bool(row.held and not before))
 
     def _sign(self, row: Row) -> str:
         if self.recipients and len(row.recent) > self.recipients:

@@ -204,6 +204,18 @@ def test_a_sender_has_a_limit_of_recipients_elsewhere(bench):
     assert alarms == ["sender-limit"]
 
 
+def test_sessions_at_once_share_a_sender_s_room(bench):
+    options = {"sender_hour": 3, "takeover_recipients": 0}
+    both = [login(bench, **options) for _ in range(2)]
+    for server in both:
+        for line in (b"MAIL FROM:<john@mx.test>", b"RCPT TO:<a@else.test>", b"RCPT TO:<b@else.test>"):
+            assert told(server, line).startswith(b"250")
+        told(server, b"DATA")
+    assert told(both[0], b"x\r\n.").startswith(b"250")
+    assert told(both[1], b"x\r\n.").startswith(b"450 4.7.1")
+    assert both[1].spool.messages == [] and both[1].spool.discarded == 1
+
+
 def test_a_burst_is_accepted_and_held(bench):
     server = login(bench, takeover_recipients=3)
     assert transaction(server, b"a@else.test", b"b@else.test", b"c@else.test").startswith(b"250")

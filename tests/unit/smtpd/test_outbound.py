@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iems.smtpd import outbound as module
-from iems.smtpd.outbound import Outbound, Row
+from iems.smtpd.outbound import Outbound, Row, Sent
 
 WHO = "anna@example.test"
 
@@ -50,6 +50,7 @@ def test_hours_and_days(opened, clock):
     assert senders.room(WHO) == (2, False)
     senders.sent(WHO, "192.0.2.0/24", people(2))
     assert senders.room(WHO) == (0, True) and senders.room(WHO) == (0, False)  # one alarm an hour
+    assert senders.sent(WHO, "", people(1)) == Sent(over=True)  # of a session that asked when there was room
     assert senders.room("ben@example.test") == (10, False)
     clock.now += 5400  # half of the hour before counts
     assert senders.room(WHO) == (5, False)
@@ -70,49 +71,50 @@ def test_counts_survive_a_restart_and_reach_other_workers(opened, tmp_path, cloc
 def test_a_burst_puts_mail_on_hold(opened, clock):
     senders = opened(recipients=5)
     for _ in range(20):
-        assert senders.sent(WHO, "", people(5)) == ("", False)  # the same five again and again
-    why, news = senders.sent(WHO, "", people(1, 5))
-    assert news and why == "more than 5 recipients in 10 minutes"
-    assert senders.sent(WHO, "", []) == (why, False)
+        assert senders.sent(WHO, "", people(5)) == Sent()  # the same five again and again
+    found = senders.sent(WHO, "", people(1, 5))
+    why = found.held
+    assert found.news and why == "more than 5 recipients in 10 minutes"
+    assert senders.sent(WHO, "", []) == Sent(why)
     clock.now += 100_000
-    assert senders.sent(WHO, "", []) == (why, False)  # until somebody has looked
-    assert senders.sent("ben@example.test", "", people(5)) == ("", False)
+    assert senders.sent(WHO, "", []) == Sent(why)  # until somebody has looked
+    assert senders.sent("ben@example.test", "", people(5)) == Sent()
 
 
 def test_slow_mail_is_no_burst(opened, clock):
     senders = opened(recipients=5)
     for number in range(30):
-        assert senders.sent(WHO, "", people(1, number)) == ("", False)
+        assert senders.sent(WHO, "", people(1, number)) == Sent()
         clock.now += 130
 
 
 def test_many_networks(opened, clock):
     senders = opened(networks=3)
     for number in range(3):
-        assert senders.sent(WHO, f"192.0.{number}.0/24", []) == ("", False)
-        assert senders.sent(WHO, "192.0.0.0/24", []) == ("", False)
+        assert senders.sent(WHO, f"192.0.{number}.0/24", []) == Sent()
+        assert senders.sent(WHO, "192.0.0.0/24", []) == Sent()
     clock.now += 3700
-    assert senders.sent(WHO, "198.51.100.0/24", []) == ("", False)
+    assert senders.sent(WHO, "198.51.100.0/24", []) == Sent()
     for number in range(4):
         found = senders.sent(WHO, f"192.0.{number}.0/24", [])
-    assert found[0] == "clients in more than 3 networks in an hour"
+    assert found.held == "clients in more than 3 networks in an hour"
 
 
 def test_the_list_outlives_the_counts_and_is_cleared(opened, tmp_path, clock):
     senders = opened(recipients=1)
-    why, _ = senders.sent(WHO, "", people(2))
+    why = senders.sent(WHO, "", people(2)).held
     senders.held.change(WHO, why, clock.now)
     senders.close()
     (tmp_path / "senders/counts/boot").write_text("another start of the machine")
     senders = Outbound(tmp_path / "senders", recipients=1, clock=clock)
-    assert senders.sent(WHO, "", []) == (why, False)
+    assert senders.sent(WHO, "", []) == Sent(why)
     [known] = senders.known()
     assert (known.sender, known.held, known.since) == (WHO, why, clock.now)
     other = module.Held(tmp_path / "senders/held")
     assert other.read() == {WHO: (why, clock.now)}
     assert senders.clear(WHO) and not senders.clear(WHO)
     assert other.read() == {} and senders.known() == []
-    assert senders.sent(WHO, "", people(1)) == ("", False)
+    assert senders.sent(WHO, "", people(1)) == Sent()
     senders.close()
 
 
@@ -123,7 +125,7 @@ def test_damage(opened, tmp_path):
         txn.put(WHO.encode(), b"\xc1no row")
     assert senders.room(WHO)[0] == 5  # nobody is limited by what can't be read
     (tmp_path / "senders/held").write_text("{")
-    assert senders.sent(WHO, "", []) == ("", False)
+    assert senders.sent(WHO, "", []) == Sent()
     with pytest.raises(ValueError):
         senders.known()
     (tmp_path / "senders/held").unlink()

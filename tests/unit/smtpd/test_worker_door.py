@@ -234,3 +234,16 @@ def test_short_of_memory(monkeypatch):
         writer.close()
 
     played(monkeypatch, body, flow_memory_high=0.01)
+
+
+def test_the_client_that_a_proxy_tells_of_is_limited(monkeypatch):
+    async def body(worker, _):
+        header = b"PROXY TCP4 %b 127.0.0.1 4000 25\r\n"
+        for ip, code in ((b"192.0.2.9", b"220"), (b"192.0.2.9", b"421"), (b"192.0.2.10", b"220")):
+            reader, writer = await client(worker)
+            writer.write(header % ip)
+            assert (await read_reply(reader))[:3] == code
+        writer = (await client(worker))[1]
+        writer.close()
+
+    played(monkeypatch, body, proxy_networks=["127.0.0.0/8"], max_sessions_per_ip=1, limit_loopback=False)

@@ -10,6 +10,7 @@ import signal
 import smtplib
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -200,6 +201,10 @@ def test_a_sender_on_hold() -> None:
         assert (alarm["detail"]["what"], alarm["detail"]["sender"]) == ("sender-takeover", "a1@load.test")
         [known] = listed("sender", "list")
         assert (known["sender"], known["hour"], known["held"]) == ("a1@load.test", 5, True)
+        found = subprocess.run(
+            [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(home.path), "doctor"], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert "mail of a1@load.test is on hold since" in found.stdout
         # A crash forgets neither the list nor the counts.
         home.crash()
         home.start()

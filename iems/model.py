@@ -147,7 +147,7 @@ class Recipient(Struct, array_like=True):
 class Verdict(Struct, frozen=True, array_like=True):
     """What a check at the door said of a message that was taken all the same.
 
-    check: `dnsbl`, `sender-domain`, `client-name`, `helo` or `unqualified`. subject: what was looked at, for `dnsbl` the zone.
+    check: `dnsbl`, `sender-domain`, `client-name`, `helo`, `unqualified`, `early-talker` or `early-pipelining`. subject: what was looked at, for `dnsbl` the zone.
     answer: what was found, for `dnsbl` the address the zone answered with.
     """
 

@@ -306,6 +306,98 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sender_login_from: Annotated[
         bool, Meta(description="Whether smtpd.sender_login holds for each address in the field From too.")
     ] = False
+    max_sessions_per_ip: Annotated[
+        int,
+        Meta(ge=0, description="Sessions at once of one client over all workers; the next gets 421. 0: any number."),
+    ] = 50
+    max_sessions_per_network: Annotated[
+        int,
+        Meta(ge=0, description="The same of one network, /24 or /64 of IPv6. 0: any number."),
+    ] = 200
+    session_rate: Annotated[
+        int, Meta(ge=0, description="New sessions of one client in a minute; the next gets 421. 0: any number.")
+    ] = 0
+    message_rate: Annotated[
+        int, Meta(ge=0, description="MAIL commands of one client in a minute; the next gets 450. 0: any number.")
+    ] = 0
+    recipient_rate: Annotated[
+        int, Meta(ge=0, description="RCPT commands of one client in a minute; the next gets 450. 0: any number.")
+    ] = 0
+    greeting_delay_s: Annotated[
+        float,
+        Meta(ge=0, le=60, description="Wait before the greeting on port 25, in which a client must be silent."),
+    ] = 1.0
+    early_talker: Annotated[
+        Literal["off", "tag", "reject"],
+        Meta(description="A client that speaks before the greeting on port 25; off: no delay either."),
+    ] = "reject"
+    early_pipelining: Annotated[
+        Literal["off", "tag", "reject"],
+        Meta(description="A client that sends commands before an answer they have to wait for (RFC 2920 3.1)."),
+    ] = "reject"
+    tarpit_s: Annotated[
+        float,
+        Meta(ge=0, le=60, description="Delay of the answer for each refused command above tarpit_errors; 0: none."),
+    ] = 1.0
+    tarpit_errors: Annotated[
+        int, Meta(ge=0, description="Refused commands since the last message that are answered at once.")
+    ] = 10
+    flow_queue_high: Annotated[
+        int,
+        Meta(ge=0, description="Messages in the input queue at which MAIL gets 452; 0: no mark."),
+    ] = 1_000_000
+    flow_queue_low: Annotated[
+        int, Meta(ge=0, description="Messages in the input queue at which mail is taken again. Each low mark that is not below its high one is nine tenths of it.")
+    ] = 900_000
+    flow_disk_high: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="Per cent of the spool's disk, or its inodes, in use at which MAIL gets 452; 0: no mark. The default leaves"
+            " it to the spool, which answers 452 when it has no room.",
+        ),
+    ] = 0.0
+    flow_disk_low: Annotated[
+        float, Meta(ge=0, le=100, description="Per cent in use at which mail is taken again.")
+    ] = 99.0
+    flow_memory_high: Annotated[
+        float,
+        Meta(ge=0, le=100, description="Per cent of the memory in use at which clients get 421 and MAIL 452; 0: no mark."),
+    ] = 97.0
+    flow_memory_low: Annotated[
+        float, Meta(ge=0, le=100, description="Per cent in use at which clients are let in again.")
+    ] = 94.0
+    sender_hour: Annotated[
+        int,
+        Meta(ge=0, description="Recipients elsewhere of one user who logged in, in an hour; more get 450. 0: any number."),
+    ] = 1000
+    sender_day: Annotated[int, Meta(ge=0, description="The same in a day. 0: any number.")] = 5000
+    takeover_recipients: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="More distinct recipients elsewhere in ten minutes are a sign that a user's account is in strange hands. 0: never.",
+        ),
+    ] = 500
+    takeover_networks: Annotated[
+        int,
+        Meta(ge=0, le=63, description="More networks (/24, /64) of a user's clients in an hour are such a sign. 0: never."),
+    ] = 10
+    max_messages: Annotated[
+        int, Meta(ge=0, description="MAIL commands of one session (LIMITS MAILMAX, RFC 9422). 0: any number.")
+    ] = 0
+    max_recipient_domains: Annotated[
+        int, Meta(ge=0, description="Domains of a session's recipients (LIMITS RCPTDOMAINMAX). 0: any number.")
+    ] = 0
+    etrn: Annotated[
+        bool, Meta(description="Whether ETRN (RFC 1985) starts a queue run for relayed domains.")
+    ] = True
+    etrn_domains: Annotated[
+        list[str],
+        Meta(description="Domains (`*.DOMAIN` for those below it) for which ETRN is allowed beside relayed ones."),
+    ] = field(default_factory=list)
 
 
 class Preprocessor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

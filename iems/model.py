@@ -147,7 +147,7 @@ class Recipient(Struct, array_like=True):
 class Verdict(Struct, frozen=True, array_like=True):
     """What a check at the door said of a message that was taken all the same.
 
-    check: `dnsbl`, `sender-domain`, `client-name`, `helo` or `unqualified`. subject: what was looked at, for `dnsbl` the zone.
+    check: `dnsbl`, `sender-domain`, `client-name`, `helo`, `unqualified`, `early-talker` or `early-pipelining`. subject: what was looked at, for `dnsbl` the zone.
     answer: what was found, for `dnsbl` the address the zone answered with.
     """
 
@@ -165,7 +165,7 @@ class Envelope(Struct, array_like=True):
     reverse_path: b"" is the null path of a DSN. received_ns: wall clock. body: 0 = 7BIT, 1 = 8BITMIME, 2 = BINARYMIME.
     ret: 0 not given, 1 FULL, 2 HDRS. client_ip: of the sending server, "" for mail made here. auth: the user who logged in.
     parent: the id of the message that caused this one, or b"". verdicts: of the checks at the door that tag.
-    requiretls: it may travel over verified TLS only (RFC 8689).
+    requiretls: it may travel over verified TLS only (RFC 8689). held: why it is put on hold when it enters the input queue, or "".
     """
 
     input_channel: int
@@ -184,6 +184,7 @@ class Envelope(Struct, array_like=True):
     dot_free: bool = False
     verdicts: tuple[Verdict, ...] = ()
     requiretls: bool = False
+    held: str = ""
 
 
 class Result(Struct, array_like=True):

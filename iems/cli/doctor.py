@@ -498,6 +498,31 @@ def open_relay(home: Home, config: Config) -> Iterator[Finding]:
         yield Finding("relay", "ok", f"{len(relaytest.attempts('', '', ''))} ways to relay tried on {tried} port(s)")
 
 
+def door(home: Home, config: Config) -> Iterator[Finding]:
+    """Whether mail is put off now, and whose is put on hold."""
+    from iems.master.board import Board
+    from iems.smtpd.outbound import Held
+
+    if running_pid(home.path) is not None:
+        board = Board.open(home.path / "run" / "board")
+        for level in ("queue", "disk", "memory"):
+            if board.total("smtpd", f"flow_{level}_now"):
+                yield Finding(
+                    "door",
+                    "problem",
+                    f"mail is put off: {level} is above smtpd.flow_{level}_high",
+                    "see what waits: iemsctl queue destinations" if level == "queue" else "make room",
+                )
+    for sender, (why, since) in sorted(Held(config.spool_path(home.path) / "senders" / "held").read().items()):
+        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(since))
+        yield Finding(
+            "door",
+            "warning",
+            f"mail of {sender} is on hold since {day}: {why}",
+            f"look at it and at the account, then iemsctl sender clear {sender}",
+        )
+
+
 CHECKS: list[Check] = [
     descriptors,
     kernel_limits,
@@ -509,6 +534,7 @@ CHECKS: list[Check] = [
     certificate,
     natives,
     open_relay,
+    door,
 ]
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "channel": ("policy", "channel"),
     "ban": ("screen", "ban"),
     "dnsbl": ("screen", "dnsbl"),
+    "sender": ("senders", "sender"),
     "peer": ("peers", "peer"),
     "cam": ("cam", "cam"),
     "attachment": ("attachment", "attachment"),

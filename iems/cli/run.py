@@ -257,6 +257,10 @@ def status_of(home: Path) -> dict[str, Any] | None:
         "roles": roles,
         "channels": channel_counts(home),
         "counters": counters,
+        "flow": {
+            name: "closed" if board.total("smtpd", f"flow_{name}_now") else "open"
+            for name in ("queue", "disk", "memory")
+        },
     }
 
 
@@ -304,6 +308,10 @@ def _print_status(found: dict[str, Any]) -> None:
             ),
             ("CHANNEL", "READY", "LEASED", "DEFERRED", "HELD", "QUARANTINED", "OLDEST"),
         )
+    closed = [name for name, state in found["flow"].items() if state == "closed"]
+    if closed:
+        say("")
+        say(f"mail is put off: {', '.join(closed)} above the mark")
     if found["counters"]:
         say("")
         table(found["counters"].items(), ("COUNTER", "VALUE"))

@@ -86,6 +86,18 @@ COUNTERS = [
         for channel in ("input", "local", "smtpc")
         for state in ("ready", "leased", "deferred", "held", "quarantined")
     ),
+    # The door of smtpd: levels a worker finds too high, and what its limits did.
+    "flow_queue_now",
+    "flow_disk_now",
+    "flow_memory_now",
+    "flow_refused_total",
+    "sessions_limited_total",
+    "messages_limited_total",
+    "early_talkers_total",
+    "tarpits_total",
+    "takeovers_total",
+    "messages_held_total",
+    "etrn_total",
 ]
 COUNTER_INDEX = {name: number for number, name in enumerate(COUNTERS)}
 

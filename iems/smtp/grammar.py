@@ -8,6 +8,7 @@ blanks after `FROM:` (Outlook), a path without its angle brackets, `_` in domain
 from __future__ import annotations
 
 import ipaddress
+import re
 
 from msgspec import Struct
 
@@ -147,6 +148,17 @@ def hello(argument: bytes) -> bytes | Reply:
     if not argument or len(argument) > DOMAIN_OCTETS or any(octet < 33 or octet == 127 for octet in argument):
         return replies.BAD_HELLO
     return argument
+
+
+_NODE = re.compile(rb"@?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
+_QUEUE = re.compile(rb"#[A-Za-z0-9._:\[\]-]{1,253}")
+
+
+def etrn_node(argument: bytes) -> str | Reply:
+    """The node of ETRN in lower case, with its `@` or `#` (RFC 1985 5.2)."""
+    if len(argument) > DOMAIN_OCTETS + 1 or not (_NODE.fullmatch(argument) or _QUEUE.fullmatch(argument)):
+        return replies.SYNTAX
+    return argument.decode("ascii").lower().rstrip(".")
 
 
 def chunk(argument: bytes) -> tuple[int, bool] | Reply:

@@ -8,6 +8,7 @@ from iems.model import Reply
 OK = Reply(250, 0, 0, "OK")
 SENDER_OK = Reply(250, 1, 0, "Sender OK")
 RECIPIENT_OK = Reply(250, 1, 5, "Recipient OK")
+ETRN_STARTED = Reply(252, 0, 0, "OK, pending messages for this node started")
 FLUSHED = Reply(250, 0, 0, "Transaction dropped")
 CLOSING = Reply(221, 0, 0, "Goodbye")
 TLS_READY = Reply(220, 0, 0, "Ready to start TLS")
@@ -18,7 +19,7 @@ HELP = Reply(
     214,
     0,
     0,
-    "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT STARTTLS AUTH\nSee RFC 5321",
+    "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN ETRN HELP QUIT STARTTLS AUTH\nSee RFC 5321",
 )
 START_CONTENT = Reply(354, 0, 0, "Send the message, end with CRLF.CRLF")
 
@@ -26,6 +27,14 @@ START_CONTENT = Reply(354, 0, 0, "Send the message, end with CRLF.CRLF")
 SHUTTING_DOWN = Reply(421, 3, 2, "Service shutting down, try again later")
 TIMEOUT = Reply(421, 4, 2, "Timeout, closing the connection")
 TOO_MANY_SESSIONS = Reply(421, 7, 0, "Too many sessions, try again later")
+TOO_MANY_OF_CLIENT = Reply(421, 7, 0, "Too many sessions from your address or network, try again later")
+TOO_FAST = Reply(421, 7, 0, "Too many connections from your address in a minute, try again later")
+TOO_MANY_MESSAGES = Reply(450, 7, 1, "Too many messages from your address in a minute, try again later")
+TOO_MANY_IN_A_MINUTE = Reply(450, 7, 1, "Too many recipients from your address in a minute, try again later")
+SENDER_LIMIT = Reply(450, 7, 1, "Too many recipients for now, try again later")
+MAILMAX = Reply(421, 7, 0, "Too many messages in this session, go on in another one")
+OVERLOADED = Reply(421, 3, 2, "System short of memory, try again later")
+SHORT_OF_MEMORY = Reply(452, 3, 1, "System short of memory, try again later")
 TOO_MANY_ERRORS = Reply(421, 7, 0, "Too many errors, closing the connection")
 TOO_MANY_LOGIN_FAILURES = Reply(421, 7, 0, "Too many failed logins, closing the connection")
 LOCAL_ERROR = Reply(451, 3, 0, "Local error, try again later")
@@ -33,6 +42,9 @@ CANNOT_CHECK = Reply(451, 4, 3, "The recipient can't be checked for now, try aga
 DIRECTORY_AWAY = Reply(451, 3, 0, "The directory does not answer, try again later")
 SYSTEM_FULL = Reply(452, 3, 1, "Mail system full, try again later")
 TOO_MANY_RECIPIENTS = Reply(452, 5, 3, "Too many recipients, send the rest in another transaction")
+TOO_MANY_DOMAINS = Reply(452, 5, 3, "Too many domains, send the rest in another session")
+NODE_NOT_NOW = Reply(458, 3, 0, "Unable to queue messages for this node, try again later")
+NODE_NOT_ALLOWED = Reply(459, 7, 1, "Mail for this node is not kept here")
 TLS_UNAVAILABLE = Reply(454, 7, 0, "TLS not available for now")
 AUTH_HELD_BACK = Reply(454, 7, 0, "Too many failed logins from your network, try again later")
 AUTH_UNAVAILABLE = Reply(454, 7, 0, "Authentication not available for now, try again later")
@@ -122,3 +134,10 @@ _WIRE: dict[int, bytes] = {
 def queued(message_id: str) -> Reply:
     """The 250 after content; the id is the one in Received, log and trace."""
     return Reply(250, 0, 0, "queued as " + message_id)
+
+
+def etrn_done(node: str, waiting: int) -> Reply:
+    """The answer to ETRN (RFC 1985 5.3): 251 if nothing waits for the node, else 253 with how much."""
+    if not waiting:
+        return Reply(251, 0, 0, f"OK, no messages waiting for node {node}")
+    return Reply(253, 0, 0, f"OK, {waiting} pending messages for node {node} started")

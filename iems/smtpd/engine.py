@@ -70,7 +70,8 @@ class Settings(Struct, kw_only=True):
 
     qualify: the domain that completes addresses without one, b"" refuses them. size_limit: octets, 0 is none.
     command_octets: RFC 5321 4.5.3.1.4 with room for all parameters; auth_octets: RFC 4954 4. skip_octets: how much of an
-    overlong line is thrown away before the connection is closed. normalise: see DataDecoder. offer: of AUTH.
+    overlong line is thrown away before the connection is closed. normalise: see DataDecoder. offer: of AUTH. max_messages, max_recipient_domains: of a
+    session, 0 is none (MAILMAX, RCPTDOMAINMAX of RFC 9422).
     """
 
     hostname: bytes
@@ -87,6 +88,9 @@ class Settings(Struct, kw_only=True):
     content_line_octets: int = 0
     normalise: bool = False
     offer: sasl.Offer = sasl.NOTHING
+    etrn: bool = False
+    max_messages: int = 0
+    max_recipient_domains: int = 0
     mail_cache: dict[bytes, Mail | Reply] = {}
     rcpt_cache: dict[bytes, Rcpt | Reply] = {}
     hello_cache: dict[tuple[bool, bool, tuple[bytes, ...], bool], bytes] = {}
@@ -109,8 +113,10 @@ class Settings(Struct, kw_only=True):
                 b"CHUNKING",
                 b"BINARYMIME",
                 b"SMTPUTF8",
-                b"LIMITS RCPTMAX=%d" % self.max_recipients,
+                self._limits(),
             ]
+            if self.etrn:
+                lines.append(b"ETRN")
             if tls:
                 lines.append(b"STARTTLS")
             if secure and not self.lmtp:
@@ -123,6 +129,16 @@ class Settings(Struct, kw_only=True):
             text = b"".join(b"250-%b\r\n" % line for line in lines[:-1]) + b"250 %b\r\n" % lines[-1]
             self.hello_cache[tls, xclient, mechanisms, secure] = text
         return text
+
+
+    def _limits(self) -> bytes:
+        """LIMITS (RFC 9422): what a client may count on."""
+        line = b"LIMITS RCPTMAX=%d" % self.max_recipients
+        if self.max_messages:
+            line += b" MAILMAX=%d" % self.max_messages
+        if self.max_recipient_domains:
+            line += b" RCPTDOMAINMAX=%d" % self.max_recipient_domains
+        return line
 
 
 class Connection:
@@ -196,6 +212,12 @@ class Expand(Struct, frozen=True):
     argument: bytes
 
 
+class Etrn(Struct, frozen=True):
+    """ETRN with its node (RFC 1985): a domain in lower case, `@` and a domain, or `#` and the name of a queue."""
+
+    node: str
+
+
 class StartTls(Struct, frozen=True):
     """STARTTLS: after TLS_READY is sent the worker begins the handshake, then calls `tls_started`."""
 
@@ -210,7 +232,7 @@ _BEGIN_DATA = Begin(False)
 _BEGIN_CHUNKS = Begin(True)
 _START_TLS = StartTls()
 
-Event = Hello | Mail | Rcpt | Begin | Transaction | Login | Verify | Expand | StartTls | Xclient
+Event = Hello | Mail | Rcpt | Begin | Transaction | Login | Verify | Expand | Etrn | StartTls | Xclient
 
 
 class Engine:
@@ -229,9 +251,11 @@ class Engine:
         "_skipped",
         "announced",
         "connection",
+        "domains",
         "draining",
         "errors",
         "idle_commands",
+        "mails",
         "may_xclient",
         "refused",
         "settings",
@@ -250,6 +274,9 @@ class Engine:
         self.draining = False
         self.errors = 0
         self.idle_commands = 0
+        #: MAIL commands of the session, and domains of its recipients where they are limited.
+        self.mails = 0
+        self.domains: set[bytes] = set()
         #: Whether this client may use XCLIENT; set by whoever knows its address.
         self.may_xclient = False
         #: Octets: the limit named in the answer to EHLO, and the one for content that may come now; 0 is none.
@@ -468,8 +495,25 @@ class Engine:
 
     # ---------------------------------------------------------------- commands
 
-    def _unknown(self, argument: bytes) -> None:
+    def _unknown(self, argument: bytes) -> Event | None:
+        # The kernel has no verb for what comes once in an hour.
+        if self.settings.etrn and argument[:4].upper() == b"ETRN" and argument[4:5] in b" \t":
+            return self._etrn(argument[4:].strip(b" \t"))
         self._refuse(replies.UNKNOWN_COMMAND)
+        return None
+
+    def _etrn(self, argument: bytes) -> Event | None:
+        if self.state == _START:
+            self._refuse(replies.HELLO_FIRST)
+        elif self.state != _READY:
+            self._refuse(replies.BAD_SEQUENCE)
+        else:
+            node = grammar.etrn_node(argument)
+            if isinstance(node, Reply):
+                self._refuse(node)
+            elif not self._idle():
+                return Etrn(node)
+        return None
 
     def _hello(self, argument: bytes, esmtp: bool) -> Event | None:
         name = grammar.hello(argument)
@@ -519,6 +563,11 @@ class Engine:
 
     def _mail(self, argument: bytes) -> Event | None:
         settings = self.settings
+        if settings.max_messages:
+            self.mails += 1
+            if self.mails > settings.max_messages:
+                self.close(replies.MAILMAX)
+                return None
         mail = settings.mail_cache.get(argument)
         if mail is None:
             mail = grammar.mail(argument, settings.qualify)
@@ -559,7 +608,19 @@ class Engine:
         if len(transaction.recipients) >= settings.max_recipients:
             self._refuse(replies.TOO_MANY_RECIPIENTS)
             return None
+        if settings.max_recipient_domains and not self._domain_fits(rcpt.path.address):
+            self._refuse(replies.TOO_MANY_DOMAINS)
+            return None
         return rcpt
+
+    def _domain_fits(self, address: bytes) -> bool:
+        """Whether a recipient's domain is among those of this session, or one more is allowed."""
+        domain = address.rpartition(b"@")[2]
+        if domain not in self.domains:
+            if len(self.domains) >= self.settings.max_recipient_domains:
+                return False
+            self.domains.add(domain)
+        return True
 
     def _rcpt_done(self, rcpt: Rcpt, reply: Reply) -> None:
         if reply.code == 250:
@@ -938,6 +999,7 @@ _SETTLE: dict[type, Callable[[Engine, Any, Any], None]] = {
     Login: Engine._login_done,
     Verify: Engine._answered,
     Expand: Engine._answered,
+    Etrn: Engine._answered,
     StartTls: Engine._starttls_done,
     Xclient: Engine._xclient_done,
 }

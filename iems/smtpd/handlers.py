@@ -21,6 +21,7 @@ from iems.smtp.grammar import Mail, Path, Rcpt, rcpt
 from iems.smtpd.engine import (
     Begin,
     Engine,
+    Etrn,
     Expand,
     Hello,
     Login,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from iems.directory import Resolution
     from iems.directory.login import Logins
     from iems.log import Log
+    from iems.model import Verdict
+    from iems.smtpd.door import Door
+    from iems.smtpd.etrn import QueueRuns
     from iems.smtpd.relays import RelayChecks
     from iems.smtpd.screen import Screen
     from iems.smtpd.senders import Senders
@@ -65,6 +69,9 @@ def settings_of(config: Config, listener: str, offer: Offer = NOTHING) -> Settin
         content_line_octets=smtpd.content_line_octets,
         normalise=smtpd.bare_lf == "normalise",
         offer=offer,
+        etrn=smtpd.etrn and listener != "lmtp",
+        max_messages=smtpd.max_messages,
+        max_recipient_domains=smtpd.max_recipient_domains,
     )
 
 
@@ -76,6 +83,8 @@ class Session:
         "_prefix_of",
         "_running",
         "arrival",
+        "counted",
+        "elsewhere",
         "engine",
         "handlers",
         "listener",
@@ -83,9 +92,13 @@ class Session:
         "peer",
         "peers",
         "profile",
+        "room",
         "screening",
+        "strict",
+        "tags",
         "tls_offered",
         "tls_text",
+        "watched",
     )
 
     def __init__(
@@ -104,6 +117,15 @@ class Session:
         self.arrival: Arrival | None = None
         #: What the screen knows of this client and its transaction; None while nothing is in force.
         self.screening: Screening | None = None
+        #: Whether limits of clients, and of messages, are to be looked at (`Door`).
+        self.strict = False
+        self.watched = False
+        #: What the client is counted under; what it did too soon, where that is tagged.
+        self.counted: tuple[bytes, ...] = ()
+        self.tags: tuple[Verdict, ...] = ()
+        #: Recipients elsewhere of the transaction, and how many its user may have; -1: any number.
+        self.elsewhere: list[bytes] = []
+        self.room = -1
         engine.may_xclient = peer.xclient
         self._running = False
         self._prefix = b""
@@ -182,8 +204,9 @@ class Lookup(Protocol):
 class Handlers:
     """The effects of all sessions of a worker.
 
-    screen: who is turned away; None for nobody. senders: whose addresses users may send from; None for anybody's. peers: gives the peer-domain profiles. relays: looks at recipients of relay
-    domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
+    screen: who is turned away; None for nobody. senders: whose addresses users may send from; None for anybody's.
+    door: limits of clients and senders, None for none. etrn: starts queue runs, None for none.
+    peers: gives the peer-domain profiles. relays: looks at recipients of relay domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
     a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
     """
@@ -203,10 +226,14 @@ class Handlers:
         spawn: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         screen: Screen | None = None,
         senders: Senders | None = None,
+        door: Door | None = None,
+        etrn: QueueRuns | None = None,
     ) -> None:
         self.policy = policy
         self.screen = screen
         self.senders = senders
+        self.door = door
+        self.etrn = etrn
         self.spool = spool
         self.directory = directory
         self.authenticator = authenticator
@@ -229,6 +256,7 @@ class Handlers:
             Login: self.login,
             Verify: self.verify,
             Expand: self.expand,
+            Etrn: self.queue_run,
             StartTls: self.starttls,
             Xclient: self.xclient,
         }
@@ -254,6 +282,12 @@ class Handlers:
             if refusal is not None:
                 return refusal
         connection = session.engine.connection
+        door = self.door
+        if door is not None:
+            if connection.early and (reply := door.early(session)) is not None:
+                session.engine.close(reply)
+                return reply
+            door.watch(session)
         connection.starttls = session.tls_offered and not connection.secure
         connection.mechanisms = self.policy.mechanisms(
             session.listener,
@@ -297,6 +331,9 @@ class Handlers:
                 self.client_refused(peer.ip, refusal)
                 session.engine.close(refusal.reply)
                 return None
+            if self.door is not None and (reply := self.door.moved(session, peer)) is not None:
+                session.engine.close(reply)
+                return None
             session.peer = peer
         return replies.OK
 
@@ -333,6 +370,8 @@ class Handlers:
                     reply = replies.TOO_MANY_LOGIN_FAILURES
             else:
                 session.engine.connection.user = found.address
+                if self.door is not None:
+                    self.door.watch(session)
                 self.count("logins_total")
                 self.log.event("login", login=found.address, client=ip, listener=session.listener)
                 reply = replies.AUTHENTICATED
@@ -349,6 +388,11 @@ class Handlers:
                 return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
         if self.senders is not None and (reply := self._not_its_own(session, self.senders, mail)) is not None:
             return reply
+        door = self.door
+        if door is not None and (session.watched or door.flow.mail is not None):
+            refusal = door.mail(session)
+            if refusal is not None:
+                return refusal
         if session.peers and not self._fits(session, mail):
             return replies.TOO_BIG
         screen = self.screen
@@ -479,6 +523,12 @@ class Handlers:
             found = self.resolve(path.address)
         except DirectoryUnavailable:
             return self.refused(session, path.original, replies.DIRECTORY_AWAY)
+        if session.watched:
+            assert self.door is not None
+            limited = self.door.rcpt(session, path.address, found.ours)
+            if limited is not None:
+                self.count("recipients_refused_total")
+                return limited
         screen = self.screen
         if screen is not None:
             if screen.seen != self.directory.seen:
@@ -551,12 +601,25 @@ class Handlers:
         """EXPN: members of a list are nobody's business (RFC 5321 7.3)."""
         return replies.NO_EXPANSION
 
+    def queue_run(self, session: Session, event: Etrn) -> Reply | None:
+        """ETRN: try what waits for a node at once, where that is allowed."""
+        if self.etrn is None:
+            return replies.NODE_NOT_NOW
+        return self.etrn.begin(self, session, event.node)
+
     # ---------------------------------------------------------------- content
 
     def begin(self, session: Session, event: Begin) -> Reply:
         """DATA or the first BDAT: a place for the content."""
-        transaction = session.engine.transaction
+        engine = session.engine
+        transaction = engine.transaction
         assert transaction is not None
+        if session.watched and not event.chunked and engine.backlog:
+            assert self.door is not None
+            refusal = self.door.early(session)
+            if refusal is not None:
+                engine.close(refusal)
+                return refusal
         try:
             transaction.sink = self.spool.new_content()
         except SpoolFull:
@@ -640,6 +703,13 @@ class Handlers:
         )
         if screening is not None:
             envelope.verdicts = screening.verdicts
+        if session.watched:
+            assert self.door is not None
+            held = self.door.content(session)
+            if isinstance(held, Reply):
+                return held
+            envelope.verdicts += session.tags
+            envelope.held = held
 
         def done(fault: SpoolError | None) -> None:
             self.pending -= 1
@@ -669,6 +739,8 @@ class Handlers:
             client=envelope.client_ip,
             user=envelope.auth,
         )
+        if envelope.held:
+            self.log.event("held", message_id, reason=envelope.held)
         if envelope.verdicts:
             self.log.event("tagged", message_id, verdicts=[str(verdict) for verdict in envelope.verdicts])
         return replies.queued(text)

@@ -8,22 +8,28 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
+import lmdb
+
 from iems.directory import Authenticator, Directory
 from iems.directory.srs import forwarding
-from iems.model import Reply
+from iems.model import INPUT, Channel, Reply
 from iems.net import proxy
 from iems.net.callahead import Callahead
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.net.tls import bindings
 from iems.smtp import replies
-from iems.smtpd import handlers
+from iems.smtpd import flow, handlers, pace
+from iems.smtpd.door import Door
 from iems.smtpd.engine import Engine, Settings, State
+from iems.smtpd.etrn import QueueRuns
+from iems.smtpd.outbound import Outbound
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen
 from iems.smtpd.senders import HEADER_OCTETS, Senders
-from iems.spool import Spool
+from iems.smtpd.sessions import Clients
+from iems.spool import Spool, keys
 
 if TYPE_CHECKING:
     from iems.config import Config
@@ -39,13 +45,20 @@ CONTENT = (int(State.DATA), int(State.CHUNK), int(State.CHUNKS))
 LOOK_S = 30.0
 
 
-class Session(handlers.Session):
+class Session(pace.Session):
     """One connection: handler of its stream."""
 
-    __slots__ = ("_paused", "content_until", "deadline", "eof", "stream", "tick", "worker")
+    __slots__ = ("_paused", "content_until", "deadline", "eof", "tick", "worker")
 
-    def __init__(self, worker: Worker, sock: socket.socket, listener: str, ip: str = "") -> None:
-        """ip: of the client, where a proxy told it."""
+    def __init__(
+        self,
+        worker: Worker,
+        sock: socket.socket,
+        listener: str,
+        ip: str = "",
+        counted: tuple[bytes, ...] = (),
+    ) -> None:
+        """ip: of the client, where a proxy told it. counted: what the door counts it under."""
         ctx = worker.ctx
         implicit = listener == "submissions"
         self.worker = worker
@@ -59,20 +72,22 @@ class Session(handlers.Session):
         super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit)
         self.deadline = worker.now + worker.line_timeout_s
         self.tick = 0
-        if not implicit:
-            self._greet()
-
-    def _greet(self) -> None:
-        self.engine.greet()
-        self.stream.send(self.engine.take_output())
+        self.pace = worker.pace
+        self.counted = counted
+        self.strict = worker.door.strict(peer)
+        self.open(sock)
 
     # ---------------------------------------------------------------- called by the stream
 
     def data_received(self, view: memoryview) -> None:
         """Octets came: let the engine work through them."""
         engine = self.engine
+        if not self.greeted:
+            self.spoke_early()
+            if engine.closed:
+                return
         engine.feed(view)
-        if engine.waiting:
+        if engine.waiting or self.late is not None:
             engine.keep()
             if engine.backlog > BACKLOG_OCTETS:
                 self._pause()
@@ -82,13 +97,14 @@ class Session(handlers.Session):
     def eof_received(self) -> None:
         """The client sends no more: it still gets the answer it waits for."""
         self.eof = True
-        if not self.engine.waiting:
+        if not self.hurry() and not self.engine.waiting:
             self.engine.end()
             self.stream.close()
 
     def connection_lost(self, cause: Exception | None) -> None:
         """The connection is gone; a message handed to the spool is accepted all the same."""
         self.engine.end()
+        self.take_late()
         self.worker.session_over(self)
 
     def writable(self) -> None:
@@ -114,7 +130,12 @@ class Session(handlers.Session):
 
     # ---------------------------------------------------------------- the engine's turn
 
-    def turned(self, out: bytes) -> None:
+    def stuck(self, delay_s: float) -> None:
+        """Answers wait in the tarpit."""
+        self.deadline = self.worker.now + delay_s + self.worker.line_timeout_s
+        self.worker.ctx.count("tarpits_total")
+
+    def send_turn(self, out: bytes) -> None:
         """Send what a turn gave, then close, start TLS or wait on."""
         engine = self.engine
         worker = self.worker
@@ -154,7 +175,7 @@ class Session(handlers.Session):
             self.stream.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and not self.engine.waiting and self.stream.pending_out <= BACKLOG_OCTETS:
+        if self._paused and not self.engine.waiting and self.late is None and self.stream.pending_out <= BACKLOG_OCTETS:
             self._paused = False
             if not self.eof:
                 self.stream.resume_reading()
@@ -181,7 +202,7 @@ class Session(handlers.Session):
 
     def _last_words(self) -> None:
         self.deadline = self.worker.now + 10.0
-        self.stream.send(self.engine.take_output())
+        self.stream.send(self.take_late() + self.engine.take_output())
         self.stream.close()
 
 
@@ -206,6 +227,22 @@ class Worker:
         }
         resolver = Resolver.of(config.dns)
         self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
+        spool_path = config.spool_path(ctx.home)
+        limited = config.smtpd.sender_hour or config.smtpd.sender_day
+        signs = config.smtpd.takeover_recipients or config.smtpd.takeover_networks
+        self.flow = flow.Flow(
+            flow.levels(config.smtpd, spool_path, self._queued), ctx.log, ctx.gauge, ctx.total
+        )
+        self.door = Door(
+            config.smtpd,
+            self.policy,
+            self.flow,
+            ctx.log,
+            ctx.count,
+            lambda: Clients(ctx.home / "run", ctx.board, ctx.role, ctx.slot, ctx.generation),
+            (lambda: Outbound.of(config.smtpd, spool_path)) if limited or signs else None,
+        )
+        self.pace = pace.Pace(config.smtpd, self.door, ctx.loop)
         self.handlers = handlers.Handlers(
             policy=self.policy,
             spool=self.spool,
@@ -215,6 +252,12 @@ class Worker:
             count=ctx.count,
             screen=self.screen,
             senders=self._senders(config),
+            door=self.door,
+            etrn=QueueRuns(
+                self.spool, self.directory.resolve, self._relays, config.smtpd.etrn_domains
+            )
+            if config.smtpd.etrn
+            else None,
             peers=self.directory.peers,
             relays=RelayChecks(
                 self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
@@ -237,6 +280,22 @@ class Worker:
         return Senders(
             self.directory, self.directory.resolve, reject=setting == "reject", header_octets=limit
         )
+
+    def _queued(self) -> int:
+        """Length of the input queue. Raises OSError if the index can't be read now."""
+        try:
+            counts = self.spool.index.counts()
+        except lmdb.Error as fault:
+            raise OSError(str(fault)) from fault
+        return sum(counts.get((INPUT, class_), 0) for class_ in (keys.FRESH, keys.RETRY, keys.LEASED))
+
+    def _relays(self) -> set[str]:
+        """Next hops that the forwarding table names. Raises DirectoryUnavailable."""
+        return {
+            identifier
+            for _, channel, identifier in self.directory.forwards()
+            if channel == Channel.SMTPC and identifier
+        }
 
     async def start(self) -> None:
         """Begin to accept."""
@@ -287,14 +346,38 @@ class Worker:
             return
         if not self._ticking:
             self.now = self.ctx.loop.time()
+            self.flow.look(self.now)
             self._ticking = self.ctx.loop.call_later(TICK_S, self._turn)
+        refusal = self.flow.connection
+        if refusal is not None:
+            self.ctx.count("flow_refused_total")
+            self.ctx.count("sessions_refused_total")
+            self._refuse(listener, sock, refusal)
+            return
+        counted: tuple[bytes, ...] = ()
+        if self.door.limits:
+            refusal, counted = self._enter(sock, ip)
+            if refusal is not None:
+                self._refuse(listener, sock, refusal)
+                return
         try:
-            session = Session(self, sock, listener, ip)
+            session = Session(self, sock, listener, ip, counted)
         except Exception:
             self.ctx.count("sessions_now", -1)
+            self.door.leave(counted)
             raise
         self.sessions.add(session)
         self._place(session)
+
+    def _enter(self, sock: socket.socket, ip: str) -> tuple[Reply | None, tuple[bytes, ...]]:
+        try:
+            return self.door.enter(self.policy.peer(ip or sock.getpeername()[0]))
+        except OSError:  # gone already; the session will see it
+            return None, ()
+
+    def _refuse(self, listener: str, sock: socket.socket, reply: Reply) -> None:
+        self.ctx.count("sessions_now", -1)
+        _turn_away(sock, listener, reply)
 
     def _banned(self, listener: str, sock: socket.socket, ip: str) -> bool:
         """Turn a banned client away (RFC 5321 3.1); whether it was one."""
@@ -318,6 +401,9 @@ class Worker:
             if slot is not None:
                 slot.discard(session)
             self.ctx.count("sessions_now", -1)
+            if session.counted:
+                self.door.leave(session.counted)
+                session.counted = ()
             if not self.sessions:
                 self._idle.set()
 
@@ -339,7 +425,8 @@ class Worker:
                 session.timeout()
             if session in self.sessions:
                 self._place(session)
-        if self.sessions:
+        self.flow.look(self.now)
+        if self.sessions or (self.flow.closed and self._servers):
             self._ticking = self.ctx.loop.call_later(TICK_S, self._turn)
         else:
             # Nobody is here: no wake-ups until the next client comes.
@@ -380,6 +467,7 @@ class Worker:
             session.stream.abort()
         if self.handlers.relays is not None:
             self.handlers.relays.close()
+        await self.door.close()
         self.authenticator.close()
         self.spool.close()
 

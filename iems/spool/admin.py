@@ -372,7 +372,7 @@ def release(path: Path, selection: Selection) -> int:
 def _release(change: Change, found: Found, item: Item) -> None:
     if found.state == "quarantined":
         item.deaths = -recovery.MAX_DEATHS  # those deaths are forgiven, not the next three
-    item.reason = ""
+    item.reason = item.envelope.held = ""
     change.put(item, RETRY if item.attempts else FRESH, live=False)
 
 

@@ -454,7 +454,7 @@ def _restore(
     if record.kind == Kind.MESSAGE:
         message = records.decode_message(payload)
         items = [message_item(old.blob, record, message)]
-        classes = [keys.FRESH]
+        classes = [keys.HELD if message.envelope.held else keys.FRESH]
     else:
         moved = records.decode_moved(payload)
         items, classes = moved.items, moved.classes
@@ -521,6 +521,7 @@ def message_item(blob: int, record: Record, message: records.MessageHead) -> Ite
         "",
         message.envelope,
         records.message_rope(blob, record, message),
+        reason=message.envelope.held,
         queued_ms=record.queue_ms,
         home=blob,
         fanout=len(message.envelope.recipients),

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from iems import reserve
 from iems.blobs import blob_number, segment_name
-from iems.model import Channel, Extent
+from iems.model import INPUT, Channel, Extent
 from iems.spool import keys, records
 from iems.spool.clock import boot_ms
 from iems.spool.index import MAP_OCTETS, Change, Index
@@ -89,13 +89,18 @@ def channels_on_hold(path: Path) -> list[int]:
         names = (path / _HOLDS).read_text("ascii").split()
     except (OSError, UnicodeDecodeError):
         return []
-    return [int(Channel[name]) for name in names if name in Channel.__members__]
+    known = {"INPUT": INPUT, **{name: int(channel) for name, channel in Channel.__members__.items()}}
+    return [known[name] for name in names if name in known]
 
 
 def keep_hold(path: Path, channel: int, hold: bool) -> None:
     """Note durably that a channel is, or is no longer, on hold. Raises OSError. path: HOME/spool."""
     found = {*channels_on_hold(path), channel} if hold else {*channels_on_hold(path)} - {channel}
-    write_durably(path / _HOLDS, "".join(f"{Channel(each).name}\n" for each in sorted(found)).encode())
+    write_durably(path / _HOLDS, "".join(f"{_name(each)}\n" for each in sorted(found)).encode())
+
+
+def _name(channel: int) -> str:
+    return Channel(channel).name if channel != INPUT else "INPUT"
 
 
 def distrust(path: Path) -> bool:
@@ -456,7 +461,7 @@ def _apply_outcome(change: Change, outcome: Done, leases: dict[tuple[int, bytes,
 
 def _enqueue(change: Change, blob: int, record: records.Record, message: records.MessageHead) -> None:
     """Put a message found in a segment into the INPUT queue."""
-    change.put(message_item(blob, record, message))
+    change.put(message_item(blob, record, message), keys.HELD if message.envelope.held else keys.FRESH)
     for extent in message.rope:
         if isinstance(extent, Extent):
             change.edit_blob(extent.blob, large=True, sealed=True, length=extent.length)

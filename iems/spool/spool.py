@@ -24,7 +24,7 @@ from iems.spool.ballast import Ballast
 from iems.spool.content import LARGE_OCTETS, STAGING_OCTETS, Content, LargeFile, Staging
 from iems.spool.index import MAP_OCTETS, MAX_ENTRIES, Change, Index
 from iems.spool.items import Item, Message, Settlement
-from iems.spool.keys import Destination, destination_hash
+from iems.spool.keys import FRESH, HELD, Destination, destination_hash
 from iems.spool.records import CHAINED, FOLLOWS, Done, Kind, MessageHead, VoidRange, encode
 from iems.spool.segments import SEGMENT_OCTETS, SEGMENT_S, Post, Writer, spool_error
 
@@ -159,11 +159,13 @@ class _MessagePost(Post):
                 "",
                 envelope,
                 rope,
+                reason=envelope.held,
                 queued_ms=change.now_ms,
                 home=self.blob,
                 fanout=len(envelope.recipients),
                 sums=[(file.blob, file.crc) for file in self.files],
-            )
+            ),
+            HELD if envelope.held else FRESH,
         )
         for file in self.files:
             change.edit_blob(file.blob, large=True, sealed=True, length=file.length)

@@ -164,3 +164,25 @@ def test_literals():
     assert grammar.literal_address(b"[127.1]") is None
     assert grammar.literal_address(b"[::1]") is None
     assert grammar.address_literal("::1") == b"[IPv6:::1]"
+
+
+@pytest.mark.parametrize(
+    ("argument", "node"),
+    [
+        (b"Branch.Example", "branch.example"),
+        (b"@branch.example.", "@branch.example"),
+        (b"#127.0.0.1:2525", "#127.0.0.1:2525"),
+        (b"#[::1]:25", "#[::1]:25"),
+        (b"", None),
+        (b"a b", None),
+        (b"@", None),
+        (b"#", None),
+        (b"a..b", None),
+        (b"\xc3\xbc.example", None),
+        (b"a" * 64, None),
+        (b"a." * 128 + b"a", None),
+    ],
+)
+def test_etrn_node(argument, node):
+    found = grammar.etrn_node(argument)
+    assert found == (node or replies.SYNTAX)

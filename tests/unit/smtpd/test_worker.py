@@ -7,6 +7,7 @@ import smtplib
 import socket
 import ssl
 import struct
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pytest
 from iems.cli.init import self_signed
 from iems.config import Config, Smtpd
 from iems.directory.screening import ban_of
+from iems.master.board import Board
 from iems.smtpd import worker as module
 from tests.transcripts.smtp_server import FakeAuthenticator, FakeDirectory, FakeLog, FakeSpool
 
@@ -26,6 +28,8 @@ class LoopSpool(FakeSpool):
         super().__init__()
         self.held = False
         self.closed = False
+        self.queued = 0
+        self.index = SimpleNamespace(counts=lambda: {(0, 0): self.queued})
 
     def submit(self, message, done):
         super().submit(message, done)
@@ -39,6 +43,9 @@ class LoopSpool(FakeSpool):
 class Context(SimpleNamespace):
     def count(self, name, n=1):
         self.counts[name] = self.counts.get(name, 0) + n
+
+    def gauge(self, name, value):
+        self.counts[name] = value
 
     def total(self, name):
         return self.counts.get(name, 0)
@@ -70,10 +77,18 @@ async def serving(monkeypatch, tls=None, now=None, **smtpd):
         sock = socket.create_server(("127.0.0.1", 0))
         sock.setblocking(False)
         sockets[name] = [sock]
+    folder = tempfile.TemporaryDirectory()
+    home = Path(folder.name)
+    (home / "run").mkdir()
+    (home / "spool").mkdir()
     ctx = Context(
         loop=asyncio.get_running_loop(),
         config=Config(hostname="mx.test", domain="mx.test", smtpd=Smtpd(**smtpd)),
-        home=Path("/nonexistent"),
+        home=home,
+        board=Board.create(home / "run" / "board"),
+        role="smtpd",
+        slot=0,
+        generation=1,
         sockets=sockets,
         tls=tls,
         log=FakeLog(),
@@ -88,6 +103,7 @@ async def serving(monkeypatch, tls=None, now=None, **smtpd):
         await worker.drain(1.0)
         for group in sockets.values():
             group[0].close()
+        folder.cleanup()
 
 
 async def client(worker, name="smtp"):

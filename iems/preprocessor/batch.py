@@ -60,7 +60,8 @@ class Planner:
     """Makes plans.
 
     resolve: `Directory.resolve`. read: (rope, start, length) -> octets of the content. hostname: as in own Received
-    lines. max_trips: own lines at which mail is a loop. tags: what is done with tags of suspect mail. reverse_path: (reverse path, recipients as they were given) -> the reverse
+    lines. max_trips: own lines at which mail is a loop. tags: what is done with tags of suspect mail. ends_loops: whether a loop ends on
+    the way from an input to an output channel. reverse_path: (reverse path, recipients as they were given) -> the reverse
     path with which mail leaves by SMTPC; None to keep it.
     """
 
@@ -72,6 +73,7 @@ class Planner:
         max_trips: int,
         reverse_path: Callable[[bytes, list[bytes]], bytes] | None = None,
         tags: Tags | None = None,
+        ends_loops: Callable[[int, int], bool] = lambda input_channel, output_channel: True,
     ) -> None:
         self.resolve = resolve
         self._read = read
@@ -79,6 +81,7 @@ class Planner:
         self._max_trips = max_trips
         self._reverse_path = reverse_path
         self._tags = tags
+        self._ends_loops = ends_loops
 
     def plan(self, items: Iterable[Item], begin: Callable[[bytes], None] = lambda message_id: None) -> Batch:
         """Plan every message; a fault in one does not touch the others. begin: told of each id before it is looked at."""
@@ -98,8 +101,8 @@ class Planner:
         clean: Rope | None = None
         if envelope.input_channel not in _UNTRAVELLED:
             head = self._read(item.rope, 0, HEAD_OCTETS)
-            if self._looping(item.rope, head):
-                return Plan(item, [], [(recipient, LOOP) for recipient in envelope.recipients], loop=True)
+            if self._looping(item.rope, head) and (plan := self._ended(item)) is not None:
+                return plan
             if self._tags is not None:
                 clean = self._tags.incoming(envelope, item.rope, self._read, head)
         routed: Routed = route(self.resolve, envelope.recipients)
@@ -112,6 +115,17 @@ class Planner:
             for part in routed.parts:
                 part.rope = clean
         return Plan(item, routed.parts, routed.failed)
+
+    def _ended(self, item: Item) -> Plan | None:
+        """What becomes of a message that loops; None if loops are let be on all of its ways."""
+        envelope = item.envelope
+        routed = route(self.resolve, envelope.recipients)
+        ends = [part for part in routed.parts if self._ends_loops(envelope.input_channel, part.channel)]
+        if routed.parts and not ends:
+            return None
+        failed = {id(source): (source, LOOP) for part in ends for source in part.sources}
+        failed |= {id(recipient): (recipient, reply) for recipient, reply in routed.failed}
+        return Plan(item, [part for part in routed.parts if part not in ends], list(failed.values()), loop=True)
 
     def _looping(self, rope: Rope, head: bytes) -> bool:
         limit = self._max_trips

@@ -60,6 +60,7 @@ class Worker:
             ctx.config.preprocessor.max_trips,
             forwards.reverse_path if forwards is not None else None,
             tags,
+            self._ends_loops,
         )
         self._channels = {int(channel): channel.name for channel in Channel}
         self._matrices = Matrices((), {})
@@ -260,6 +261,10 @@ class Worker:
             address = postmaster.encode()
             report.envelope.recipients = [Recipient(address, address)]
         return report
+
+    def _ends_loops(self, input_channel: int, output_channel: int) -> bool:
+        """Whether the matrix of loop detection says so; asked only of mail that loops."""
+        return Matrices(("loopdetection",), self.directory.matrices()).runs("loopdetection", input_channel, output_channel)
 
     def _wanted(self, plan: Plan) -> bool:
         envelope = plan.item.envelope

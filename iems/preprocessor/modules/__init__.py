@@ -91,7 +91,7 @@ class Module(Protocol):
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("tnef", "antivirus", "attachments", "content", "antispam", "autotext")
+NAMES = ("loopdetection", "tnef", "antivirus", "attachments", "content", "antispam", "autotext")
 
 
 def installed(

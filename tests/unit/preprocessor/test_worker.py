@@ -386,3 +386,21 @@ def test_wrapped_mail_starts_again_unwrapped(home):
     assert seen == {b"deep": Channel.TNEF, b"root": Channel.TNEF, b"none": Channel.SMTPD}
     assert not ctx.errors
     assert [d["note"] for n, _, d in ctx.events if n == "examined" and d["module"] == "tnef" and d["note"]] == ["unwrapped a b.txt"] * 2
+
+
+def test_loops_end_where_the_matrix_says(home):
+    line = b"Received: from x by mx.example.test with ESMTP id 1;\r\n\tMon\r\n"
+    directory = Directory(home / "directory")
+    directory.set_matrix("loopdetection", {(int(i), int(o)) for i in Channel if i < 32 for o in Channel if o >= 32} - {(1, 32)})
+    directory.close()
+
+    async def scenario(s):
+        await s.post(b"john@example.test", b"eve@other.test", content=line * 30 + CONTENT)
+        await s.post(b"mary@example.test", content=line * 30 + CONTENT)
+        await s.settled()
+        assert taken(s.spool, Channel.LOCAL) == [("", [b"john@example.test"]), ("", [b"mary@example.test"])]
+        [(_, recipients)] = taken(s.spool, Channel.SMTPC)
+        assert recipients == [b"me@out.test"], "the report"
+
+    ctx = run(home, scenario)
+    assert [recipient for name, recipient, _ in ctx.events if name == "failed"] == [b"eve@other.test"]

@@ -40,6 +40,7 @@ COMMANDS = {
     "tagkey": ("cam", "tagkey"),
     "backup": ("backup", "backup"),
     "restore": ("backup", "restore"),
+    "check": ("check", "check"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
     "capacity": ("capacity", "capacity"),

@@ -47,6 +47,8 @@ MAX_EXCHANGES: Final = 50
 _LOCALHOST: Final = ("127.0.0.1", "::1")
 # Labels as they occur in practice: `_dmarc`, and `/` in reverse zones (RFC 2317). No backslash: it would be an escape.
 _NAME: Final = re.compile(r"[a-z0-9_/*-]{1,63}(\.[a-z0-9_/*-]{1,63})*")
+# Whatever a local part can bring into a name (RFC 7208 7), but what is special in the text of a zone.
+_LOOSE_NAME: Final = re.compile(r"[ !#-'*+,/-:<-?A-\[\]-~-]{1,63}(\.[ !#-'*+,/-:<-?A-\[\]-~-]{1,63})*")
 
 
 class DnsFailure(Exception):
@@ -80,15 +82,18 @@ class Exchanges(Struct, frozen=True):
     implicit: bool = False
 
 
-def ascii_name(name: str) -> str:
-    """A domain in the form DNS asks for: A-labels, lower case, no final dot. Raises ValueError if it can't be one."""
+def ascii_name(name: str, loose: bool = False) -> str:
+    """A domain in the form DNS asks for: A-labels, lower case, no final dot. Raises ValueError if it can't be one.
+
+    loose: labels may hold any printable character that is not special in the text of a zone.
+    """
     name = name.rstrip(".").lower()
     if not name.isascii():
         try:
             name = name.encode("idna").decode("ascii")
         except UnicodeError as cause:
             raise ValueError(f"no domain name: {name!r}") from cause
-    if len(name) > 253 or not _NAME.fullmatch(name):
+    if len(name) > 253 or not (_LOOSE_NAME if loose else _NAME).fullmatch(name):
         raise ValueError(f"no domain name: {name!r}")
     return name
 
@@ -159,9 +164,12 @@ class Resolver:
 
     # ---------------------------------------------------------------- questions
 
-    async def query(self, name: str, kind: str) -> Answer:
-        """The records of type `kind` ("MX", "A", ...) of a name. Raises DnsFailure, or ValueError if it is no domain name."""
-        name = ascii_name(name)
+    async def query(self, name: str, kind: str, *, loose: bool = False) -> Answer:
+        """The records of type `kind` ("MX", "A", ...) of a name. Raises DnsFailure, or ValueError if it is no domain name.
+
+        loose: as for `ascii_name`.
+        """
+        name = ascii_name(name, loose)
         key = (name, kind)
         loop = asyncio.get_running_loop()
         kept = self._cache.get(key)

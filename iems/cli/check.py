@@ -1,0 +1,114 @@
+"""iemsctl check: what SPF, DKIM, DMARC and ARC say, asked from the command line.
+
+The result word comes first on standard output; what there is to know beside it follows on lines of its own. Exit code 0
+whatever the result: a `fail` is an answer. Works without a home; with one, its DNS servers are asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iems import config as settings
+from iems.cli.common import Failed, Group, json_option, say, say_json
+from iems.log import printable
+
+if TYPE_CHECKING:
+    from iems.net.resolver import Resolver
+
+#: Seconds for one check.
+DEADLINE_S = 60.0
+#: Octets of a message that are read; larger ones are refused.
+MAX_OCTETS = 256 << 20
+
+
+@click.group(cls=Group)
+def check() -> None:
+    """Ask what SPF, DKIM, DMARC or ARC say; the result word comes first."""
+
+
+def dns_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--dns`."""
+    return click.option(
+        "--dns",
+        "server",
+        metavar="HOST:PORT",
+        help="The DNS server to ask; else those of the home's settings, or the system's.",
+    )(function)
+
+
+def resolver(ctx: click.Context, server: str | None) -> Resolver:
+    """The resolver a check asks. Usage error if `server` is no HOST:PORT."""
+    from iems.net.resolver import Resolver
+
+    if server is not None:
+        try:
+            return Resolver([settings.host_port(server, 53)])
+        except ValueError as exc:
+            raise click.BadParameter(str(exc), param_hint="--dns") from None
+    home: Path | None = ctx.find_root().obj
+    if home is not None and (home / "conf/iems.toml").exists():
+        return Resolver.of(settings.load(home / "conf/iems.toml").dns)
+    return Resolver()
+
+
+def run(work: Any) -> Any:
+    """The result of a coroutine. Fails behind the deadline."""
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(DEADLINE_S):
+            return await work
+
+    try:
+        return asyncio.run(bounded())
+    except TimeoutError:
+        raise Failed(f"no result within {DEADLINE_S:g} s") from None
+
+
+def content(file: Path) -> bytes:
+    """The message in a file (`-`: standard input), line ends made CRLF. Fails if it is too large."""
+    import re
+
+    with click.open_file(str(file), "rb") as stream:
+        octets: bytes = stream.read(MAX_OCTETS + 1)
+    if len(octets) > MAX_OCTETS:
+        raise Failed(f"{file}: larger than {MAX_OCTETS >> 20} MiB")
+    return octets if b"\r\n" in octets[:65_536] else re.sub(rb"\r?\n", b"\r\n", octets)
+
+
+def tell(word: str, facts: dict[str, Any], as_json: bool) -> None:
+    """The result word, then what is known beside it."""
+    if as_json:
+        say_json({"result": word} | facts)
+        return
+    say(word)
+    for name, value in facts.items():
+        if value not in ("", None):
+            say(f"  {name}: {printable(str(value))}")
+
+
+@check.command()
+@dns_option
+@json_option
+@click.argument("ip")
+@click.argument("helo")
+@click.argument("mailfrom")
+@click.pass_context
+def spf(ctx: click.Context, server: str | None, as_json: bool, ip: str, helo: str, mailfrom: str) -> None:
+    """Whether the host IP that says HELO may send mail from MAILFROM (`""` or `<>`: the null path)."""
+    from iems.authres import spf as evaluator
+
+    asked = resolver(ctx, server)
+    try:
+        found = run(
+            evaluator.check(asked, ip, helo, mailfrom.strip("<>"), receiver="localhost", now_s=int(time.time()))
+        )
+    except ValueError:
+        raise click.BadParameter(f"{ip!r} is no IP address", param_hint="IP") from None
+    facts = {name: getattr(found, name) for name in ("domain", "scope", "mechanism", "explanation", "problem")}
+    tell(found.result, facts | {"queries": asked.queries}, as_json)

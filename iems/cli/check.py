@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import structs
 
 from iems import config as settings
 from iems.cli.common import Failed, Group, json_option, say, say_json
@@ -112,3 +113,29 @@ def spf(ctx: click.Context, server: str | None, as_json: bool, ip: str, helo: st
         raise click.BadParameter(f"{ip!r} is no IP address", param_hint="IP") from None
     facts = {name: getattr(found, name) for name in ("domain", "scope", "mechanism", "explanation", "problem")}
     tell(found.result, facts | {"queries": asked.queries}, as_json)
+
+
+#: Of several signatures the word that counts: one that is valid is enough.
+_ORDER = ("pass", "temperror", "fail", "policy", "permerror")
+
+
+@check.command()
+@dns_option
+@json_option
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_context
+def dkim(ctx: click.Context, server: str | None, as_json: bool, file: Path) -> None:
+    """Whether a DKIM signature of the message in FILE is valid (`-`: standard input)."""
+    from iems.authres import dkim as evaluator
+    from iems.authres.mail import Mail
+
+    asked = resolver(ctx, server)
+    found = run(evaluator.verify(asked, Mail.of(content(file)), int(time.time())))
+    word = min((one.result for one in found), key=_ORDER.index, default="none")
+    if as_json:
+        say_json({"result": word, "signatures": [structs.asdict(one) for one in found], "queries": asked.queries})
+        return
+    say(word)
+    for one in found:
+        origin = f"{one.selector}._domainkey.{one.domain} {one.algorithm}".strip()
+        say(f"  {printable(f'{one.result} {origin} {one.problem}'.rstrip())}")

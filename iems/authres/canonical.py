@@ -1,0 +1,127 @@
+"""Canonical forms of header fields and bodies (RFC 6376 3.4), and their hashes. Pure; octets in, octets out.
+
+No Python object is made for a line: bytes methods and one regular expression a field do the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Final
+
+#: Octets of a header that are looked at; a longer one is cut at the last whole field.
+MAX_HEADER: Final = 1 << 20
+#: Fields of a header that are looked at.
+MAX_FIELDS: Final = 10_000
+
+_FIELD_END = re.compile(rb"\r\n(?![ \t])")
+_B_VALUE = re.compile(rb"((?:\A|;)[ \t\r\n]*b[ \t\r\n]*=)[^;]*")
+_BLANK_LINES = re.compile(rb"(?:\n\r)*")
+
+Field = tuple[bytes, bytes]
+
+
+def split(header: bytes) -> list[Field]:
+    """The fields of a header (without its empty line), in order: (name in lower case, the whole field without its CRLF).
+
+    Only CRLF ends a line here. A line without a colon has the name b"", so that it matches nothing.
+    """
+    fields: list[Field] = []
+    for raw in _FIELD_END.split(header[:MAX_HEADER], MAX_FIELDS):
+        colon = raw.find(b":")
+        if raw:
+            fields.append((raw[:colon].rstrip(b" \t").lower() if colon > 0 else b"", raw))
+    return fields[:MAX_FIELDS]
+
+
+def relaxed_field(name: bytes, raw: bytes) -> bytes:
+    """A field in relaxed form (RFC 6376 3.4.2), without CRLF. name: as `split` gives it."""
+    value = raw[raw.find(b":") + 1 :].replace(b"\r\n", b"")
+    return name + b":" + _squeezed(value).strip(b" ")
+
+
+def without_b(raw: bytes) -> bytes:
+    """A signature's field with the value of its b= tag taken out (RFC 6376 3.7)."""
+    start = raw.find(b":") + 1
+    return raw[:start] + _B_VALUE.sub(rb"\1", raw[start:], count=1)
+
+
+def _squeezed(octets: bytes) -> bytes:
+    """Each run of spaces and tabs as one space. Halves runs at each step, so a long run costs no more than its length."""
+    if b"\t" in octets:
+        octets = octets.replace(b"\t", b" ")
+    while b"  " in octets:
+        octets = octets.replace(b"  ", b" ")
+    return octets
+
+
+class BodyHash:
+    """SHA-256 of a body in canonical form, fed in pieces. Memory: one piece.
+
+    relaxed: the form. limits: for signatures with l=, the octets of canonical body they cover.
+    """
+
+    __slots__ = ("_blank", "_held", "_limited", "_relaxed", "_whole", "length")
+
+    def __init__(self, relaxed: bool, limits: Iterable[int] = ()) -> None:
+        self._relaxed = relaxed
+        self._whole = hashlib.sha256()
+        self._limited = {limit: hashlib.sha256() for limit in limits}
+        self._blank = 0  # line ends held back: those at the end of the body do not count
+        self._held = b""  # what could be the beginning of white space at a line's end
+        self.length = 0  # octets of canonical body so far
+
+    def update(self, octets: bytes) -> None:
+        """Take the next piece."""
+        text = self._held + octets if self._held else octets
+        held = b""
+        if text.endswith(b"\r"):
+            text, held = text[:-1], b"\r"
+        if self._relaxed:
+            text = _squeezed(text)
+            if text.endswith(b" "):
+                text, held = text[:-1], b" " + held
+            text = text.replace(b" \r\n", b"\r\n")
+        self._held = held
+        # The line ends at the end of this piece are kept as a number.
+        stripped = len(text.rstrip(b"\r\n"))
+        found = _BLANK_LINES.match(text[stripped:][::-1])
+        assert found is not None
+        count = found.end() // 2
+        core = text[: len(text) - 2 * count] if count else text
+        if core:
+            self._flush()
+            self._add(core)
+        self._blank += count
+
+    def _flush(self) -> None:
+        """Line ends that were held back turn out to be inside the body."""
+        while self._blank:
+            some = min(self._blank, 65_536)
+            self._add(b"\r\n" * some)
+            self._blank -= some
+
+    def _add(self, octets: bytes) -> None:
+        for limit, digest in self._limited.items():
+            if self.length < limit:
+                digest.update(octets[: limit - self.length])
+        self._whole.update(octets)
+        self.length += len(octets)
+
+    def finish(self) -> None:
+        """The body has ended."""
+        held = self._held
+        if held and held != b" ":  # a space at the end of the last line is none in relaxed form; a lone CR is text
+            self._flush()
+            self._add(held)
+            self._blank = 1
+        # An empty body is b"" in relaxed form and one CRLF in simple form; any other ends with one CRLF (RFC 6376 3.4.3, 3.4.4).
+        if self.length or not self._relaxed:
+            self._add(b"\r\n")
+        self._blank = 0
+        self._held = b""
+
+    def digest(self, limit: int | None = None) -> bytes:
+        """The hash of the body, or of its first `limit` octets."""
+        return (self._whole if limit is None else self._limited[limit]).digest()

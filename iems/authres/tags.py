@@ -1,0 +1,42 @@
+"""Tag lists, `name=value; name=value` (RFC 6376 3.2): the form of DKIM, ARC and DMARC records and fields. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+#: Octets of one list, and tags in it.
+MAX_OCTETS: Final = 65_536
+MAX_TAGS: Final = 100
+
+_TAG = re.compile(r"[ \t\r\n]*([A-Za-z][A-Za-z0-9_]*)[ \t\r\n]*=[ \t\r\n]*(.*?)[ \t\r\n]*\Z", re.DOTALL)
+_SPACE = re.compile(r"[ \t\r\n]+")
+
+
+class BadTags(ValueError):
+    """No tag list, or a tag twice."""
+
+
+def parse(octets: bytes) -> dict[str, str]:
+    """The tags in order, values without white space at their ends. Raises BadTags: what is not a list as a whole is none."""
+    if len(octets) > MAX_OCTETS:
+        raise BadTags("too long")
+    found: dict[str, str] = {}
+    pieces = octets.decode("utf-8", "surrogateescape").split(";", MAX_TAGS)
+    if len(pieces) > MAX_TAGS:
+        raise BadTags("too many tags")
+    for at, piece in enumerate(pieces):
+        tag = _TAG.match(piece)
+        if tag is None:
+            if at and at == len(pieces) - 1 and not piece.strip(" \t\r\n"):
+                break
+            raise BadTags(f"no tag: {piece[:40]!r}")
+        if tag[1] in found:
+            raise BadTags(f"{tag[1]}= twice")
+        found[tag[1]] = tag[2]
+    return found
+
+
+def solid(value: str) -> str:
+    """A value without any white space, as base64 and lists may be folded."""
+    return _SPACE.sub("", value)

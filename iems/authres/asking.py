@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from iems.net.resolver import Answer, DnsFailure, ascii_name
 
-__all__ = ["Answer", "Counted", "DnsFailure", "Lookup", "TooMany", "ascii_name"]
+__all__ = ["Answer", "DnsFailure", "Lookup", "ascii_name", "ask", "texts"]
 
 #: A name that DNS can't hold does not exist: no question is needed to know it.
 NO_SUCH_NAME = Answer((), False, "", 0.0)
@@ -19,28 +19,6 @@ class Lookup(Protocol):
     """
 
     async def query(self, name: str, kind: str, *, loose: bool = False) -> Answer: ...
-
-
-class TooMany(Exception):
-    """The questions allowed for one message are used up."""
-
-
-class Counted:
-    """A resolver that answers at most `limit` questions, however they are spread. `asked`: so far."""
-
-    __slots__ = ("_lookup", "asked", "limit")
-
-    def __init__(self, lookup: Lookup, limit: int) -> None:
-        self._lookup = lookup
-        self.limit = limit
-        self.asked = 0
-
-    async def query(self, name: str, kind: str, *, loose: bool = False) -> Answer:
-        """The answer. Raises TooMany behind the limit."""
-        if self.asked >= self.limit:
-            raise TooMany
-        self.asked += 1
-        return await self._lookup.query(name, kind, loose=loose)
 
 
 async def ask(lookup: Lookup, name: str, kind: str) -> Answer:

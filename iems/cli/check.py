@@ -139,3 +139,50 @@ def dkim(ctx: click.Context, server: str | None, as_json: bool, file: Path) -> N
     for one in found:
         origin = f"{one.selector}._domainkey.{one.domain} {one.algorithm}".strip()
         say(f"  {printable(f'{one.result} {origin} {one.problem}'.rstrip())}")
+
+
+@check.command()
+@dns_option
+@json_option
+@click.option("--ip", default="", help="The client the message came from; without it SPF is not asked.")
+@click.option("--helo", default="unknown.invalid", help="What the client said in EHLO.")
+@click.option("--mail-from", default="", help="The reverse-path of the message.")
+@click.option("--domain", default="", help="Show the policy of a domain instead of checking a message.")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.pass_context
+def dmarc(
+    ctx: click.Context, server: str | None, as_json: bool, ip: str, helo: str, mail_from: str, domain: str, file: Path | None
+) -> None:
+    """Whether the domain in From of the message in FILE vouches for it (`-`: standard input), and what it asks for."""
+    from iems.authres import dmarc as evaluator
+    from iems.authres import outcome
+    from iems.authres.mail import Mail
+
+    asked = resolver(ctx, server)
+    if bool(domain) == (file is not None):
+        raise click.UsageError("name a FILE, or a domain with --domain")
+    if domain:
+        policy = run(evaluator.evaluate(asked, domain, None, ()))
+    else:
+        assert file is not None
+        try:
+            policy = run(
+                outcome.evaluate(
+                    asked, Mail.of(content(file)), ip=ip, helo=helo, mail_from=mail_from.strip("<>"), receiver="localhost",
+                    now_s=int(time.time()),
+                )
+            ).dmarc  # fmt: skip
+        except ValueError:
+            raise click.BadParameter(f"{ip!r} is no IP address", param_hint="--ip") from None
+    record = policy.record
+    facts = {
+        "domain": policy.domain, "policy": policy.policy, "disposition": policy.disposition, "spf": policy.spf, "dkim": policy.dkim,
+        "record": f"_dmarc.{record.domain}" if record is not None else "", "problem": policy.problem,
+    }  # fmt: skip
+    word = policy.result
+    if domain:
+        word = policy.policy or (policy.result if policy.result != "fail" else "none")
+        facts = {name: facts[name] for name in ("domain", "record", "problem")}
+        if record is not None:
+            facts |= {"reports": ", ".join(record.rua), "pct": record.pct}
+    tell(word, facts, as_json)

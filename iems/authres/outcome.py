@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from iems.authres import dkim, dmarc, spf
+from iems.authres import arc, dkim, dmarc, spf
 from iems.authres.asking import Lookup
 from iems.authres.header import MethodResult
 from iems.authres.mail import Mail
@@ -18,6 +18,7 @@ class Outcome(Struct, frozen=True):
     spf: spf.Spf | None
     dkim: tuple[dkim.Signature, ...]
     dmarc: dmarc.Dmarc
+    arc: arc.Arc = arc.Arc("none")
 
 
 def from_domain(mail: Mail) -> tuple[str, str]:
@@ -40,17 +41,18 @@ async def evaluate(
     now_s: int,
     sample: int = 0,
 ) -> Outcome:
-    """Ask SPF, DKIM and DMARC. ip: of the client, "" to leave SPF out. The caller bounds the time."""
+    """Ask SPF, DKIM, DMARC and, where there is a chain, ARC. ip: of the client, "" to leave SPF out. The caller bounds the time."""
     by_spf = None
     if ip:
         by_spf = await spf.check(lookup, ip, helo, mail_from, receiver=receiver, now_s=now_s)
     signatures = await dkim.verify(lookup, mail, now_s)
+    chain = await arc.verify(lookup, mail, now_s)
     identity, domain = from_domain(mail)
     if domain:
         policy = await dmarc.evaluate(lookup, domain, by_spf, signatures, sample=sample)
     else:
         policy = dmarc.Dmarc("permerror", problem="From has not exactly one address")
-    return Outcome(identity, by_spf, tuple(signatures), policy)
+    return Outcome(identity, by_spf, tuple(signatures), policy, chain)
 
 
 def spf_words(found: spf.Spf, helo: str, mail_from: str) -> MethodResult:
@@ -81,4 +83,6 @@ def words(found: Outcome, helo: str, mail_from: str) -> list[MethodResult]:
     """All of it."""
     parts = [spf_words(found.spf, helo, mail_from)] if found.spf is not None else []
     parts += [dkim_words(one) for one in found.dkim] or [MethodResult("dkim", "none")]
+    if found.arc.result != "none":
+        parts.append(MethodResult("arc", found.arc.result, reason=found.arc.problem[:100]))
     return [*parts, dmarc_words(found.dmarc)]

@@ -182,7 +182,7 @@ class _Check:
             return self.names
         self.names = []
         try:
-            names = (await ask(self.lookup, self.ip.reverse_pointer, "PTR")).records[:MAX_NAMES]
+            names = (await self._ask(self.ip.reverse_pointer, "PTR")).records[:MAX_NAMES]
         except DnsFailure:
             return self.names
         for name in names:

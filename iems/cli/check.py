@@ -186,3 +186,18 @@ def dmarc(
         if record is not None:
             facts |= {"reports": ", ".join(record.rua), "pct": record.pct}
     tell(word, facts, as_json)
+
+
+@check.command()
+@dns_option
+@json_option
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_context
+def arc(ctx: click.Context, server: str | None, as_json: bool, file: Path) -> None:
+    """Whether the ARC chain of the message in FILE is whole (`-`: standard input)."""
+    from iems.authres import arc as evaluator
+    from iems.authres.mail import Mail
+
+    found = run(evaluator.verify(resolver(ctx, server), Mail.of(content(file)), int(time.time())))
+    facts = {"sets": found.instance, "sealer": found.sealer, "problem": found.problem}
+    tell(found.result, facts | {f"reported {method}": word for method, word in found.reported.items()}, as_json)

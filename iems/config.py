@@ -964,6 +964,65 @@ class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "conf/tls"
 
 
+class Authres(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """SPF, DKIM, DMARC and ARC of mail that comes in, told in Authentication-Results. docs/mail-authentication.md."""
+
+    verify: Annotated[
+        bool, Meta(description="Whether mail from outside is checked; it costs questions of DNS.")
+    ] = False
+    authserv_id: Annotated[
+        str,
+        Meta(
+            description="Our name in Authentication-Results; fields from outside under it are removed. Empty: hostname.",
+            extra={"check": _host_name},
+        ),
+    ] = ""
+    trusted_networks: Annotated[
+        list[str],
+        Meta(
+            description="Clients whose mail is passed on unchecked and unstripped, such as our own MTAs in front; beside smtpd.trusted_networks.",
+            extra={"check": _networks},
+        ),
+    ] = []
+    dmarc: Annotated[
+        Literal["none", "quarantine-tag", "reject"],
+        Meta(
+            description="What failing DMARC does at most: nothing; a tag where the domain asks for quarantine or reject; or refusal where it asks for that."
+        ),
+    ] = "none"
+    trusted_sealers: Annotated[
+        list[str],
+        Meta(description="Domains whose ARC seal counts: mail that passed DMARC with them is not held to it here."),
+    ] = []
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=120, description="Time for all checks of a message; after it they are `temperror`.")
+    ] = 10.0
+    reports: Annotated[
+        bool, Meta(description="Whether domains that ask for it get a DMARC report a day by mail.")
+    ] = False
+    report_address: Annotated[
+        str, Meta(description="Sender of the reports; empty: postmaster of the primary domain.")
+    ] = ""
+    report_rows_mb: Annotated[
+        int, Meta(ge=1, le=4096, description="Room for what one day's reports are made of; what comes after is left out.")
+    ] = 64
+
+
+class Dkim(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Signatures under mail that leaves by SMTP. Keys: iemsctl dkim."""
+
+    sign: Annotated[
+        bool,
+        Meta(description="Whether mail of ours is signed, where the domain in From (or one above it) has an active key."),
+    ] = True
+    seal: Annotated[
+        bool, Meta(description="Whether mail from outside that is forwarded gets an ARC seal; needs authres.verify.")
+    ] = False
+    seal_domain: Annotated[
+        str, Meta(description="Domain whose key seals; empty: the primary domain.", extra={"check": _host_name})
+    ] = ""
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of a home."""
 
@@ -998,6 +1057,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pop3d: Pop3d = field(default_factory=Pop3d)
     janitor: Janitor = field(default_factory=Janitor)
     bsmtp: Bsmtp = field(default_factory=Bsmtp)
+    authres: Authres = field(default_factory=Authres)
+    dkim: Dkim = field(default_factory=Dkim)
 
     def spool_path(self, home: Path) -> Path:
         """The spool's folder."""
@@ -1083,6 +1144,10 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
             found.append((("bsmtp", "pickup"), f"profile {profile.name!r}: relay needs a key"))
     if config.bsmtp.folder_relay and not config.bsmtp.key_file:
         found.append((("bsmtp", "folder_relay"), "needs bsmtp.key_file"))
+    if config.dkim.seal and not config.authres.verify:
+        found.append((("dkim", "seal"), "needs authres.verify"))
+    if config.authres.reports and not config.authres.verify:
+        found.append((("authres", "reports"), "needs authres.verify"))
     if config.store.workers > config.store.partitions:
         found.append((("store", "workers"), "must not be above store.partitions"))
     seen: dict[int, str] = {}

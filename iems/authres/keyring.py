@@ -82,7 +82,7 @@ class Keyring:
 
     # ---------------------------------------------------------------- reading
 
-    def keys(self, domain: str = "") -> list[Key]:
+    def find(self, domain: str = "") -> list[Key]:
         """All keys, or those of one domain, by domain and age. Raises KeyringError if a file can't be read."""
         wanted = [_domain(domain)] if domain else self._domains()
         found: list[Key] = []

@@ -56,8 +56,12 @@ def create(home: Home, domain: str, algorithm: str, selector: str, file: Path | 
             pem = stream.read(65_536)
         if not pem.strip():
             raise Failed(f"{file}: empty")
-    made = _ring(home).create(domain, algorithm, selector, pem)
+    ring = _ring(home)
+    first = not ring.find()
+    made = ring.create(domain, algorithm, selector, pem)
     say(made.selector)
+    if first and home.config().dkim.sign:
+        note("this is the first key here: a running server signs after `iemsctl reload`; later changes need none")
     note(f"{made.name} is {made.state}; publish what `iemsctl dkim record {made.domain}` prints")
 
 
@@ -67,7 +71,7 @@ def create(home: Home, domain: str, algorithm: str, selector: str, file: Path | 
 @pass_home
 def list_(home: Home, domain: str, as_json: bool) -> None:
     """List the keys of DOMAIN, or all."""
-    found = _ring(home).keys(domain)
+    found = _ring(home).find(domain)
     if as_json:
         for one in found:
             say_json(_row(one))
@@ -112,7 +116,7 @@ def remove(home: Home, domain: str, selector: str) -> None:
 @pass_home
 def record(home: Home, domain: str, as_json: bool) -> None:
     """Print the TXT records for the keys of DOMAIN, as lines of a zone file."""
-    found = _ring(home).keys(domain)
+    found = _ring(home).find(domain)
     if not found:
         raise Failed(f"{domain} has no key: make one with `iemsctl dkim key create {domain}`")
     for one in found:

@@ -139,7 +139,10 @@ def again_item(plan: Plan, make: Callable[..., Item]) -> Item:
     """The queue item of a message that starts anew. make: `iems.spool.items.Item`."""
     assert plan.again is not None
     channel, rope = plan.again
-    return make(plan.item.id, INPUT, "", structs.replace(plan.item.envelope, input_channel=channel), rope)
+    envelope = plan.item.envelope
+    # What was found so far stays with the message: the modules that found it may not run for the new channel.
+    verdicts = envelope.verdicts + tuple(tag for tag in plan.parts[0].tags if tag not in envelope.verdicts)
+    return make(plan.item.id, INPUT, "", structs.replace(envelope, input_channel=channel, verdicts=verdicts), rope)
 
 
 def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> list[Item]:

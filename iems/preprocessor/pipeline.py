@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from iems.model import Extent, Recipient, Rope
 from iems.preprocessor.batch import Plan
@@ -24,9 +25,10 @@ async def examine(
     ran: list[tuple[str, str]] = []
     item = plan.item
     gone: set[int] = set()
+    shared: dict[str, Any] = {}
     groups = matrices.split(item.envelope.input_channel, plan.parts)
     for names, parts in groups:
-        work = Work(item.id, item.envelope, parts, parts[0].rope or item.rope, read, write, item.deaths < 0)
+        work = Work(item.id, item.envelope, parts, parts[0].rope or item.rope, read, write, item.deaths < 0, shared)
         for name in names:
             module = modules[name]
             if not module.wants(item.envelope) and not (module.on_tags and any(part.tags for part in parts)):
@@ -50,6 +52,8 @@ async def examine(
                 # Where only some of the recipients are this module's, a message can't begin anew: they get the content here.
                 for part in parts:
                     part.rope = verdict.rope
+            for part, rope in verdict.ropes:
+                part.rope = rope
             for recipient, reason in verdict.dropped:
                 source = _drop(plan, recipient)
                 if source is not None and id(source) not in gone:

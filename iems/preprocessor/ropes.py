@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from iems.model import Extent, Rope
+
+#: Octets of one inline piece.
+INLINE_OCTETS: Final = 4096
+
+
+def in_front(octets: bytes, rope: Rope) -> Rope:
+    """`rope` behind `octets`."""
+    return [*(octets[at : at + INLINE_OCTETS] for at in range(0, len(octets), INLINE_OCTETS)), *rope]
 
 
 def replaced(rope: Rope, changes: Sequence[tuple[int, int, Sequence[Extent | bytes]]]) -> Rope:

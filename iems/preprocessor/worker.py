@@ -47,7 +47,7 @@ class Worker:
         self.directory = Directory(ctx.home / "directory")
         tags = self._tags = Tags(TagKeys(ctx.home), self.directory.peers)
         found = installed(
-            ctx.config, ctx.home, self.directory, tags.keeps, lambda name, **detail: ctx.log.event(name, None, **detail)
+            ctx.config, ctx.home, self.directory, tags.keeps, lambda name, **detail: ctx.log.event(name, None, **detail), ctx
         ) if modules is None else modules
         self.modules = {module.name: module for module in found}
         self._wants = [module.wants for module in found]

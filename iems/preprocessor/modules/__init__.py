@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from iems.errors import IemsError
 from iems.model import Envelope, Extent, Recipient, Reply, Rope
@@ -24,6 +24,7 @@ from iems.preprocessor.route import Part
 if TYPE_CHECKING:
     from iems.config import Config
     from iems.directory import Directory
+    from iems.master.child import WorkerContext
 
 _T = TypeVar("_T")
 
@@ -43,6 +44,7 @@ class Work(Struct):
     envelope: of the whole message, recipients as the client gave them. parts: the recipients of this group; `sources` of
     a part are the envelope's. rope: the content as the module before left it. read: octets (rope, start, length) of
     content. write: makes octets durable and gives their extent. released: an administrator has let it out of quarantine.
+    shared: what modules leave for later ones, by module; one for the whole message, so that groups of it need not find out the same again.
     """
 
     id: bytes
@@ -52,6 +54,7 @@ class Work(Struct):
     read: Callable[[Rope, int, int], bytes]
     write: Callable[[bytes], Awaitable[Extent]]
     released: bool = False
+    shared: dict[str, Any] = field(default_factory=dict)
 
 
 class Verdict(Struct, frozen=True):
@@ -62,7 +65,8 @@ class Verdict(Struct, frozen=True):
     nothing, each with the reason for the log. dropped: the same for single recipients of parts, so that of an alias one way can end
     and another go on. tags: what the module found, for the group's recipients to act on. reenter: an
     input channel by which the message, with its new content, starts again. quarantine: why
-    the whole message is put aside for a person to look at, "" if it is not. note: for the log.
+    the whole message is put aside for a person to look at, "" if it is not. note: for the log. ropes: content for some parts only; for
+    modules that run last, as the ones behind do not see it.
     """
 
     rope: Rope | None = None
@@ -73,6 +77,7 @@ class Verdict(Struct, frozen=True):
     reenter: int = 0
     quarantine: str = ""
     note: str = ""
+    ropes: list[tuple[Part, Rope]] = []
 
 
 class Module(Protocol):
@@ -91,15 +96,21 @@ class Module(Protocol):
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("loopdetection", "tnef", "antivirus", "attachments", "content", "antispam", "autotext")
+NAMES = ("loopdetection", "authres", "tnef", "antivirus", "attachments", "content", "antispam", "autotext", "arc", "dkim")
 
 
 def installed(
-    config: Config, home: Path, directory: Directory, keeps_tags: Callable[[Part], bool], event: Callable[..., None]
+    config: Config,
+    home: Path,
+    directory: Directory,
+    keeps_tags: Callable[[Part], bool],
+    event: Callable[..., None],
+    ctx: WorkerContext | None = None,
 ) -> tuple[Module, ...]:
     """The modules of this system in the order they run.
 
-    keeps_tags: whether a part leaves with our tags on it. event: of the log.
+    keeps_tags: whether a part leaves with our tags on it. event: of the log. ctx: of the worker; without it `authres`, `arc` and `dkim`
+    are left out.
     """
     from iems.preprocessor.modules.antispam import AntiSpam
     from iems.preprocessor.modules.attachments import Attachments
@@ -108,6 +119,11 @@ def installed(
     from iems.preprocessor.scanning import antivirus, content
 
     found: list[Module] = []
+    if ctx is not None and config.authres.verify:
+        # Before anything rewrites what is signed. Imported where it is on: a router without it needs no cryptography.
+        from iems.preprocessor.modules.authres import Authres
+
+        found.append(Authres(ctx))
     if config.preprocessor.tnef:
         found.append(Tnef())
     if config.antivirus.scanners:
@@ -121,6 +137,14 @@ def installed(
         return {channel: AutoText(*given) for channel, given in directory.autotexts().items()}
 
     found.append(AutoTextInsertion(_kept(directory, texts), config.preprocessor.autotext_signed))
+    if ctx is not None and config.dkim.seal:
+        from iems.preprocessor.modules.arc import Seal
+
+        found.append(Seal(ctx))
+    if ctx is not None and config.dkim.sign:
+        from iems.preprocessor.modules.dkim import Sign
+
+        found.append(Sign(ctx))
     return tuple(found)
 
 

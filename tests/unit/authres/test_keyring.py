@@ -24,7 +24,7 @@ def ring(tmp_path):
 
 
 def states(ring):
-    return {key.selector: key.state for key in ring.keys("d.example")}
+    return {key.selector: key.state for key in ring.find("d.example")}
 
 
 def test_rotation(ring, tmp_path):
@@ -48,7 +48,7 @@ def test_rotation(ring, tmp_path):
         assert all(stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600 for name in files)
     audit = (tmp_path / "log/directory.log").read_text()
     assert [json.loads(line)["action"] for line in audit.splitlines()][:2] == ["dkim key create"] * 2
-    assert "PRIVATE" not in audit and "PRIVATE" not in repr(ring.keys())
+    assert "PRIVATE" not in audit and "PRIVATE" not in repr(ring.find())
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/../b", "*.d.example", "a b", "../x"])
@@ -70,7 +70,7 @@ def test_bad_keys(ring, tmp_path):
         ring.activate("d.example", "two")
     (tmp_path / "conf/dkim/d.example/one.json").write_text("{}")
     with pytest.raises(KeyringError, match=r"one\.json"):
-        ring.keys()
+        ring.find()
 
 
 def ctl(home, *arguments, code=0, **more):

@@ -1005,7 +1005,7 @@ class Authres(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ""
     report_rows_mb: Annotated[
         int, Meta(ge=1, le=4096, description="Room for what one day's reports are made of; what comes after is left out.")
-    ] = 64
+    ] = 16
 
 
 class Dkim(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -24,7 +24,9 @@ MAX_URIS: Final = 10
 
 _VERSION = re.compile(rb"v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
 _TAG = re.compile(r"\s*([A-Za-z]+)\s*=\s*(.*?)\s*\Z", re.DOTALL)
-_URI = re.compile(r"mailto:([^\s,!;]+@[^\s,!;@]+)(?:![0-9]+[kmgt]?)?\Z", re.IGNORECASE)
+_URI = re.compile(
+    r"mailto:([A-Z0-9.#$&'*+/=?^_`{|}~-]{1,64}@[A-Z0-9.-]{1,253})(?:![0-9]+[kmgt]?)?\Z", re.IGNORECASE
+)
 _POLICIES: Final = ("none", "quarantine", "reject")
 _MILDER: Final = {"reject": "quarantine", "quarantine": "none", "none": "none"}
 

@@ -20,6 +20,8 @@ from iems.authres.outcome import Outcome
 FOLDER: Final = "dmarc"
 SUFFIX: Final = ".rows"
 DAY_S: Final = 86_400
+#: Different rows of a day that are counted; the rest is left out.
+MAX_DIFFERENT: Final = 200_000
 
 
 class Published(Struct, frozen=True, array_like=True):
@@ -161,11 +163,15 @@ def rows(home: Path, day: str) -> Iterator[Row]:
 def counted(home: Path, day: str, domain: str = "") -> dict[str, dict[Row, int]]:
     """Policy domain -> row -> messages, of one day and of one domain if it is given."""
     found: dict[str, dict[Row, int]] = {}
+    left = MAX_DIFFERENT
     for row in rows(home, day):
         if not domain or row.published.domain == domain:
             of_domain = found.setdefault(row.published.domain, {})
-            of_domain[row] = of_domain.get(row, 0) + 1
-    return found
+            count = of_domain.get(row, 0)
+            if count or left:
+                of_domain[row] = count + 1
+                left -= not count
+    return {name: of_domain for name, of_domain in found.items() if of_domain}
 
 
 def remove(home: Path, day: str) -> None:

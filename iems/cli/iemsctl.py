@@ -42,6 +42,7 @@ COMMANDS = {
     "restore": ("backup", "restore"),
     "check": ("check", "check"),
     "dkim": ("dkim", "dkim"),
+    "dmarc": ("dmarc", "dmarc"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
     "capacity": ("capacity", "capacity"),

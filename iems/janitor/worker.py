@@ -14,6 +14,7 @@ import lmdb
 
 from iems.errors import SpoolError
 from iems.janitor.accounts import DeletedAccounts
+from iems.janitor.dmarc import DmarcReports
 from iems.janitor.metrics import publish_queue, serve_metrics
 from iems.spool import Spool, keys, reclaim, recovery, soundness
 from iems.spool.index import is_damage
@@ -42,6 +43,7 @@ class Worker:
         self._verify_at = 0.0
         self._deaths = 0
         self._accounts = DeletedAccounts(ctx)
+        self._reports = DmarcReports(ctx, self.spool)
 
     async def start(self) -> None:
         """Begin with a first round in the background, so that the ports open at once."""
@@ -96,6 +98,7 @@ class Worker:
         publish_queue(self.ctx, index)
         self.spool.ballast.restore()
         await self._accounts.round()
+        await self._reports.round()
         if index.is_rebuilding():
             # beside the rounds: workers die while an index is built, too
             if self._building is None or self._building.done():
@@ -174,4 +177,5 @@ class Worker:
             for task in late:
                 task.cancel()
         self._accounts.close()
+        await self._reports.close()
         self.spool.close()

@@ -29,6 +29,9 @@ ELSEWHERE = ("iemsctl start", "iemsctl stop", "iemsctl perf run", "iemsctl init"
 BEFORE = {
     "iemsctl peer remove DOMAIN": ("peer", "set", "load.test", "--transmit", "off"),
     "iemsctl forward disallow ADDRESS": ("forward", "allow", "a1@load.test"),
+    "iemsctl dkim record DOMAIN": ("dkim", "key", "create", "load.test", "--selector", "record"),
+    "iemsctl dkim key activate DOMAIN SELECTOR": ("dkim", "key", "create", "load.test", "--selector", "activate"),
+    "iemsctl dkim key retire DOMAIN SELECTOR": ("dkim", "key", "create", "load.test", "--selector", "retire"),
 }
 
 
@@ -81,6 +84,7 @@ def test_command_line(home, line, tmp_path):
         "SCENARIO": "large-office", "perf.jsonl": str(tmp_path / "perf.jsonl"),
         "measured/perf.jsonl": str(tmp_path / "perf.jsonl"), "site.toml": str(tmp_path / "site.toml"),
         "ADDRESSES": str(tmp_path / "addresses"), "HOST": "relay.test", "OUT": str(tmp_path / "out"), "BACKUP": str(home.backup), "TARGET": str(tmp_path / "target"), "IN": str(tmp_path / "in.eml"), "FRONT1": f"k{os.urandom(4).hex()}",
+        "SELECTOR": line.split()[3] if "SELECTOR" in line else "",
     }  # fmt: skip
     (tmp_path / "in.eml").write_bytes(b"Subject: x\r\n\r\nx\r\n")
     (tmp_path / "addresses").write_text("# people\na1@load.test\n")

@@ -34,6 +34,7 @@ ZONES = {
     ("d.example", "TXT"): ['"v=spf1 ip4:192.0.2.1 -all"'],
     ("_dmarc.d.example", "TXT"): ['"v=DMARC1; p=reject; rua=mailto:reports@d.example"'],
     ("s._domainkey.d.example", "TXT"): [" ".join(f'"{RECORD[at : at + 255]}"' for at in range(0, len(RECORD), 255))],
+    ("_dmarc.q.example", "TXT"): ['"v=DMARC1; p=quarantine"'],
     ("plain.example", "TXT"): ['"v=spf1 ip4:192.0.2.9 -all"'],
 }
 HEAD = b"From: A <a@d.example>\r\nTo: a1@load.test\r\nSubject: hello\r\nMessage-ID: <%d@d.example>\r\n"
@@ -127,6 +128,12 @@ def test_borrowed_names_are_dropped_and_real_ones_told(server):
     assert "discarded" in names[dropped] and "dsn" not in names[dropped]
     assert "failed" in names[refused]
     assert json.loads(server.ctl("audit", "--json"))["missing"] == 0
+
+
+def test_quarantine_is_a_tag_that_delivery_acts_on(server):
+    swaks(server, HEAD.replace(b"d.example", b"q.example") % 9 + b"\r\nx\r\n")
+    content = email.message_from_bytes(stored(server, 9))
+    assert content["X-Spam-Status"] == "YES" and "dmarc=q.example (fail, policy quarantine)" in content["X-IEMS-AntiSpam"].replace("%2C", ",").replace("\r\n\t", " ")
 
 
 def test_mail_of_ours_is_signed_by_both_keys(server, outside):

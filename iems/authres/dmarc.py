@@ -23,7 +23,6 @@ MAX_RECORD: Final = 8192
 MAX_URIS: Final = 10
 
 _VERSION = re.compile(rb"v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
-_TAG = re.compile(r"\s*([A-Za-z]+)\s*=\s*(.*?)\s*\Z", re.DOTALL)
 _URI = re.compile(
     r"mailto:([A-Z0-9.#$&'*+/=?^_`{|}~-]{1,64}@[A-Z0-9.-]{1,253})(?:![0-9]+[kmgt]?)?\Z", re.IGNORECASE
 )
@@ -73,9 +72,9 @@ def read_record(text: bytes, domain: str) -> Record | None:
         return None
     tags: dict[str, str] = {}
     for piece in text.decode("ascii", "replace").split(";")[:100]:
-        found = _TAG.match(piece)
-        if found:
-            tags.setdefault(found[1].lower(), found[2])
+        name, equals, value = piece.partition("=")
+        if equals:
+            tags.setdefault(name.strip().lower(), value.strip())
     rua: list[str] = []
     for uri in tags.get("rua", "").split(",")[:MAX_URIS]:
         address = _URI.match(uri.strip())

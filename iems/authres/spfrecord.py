@@ -13,8 +13,11 @@ from msgspec import Struct
 
 #: Octets of a record that are read; longer ones are permanent errors (a TXT record of DNS holds up to 64 KiB).
 MAX_OCTETS: Final = 16_384
-#: Terms of one record.
+#: Terms of one record, and characters of one term: a name of DNS has 253, macros make it longer before they make it shorter.
 MAX_TERMS: Final = 512
+MAX_TERM: Final = 1024
+#: Records up to this size are kept parsed.
+KEPT_OCTETS: Final = 1024
 
 _MACRO = re.compile(r"%(?:\{([a-zA-Z])(\d*)([rR]?)([-.+,/_=]*)\}|([%_-]))")
 _LITERAL = re.compile(r"[\x21-\x24\x26-\x7e]+")
@@ -58,9 +61,17 @@ def is_spf(text: bytes) -> bool:
     return text[:6].lower() == b"v=spf1" and (len(text) == 6 or text[6] == 32)
 
 
-@lru_cache(maxsize=4096)
 def parse(text: bytes) -> Record:
     """The record in `text`. Raises BadRecord: one wrong term anywhere makes the whole record void."""
+    return _kept(text) if len(text) <= KEPT_OCTETS else _parse(text)
+
+
+@lru_cache(maxsize=512)
+def _kept(text: bytes) -> Record:
+    return _parse(text)
+
+
+def _parse(text: bytes) -> Record:
     if len(text) > MAX_OCTETS or not text.isascii():
         raise BadRecord("too long, or not ASCII")
     words = text.decode("ascii").split(" ")[1:]
@@ -69,6 +80,8 @@ def parse(text: bytes) -> Record:
     for word in words:
         if not word:
             continue
+        if len(word) > MAX_TERM:
+            raise BadRecord("a term is too long")
         if len(terms) >= MAX_TERMS:
             raise BadRecord("too many terms")
         found = _MODIFIER.match(word)

@@ -9,7 +9,8 @@ from typing import Final
 MAX_OCTETS: Final = 65_536
 MAX_TAGS: Final = 100
 
-_TAG = re.compile(r"[ \t\r\n]*([A-Za-z][A-Za-z0-9_]*)[ \t\r\n]*=[ \t\r\n]*(.*?)[ \t\r\n]*\Z", re.DOTALL)
+_WHITE: Final = " \t\r\n"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _SPACE = re.compile(r"[ \t\r\n]+")
 
 
@@ -26,14 +27,15 @@ def parse(octets: bytes) -> dict[str, str]:
     if len(pieces) > MAX_TAGS:
         raise BadTags("too many tags")
     for at, piece in enumerate(pieces):
-        tag = _TAG.match(piece)
-        if tag is None:
-            if at and at == len(pieces) - 1 and not piece.strip(" \t\r\n"):
+        name, equals, value = piece.partition("=")
+        name = name.strip(_WHITE)
+        if not equals or not _NAME.match(name):
+            if at and at == len(pieces) - 1 and not piece.strip(_WHITE):
                 break
             raise BadTags(f"no tag: {piece[:40]!r}")
-        if tag[1] in found:
-            raise BadTags(f"{tag[1]}= twice")
-        found[tag[1]] = tag[2]
+        if name in found:
+            raise BadTags(f"{name}= twice")
+        found[name] = value.strip(_WHITE)
     return found
 
 

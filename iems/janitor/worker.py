@@ -14,7 +14,6 @@ import lmdb
 
 from iems.errors import SpoolError
 from iems.janitor.accounts import DeletedAccounts
-from iems.janitor.dmarc import DmarcReports
 from iems.janitor.metrics import publish_queue, serve_metrics
 from iems.spool import Spool, keys, reclaim, recovery, soundness
 from iems.spool.index import is_damage
@@ -43,7 +42,7 @@ class Worker:
         self._verify_at = 0.0
         self._deaths = 0
         self._accounts = DeletedAccounts(ctx)
-        self._reports = DmarcReports(ctx, self.spool)
+        self._reports: Any = None
 
     async def start(self) -> None:
         """Begin with a first round in the background, so that the ports open at once."""
@@ -98,7 +97,7 @@ class Worker:
         publish_queue(self.ctx, index)
         self.spool.ballast.restore()
         await self._accounts.round()
-        await self._reports.round()
+        await self._report()
         if index.is_rebuilding():
             # beside the rounds: workers die while an index is built, too
             if self._building is None or self._building.done():
@@ -106,6 +105,15 @@ class Worker:
         elif time.monotonic() >= self._reclaim_at:
             self._reclaim_at = time.monotonic() + RECLAIM_S
             await self._reclaim()
+
+    async def _report(self) -> None:
+        """DMARC reports, where there is something to report of: without, nothing of it is imported."""
+        if self._reports is None and (self.ctx.home / "dmarc").is_dir():
+            from iems.janitor.dmarc import DmarcReports
+
+            self._reports = DmarcReports(self.ctx, self.spool)
+        if self._reports is not None:
+            await self._reports.round()
 
     async def _verify(self) -> None:
         """Have the index read by a process of its own, before this one might die of it."""
@@ -177,5 +185,6 @@ class Worker:
             for task in late:
                 task.cancel()
         self._accounts.close()
-        await self._reports.close()
+        if self._reports is not None:
+            await self._reports.close()
         self.spool.close()

@@ -36,6 +36,9 @@ POSITIVE_S: Final = 86_400.0
 NEGATIVE_S: Final = 3_600.0
 #: A failure is remembered just long enough that a burst of messages to one dead domain asks once.
 FAILURE_S: Final = 5.0
+#: An answer with more records, or more octets of text, is used but not kept: strangers choose what they publish.
+KEPT_RECORDS: Final = 256
+KEPT_OCTETS: Final = 4096
 #: Octets of a UDP answer we announce (DNS flag day 2020: no fragments).
 UDP_OCTETS: Final = 1232
 #: Queries under way at once; each has a socket.
@@ -200,7 +203,7 @@ class Resolver:
             self._keep(key, now_s + FAILURE_S, None)
 
     def _keep(self, key: tuple[str, str], until_s: float, answer: Answer | None) -> None:
-        if not self._limit:
+        if not self._limit or (answer is not None and _bulky(answer.records)):
             return
         self._cache[key] = (until_s, answer)
         self._cache.move_to_end(key)
@@ -333,6 +336,10 @@ def _read(reply: dns.message.Message, name: str, kind: str) -> tuple[Answer, str
     if exists and soa is None and end != name:
         return Answer((), True, name, ttl_s, secure), end  # an alias whose target was not looked up
     return Answer((), exists, end, ttl_s, secure), end
+
+
+def _bulky(records: tuple[Any, ...]) -> bool:
+    return len(records) > KEPT_RECORDS or sum(len(one) for one in records if isinstance(one, bytes)) > KEPT_OCTETS
 
 
 def _text(name: dns.name.Name) -> str:

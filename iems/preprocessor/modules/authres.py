@@ -1,7 +1,7 @@
 """Module `authres`: asks SPF, DKIM, DMARC and ARC about mail from outside and tells in Authentication-Results (RFC 8601).
 
 Mail from our own networks and hosts passes as it is. Mail of users who logged in is not checked, but what it says in our name is
-taken out all the same. Unsure (DNS away, too slow) is `temperror`: told, and without effect.
+taken out all the same, as it is of mail that was picked up in batches. Unsure (DNS away, too slow) is `temperror`: told, and without effect.
 
 A refusal comes after the message was taken, so it is a report to the sender. Where SPF does not vouch for the reverse-path the
 report would go to somebody whose name was borrowed; then the message is dropped, and the log says so.
@@ -14,6 +14,8 @@ import ipaddress
 import re
 import time
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from iems import model
 from iems.authres import outcome
@@ -34,10 +36,16 @@ if TYPE_CHECKING:
 NAME: Final = "authres"
 REFUSED: Final = Reply(550, 7, 1, "The domain in From asks to refuse mail that it does not vouch for (DMARC)")
 NO_IDENTITY: Final = Reply(550, 7, 1, "From must have exactly one address")
+#: Answers of DNS that are kept, each of a few KiB at most.
+KEPT_ANSWERS: Final = 20_000
 #: Octets of a header that are searched for forged fields.
 MAX_HEADER: Final = 16 << 20
 #: Forged fields that are left out as spans; with more, the header is written anew.
 MAX_SPANS: Final = 16
+#: Channels that bring mail from outside; of mail that was picked up, the client is not known.
+_FROM_OUTSIDE: Final = frozenset((int(Channel.SMTPD), int(Channel.BSMTPIN)))
+#: Messages remembered, so that one taken from the queue again is one in a report.
+MAX_SEEN: Final = 1024
 _FORGED = re.compile(
     rb"(?:\A|(?<=\r\n))(authentication-results[ \t]*:.*?(?:\r\n(?![ \t])|\Z))", re.IGNORECASE | re.DOTALL
 )
@@ -53,7 +61,9 @@ class Authres:
         config = ctx.config
         self._ctx = ctx
         self._settings = config.authres
-        self._lookup: Lookup = Resolver.of(config.dns) if lookup is None else lookup
+        # Strangers choose the names that are asked: the cache has a size of its own.
+        dns = msgspec.structs.replace(config.dns, cache_records=min(config.dns.cache_records, KEPT_ANSWERS))
+        self._lookup: Lookup = Resolver.of(dns) if lookup is None else lookup
         self.authserv_id = (config.authres.authserv_id or ctx.hostname).lower()
         self._trusted = [
             ipaddress.ip_network(text, strict=False)
@@ -61,6 +71,7 @@ class Authres:
         ]
         self._loopback = config.smtpd.limit_loopback
         self._sealers = frozenset(domain.lower() for domain in config.authres.trusted_sealers)
+        self._seen: dict[bytes, None] = {}
         self._rows = (
             Collector(ctx.home, ctx.slot, config.authres.report_rows_mb << 20) if config.authres.reports else None
         )
@@ -72,16 +83,15 @@ class Authres:
     async def examine(self, work: Work) -> Verdict:
         """Strip, check, tell, act."""
         envelope = work.envelope
-        if envelope.input_channel != Channel.SMTPD or not self._outside(envelope.client_ip):
+        if envelope.input_channel not in _FROM_OUTSIDE or not self._outside(envelope.client_ip):
             return Verdict()
         size = rope_length(work.rope)
         mail = Mail(size, lambda start, length: work.read(work.rope, start, length))
         rope, stripped = await self._stripped(work, mail, size)
         notes = [f"{stripped} forged fields removed"] if stripped else []
-        if envelope.auth:
+        if envelope.auth or envelope.input_channel != Channel.SMTPD:
             return Verdict(rope=rope if stripped else None, note="; ".join(notes))
         found = work.shared.get(NAME)
-        first = found is None
         if found is None:
             found = work.shared[NAME] = await self._ask(work, mail)
         helo = envelope.helo.decode("utf-8", "replace")
@@ -98,7 +108,7 @@ class Authres:
             if name != "arc" or word != "none"
         ]
         action, why = self._action(found)
-        if first and self._rows is not None and found.dmarc.record is not None and found.dmarc.record.rua:
+        if self._rows is not None and found.dmarc.record is not None and found.dmarc.record.rua and self._new(work.id):
             applied = {"reject": "reject", "tag": "quarantine"}.get(action, "none")
             self._rows.add(row_of(found, int(time.time()), envelope.client_ip, sender, applied, why))
         if action == "none":
@@ -112,6 +122,15 @@ class Authres:
             return Verdict(rope=rope, note="; ".join([*notes, "refused"]), failed=[(one, reply) for one in sources])
         dropped: list[tuple[Recipient, str]] = [(one, f"dmarc: {reply.text}") for one in sources]
         return Verdict(rope=rope, note="; ".join([*notes, "dropped"]), discarded=dropped)
+
+    def _new(self, id: bytes) -> bool:
+        """Whether a message is seen for the first time: other groups of it come by, and it may be taken from the queue again."""
+        if id in self._seen:
+            return False
+        self._seen[id] = None
+        if len(self._seen) > MAX_SEEN:
+            del self._seen[next(iter(self._seen))]
+        return True
 
     def _outside(self, client_ip: str) -> bool:
         """Whether a client is nobody of ours."""

@@ -15,6 +15,8 @@ from iems.authres.mail import Mail
 from iems.config import Authres as Settings
 from iems.config import Config, Smtpd
 from iems.config import Dkim as DkimSettings
+from iems.config import parse as parse_config
+from iems.errors import ConfigError
 from iems.model import Channel, Envelope, Extent, Recipient, Verdict
 from iems.preprocessor.modules import NAMES, Work, installed
 from iems.preprocessor.modules.arc import Seal
@@ -143,6 +145,18 @@ FORGED = [
     b"Authentication-Results: (never ends mx.load.test; spf=pass\r\n",
 ]  # fmt: skip
 KEPT = b"Authentication-Results: mx.other.example; spf=pass\r\nX-Authentication-Results: mx.load.test; none\r\n"
+
+
+def test_settings_that_need_each_other():
+    for text, key in (("[dkim]\nseal = true\n", "dkim.seal"), ("[authres]\nreports = true\n", "authres.reports"), ('[authres]\ntrusted_networks = ["x"]\n', "trusted_networks")):
+        with pytest.raises(ConfigError, match=key):
+            parse_config(text.encode(), "x.toml")
+
+
+def test_mail_that_was_picked_up_is_stripped_and_not_asked_about(tmp_path):
+    lookup = Zones(ZONE)
+    assert examine(module(tmp_path, lookup), work(FORGED[0] + MAIL, ip="", channel=Channel.BSMTPIN))[1] == MAIL
+    assert lookup.asked == []
 
 
 @pytest.mark.parametrize("auth", ["", "a1@load.test"])

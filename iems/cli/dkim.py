@@ -56,12 +56,8 @@ def create(home: Home, domain: str, algorithm: str, selector: str, file: Path | 
             pem = stream.read(65_536)
         if not pem.strip():
             raise Failed(f"{file}: empty")
-    ring = _ring(home)
-    first = not ring.find()
-    made = ring.create(domain, algorithm, selector, pem)
+    made = _ring(home).create(domain, algorithm, selector, pem)
     say(made.selector)
-    if first and home.config().dkim.sign:
-        note("this is the first key here: a running server signs after `iemsctl reload`; later changes need none")
     note(f"{made.name} is {made.state}; publish what `iemsctl dkim record {made.domain}` prints")
 
 

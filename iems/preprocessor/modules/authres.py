@@ -78,7 +78,7 @@ class Authres:
 
     def wants(self, envelope: Envelope) -> bool:
         """Mail from outside."""
-        return envelope.input_channel == Channel.SMTPD and self._outside(envelope.client_ip)
+        return envelope.input_channel in _FROM_OUTSIDE and self._outside(envelope.client_ip)
 
     async def examine(self, work: Work) -> Verdict:
         """Strip, check, tell, act."""

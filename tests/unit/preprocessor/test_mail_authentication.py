@@ -17,12 +17,14 @@ from iems.config import Config, Smtpd
 from iems.config import Dkim as DkimSettings
 from iems.config import parse as parse_config
 from iems.errors import ConfigError
-from iems.model import Channel, Envelope, Extent, Recipient, Verdict
+from iems.model import INPUT, Channel, Envelope, Extent, Recipient, Verdict
+from iems.preprocessor.batch import Plan, again_item
 from iems.preprocessor.modules import NAMES, Work, installed
 from iems.preprocessor.modules.arc import Seal
 from iems.preprocessor.modules.authres import MAX_SPANS, Authres
 from iems.preprocessor.modules.dkim import Sign
 from iems.preprocessor.route import Part
+from iems.spool import Item
 from tests.support.zones import Zones
 
 MAIL = b"Received: from x by mx\r\nFrom: A <a@d.example>\r\nTo: b@load.test\r\nSubject: x\r\n\r\nHello\r\n"
@@ -195,6 +197,15 @@ def test_policy(tmp_path, limit, ip, sender, mail, end):
         "pass on": (0, 0, 0), "tag": (1, 0, 0), "refuse": (0, 2, 0), "drop": (0, 0, 2)}[end]  # fmt: skip
     if end == "tag" and b"q.example" in mail:
         assert verdict.tags == (Verdict("dmarc", "q.example", "fail, policy quarantine"),)
+
+
+def test_a_tag_stays_with_a_message_that_starts_again():
+    recipient = Recipient(b"b@load.test")
+    mark, known = Verdict("dmarc", "q.example", "fail"), Verdict("dnsbl", "bl.test", "127.0.0.2")
+    item = Item(b"i" * 16, INPUT, "", Envelope(Channel.SMTPD, b"", [recipient], 1, verdicts=(known,)), [b"x"])
+    plan = Plan(item, [Part(Channel.LOCAL, "", [recipient], [recipient], tags=(known, mark))], [], again=(Channel.TNEF, [b"y"]))
+    again = again_item(plan, Item)
+    assert again.envelope.verdicts == (known, mark) and again.envelope.input_channel == Channel.TNEF and again.rope == [b"y"]
 
 
 def test_dns_that_fails_or_hangs_has_no_effect(tmp_path):

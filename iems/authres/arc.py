@@ -151,6 +151,17 @@ def _reported(raw: bytes) -> dict[str, str]:
     return {one.method: one.result for one in reversed(found.results)}
 
 
+def told(mail: Mail, word: str) -> Arc:
+    """The state of a chain as it was told (in Authentication-Results of ours) when the message came in; word: "" for no chain."""
+    try:
+        instance = len(_sets(mail.fields))
+    except _Broken as cause:
+        return Arc("fail", problem=str(cause))
+    if bool(instance) != (word not in ("", "none")):
+        return Arc("fail", instance, problem="a chain that was not told of")
+    return Arc(word or "none", instance)
+
+
 async def seal(
     signer: Signer, mail: Mail, found: Arc, authserv_id: str, results: Sequence[MethodResult], now_s: int
 ) -> bytes:

@@ -1,6 +1,7 @@
 """Module `arc`: seals mail from outside that leaves again (RFC 8617), so that who gets it can see what was found here.
 
-It needs what `authres` found when the message came in, and runs behind everything that changes content.
+It needs what `authres` found when the message came in, and runs behind everything that changes content. A message that starts again
+inside (a forward, a list, what was unwrapped) carries that in our own Authentication-Results, which nobody outside can forge.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from iems.authres import outcome
-from iems.authres.arc import seal
+from iems.authres.arc import Arc, seal, told
+from iems.authres.header import MethodResult, claimed_id, parse
 from iems.authres.keyring import Keyring, KeyringError
 from iems.authres.mail import Mail
 from iems.authres.outcome import Outcome
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from iems.master.child import WorkerContext
 
 NAME: Final = "arc"
+#: Channels by which mail from outside starts again.
+_AGAIN: Final = frozenset((int(Channel.LOCALOUT), int(Channel.DLOUT), int(Channel.TNEF)))
 
 
 class Seal:
@@ -38,15 +42,19 @@ class Seal:
         self._authserv_id = (config.authres.authserv_id or ctx.hostname).lower()
 
     def wants(self, envelope: Envelope) -> bool:
-        """Mail that `authres` has looked at."""
-        return envelope.input_channel == Channel.SMTPD and not envelope.auth
+        """Mail that `authres` has looked at, now or before."""
+        return not envelope.auth and (envelope.input_channel == Channel.SMTPD or envelope.input_channel in _AGAIN)
 
     async def examine(self, work: Work) -> Verdict:
         """Seal for the parts that leave by SMTP."""
         leaving = [part for part in work.parts if part.channel == Channel.SMTPC]
-        found: Outcome | None = work.shared.get(AUTHRES)
-        if not leaving or found is None:
+        if not leaving or not self.wants(work.envelope):
             return Verdict()
+        mail = Mail(rope_length(work.rope), lambda start, length: work.read(work.rope, start, length))
+        known = self._known(work, mail)
+        if known is None:
+            return Verdict()
+        chain, results = known
         try:
             signers = self._keyring.signers(self._domain)
         except KeyringError as cause:
@@ -57,16 +65,31 @@ class Seal:
         signer = next((one for one in signers if one.algorithm.startswith("rsa")), signers[0] if signers else None)
         if signer is None:
             return Verdict()
-        mail = Mail(rope_length(work.rope), lambda start, length: work.read(work.rope, start, length))
-        envelope = work.envelope
-        results = outcome.words(
-            found, envelope.helo.decode("utf-8", "replace"), envelope.reverse_path.decode("utf-8", "replace")
-        )
-        fields = await seal(signer, mail, found.arc, self._authserv_id, results, int(time.time()))
+        fields = await seal(signer, mail, chain, self._authserv_id, results, int(time.time()))
         if not fields:
             return Verdict(note="not sealed: the chain is broken or full")
         rope = in_front(fields, work.rope)
         return Verdict(
-            note=f"sealed {found.arc.instance + 1} by {signer.selector}._domainkey.{signer.domain}",
+            note=f"sealed {chain.instance + 1} by {signer.selector}._domainkey.{signer.domain}",
             ropes=[(part, rope) for part in leaving],
         )
+
+    def _known(self, work: Work, mail: Mail) -> tuple[Arc, list[MethodResult]] | None:
+        """The chain and the results as they were when the message came in; None for mail that was not looked at."""
+        found: Outcome | None = work.shared.get(AUTHRES)
+        envelope = work.envelope
+        if found is not None:
+            helo, sender = envelope.helo.decode("utf-8", "replace"), envelope.reverse_path.decode("utf-8", "replace")
+            return found.arc, outcome.words(found, helo, sender)
+        if envelope.input_channel not in _AGAIN:
+            return None
+        for name, raw in mail.fields:
+            value = raw[raw.find(b":") + 1 :]
+            if name == b"authentication-results" and claimed_id(value) == self._authserv_id:
+                try:
+                    results = list(parse(value).results)
+                except ValueError:
+                    return None
+                word = next((one.result for one in results if one.method == "arc"), "")
+                return told(mail, word), results
+        return None

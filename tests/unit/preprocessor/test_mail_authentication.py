@@ -295,3 +295,23 @@ def test_sealed_when_it_leaves_again(tmp_path):
     assert part.channel == Channel.SMTPC and (found.result, found.sealer) == ("pass", "d.example")
     assert found.reported == {"spf": "pass", "dkim": "none", "dmarc": "pass"}
     assert asyncio.run(Seal(ctx).examine(work(out=(Channel.SMTPC,))[0])).ropes == []  # nothing was found: mail of ours
+
+
+@pytest.mark.parametrize("channel", [Channel.LOCALOUT, Channel.DLOUT, Channel.TNEF])
+def test_sealed_when_it_starts_again_inside(tmp_path, channel):
+    ring(tmp_path)
+    zone = ZONE | {key.name: {"TXT": [key.record.encode()]} for key in Keyring(tmp_path).find()}
+    ctx = Context(tmp_path, authres=Settings(verify=True), dkim=DkimSettings(seal=True, seal_domain="d.example"))
+    content = MAIL
+    for count in (1, 2):  # the second time with a chain that came in
+        told_of = examine(Authres(ctx, Zones(zone)), work(content))[1]
+        inside = b"Return-Path: <a@d.example>\r\n" + told_of.replace(b"Hello", b"Hallo")
+        made, disk = work(inside, channel=channel, out=(Channel.SMTPC,))
+        assert Seal(ctx).wants(made.envelope)
+        ((_, rope),) = asyncio.run(Seal(ctx).examine(made)).ropes
+        content = disk.read(rope, 0, 1 << 20)
+        found = asyncio.run(arc.verify(Zones(zone), Mail.of(content), 4_000_000_000))
+        assert (found.result, found.instance, found.reported["spf"]) == ("pass", count, "pass")
+    # Nothing is sealed that was not looked at, or whose chain was broken, or that gained one inside.
+    for bad in (MAIL, told_of.replace(b"arc=pass", b"arc=fail"), content[len(content) - len(disk.octets) :].replace(b"arc=pass;", b"x=pass;")):
+        assert asyncio.run(Seal(ctx).examine(work(bad, channel=channel, out=(Channel.SMTPC,))[0])).ropes == []

@@ -108,20 +108,58 @@ def remove(home: Home, domain: str, selector: str) -> None:
 
 @dkim.command("record")
 @click.argument("domain")
+@click.option("--check", is_flag=True, help="Ask DNS whether they are there; exit code 1 if one that is needed is not.")
+@click.option("--dns", "server", metavar="HOST:PORT", help="With --check, the DNS server to ask.")
 @json_option
 @pass_home
-def record(home: Home, domain: str, as_json: bool) -> None:
+def record(home: Home, domain: str, check: bool, server: str | None, as_json: bool) -> None:
     """Print the TXT records for the keys of DOMAIN, as lines of a zone file."""
     found = _ring(home).find(domain)
     if not found:
         raise Failed(f"{domain} has no key: make one with `iemsctl dkim key create {domain}`")
+    seen = _seen(found, server) if check else {}
     for one in found:
         text = one.record
         if as_json:
-            say_json({"name": one.name, "type": "TXT", "text": text, "selector": one.selector, "state": one.state})
+            row = {"name": one.name, "type": "TXT", "text": text, "selector": one.selector, "state": one.state}
+            say_json(row | ({"dns": seen[one.name]} if check else {}))
+        elif check:
+            say(f"{seen[one.name]} {one.name} ({one.state})")
         else:
             strings = " ".join(f'"{text[at : at + STRING]}"' for at in range(0, len(text), STRING))
             say(f"{one.name}. IN TXT ( {strings} )")
+    missing = [one.name for one in found if one.state != "retired" and seen.get(one.name, "right") != "right"]
+    if missing:
+        raise Failed(f"not in DNS as it should be: {', '.join(missing)}")
+
+
+def _seen(found: list[Key], server: str | None) -> dict[str, str]:
+    """What DNS says of each key's record: right, other, missing or unknown (DNS failed)."""
+    from iems.authres.asking import DnsFailure, texts
+    from iems.authres.publickeys import BadKey, read_key
+    from iems.cli.check import resolver, run
+
+    asked = resolver(click.get_current_context(), server)
+
+    async def one(key: Key) -> str:
+        try:
+            records = await texts(asked, key.name)
+        except DnsFailure:
+            return "unknown"
+        wanted = read_key(key.record.encode()).key
+        for text in records:
+            try:
+                if read_key(text).key == wanted:
+                    return "right"
+            except BadKey:
+                continue
+        return "other" if records else "missing"
+
+    async def all_of_them() -> dict[str, str]:
+        return {key.name: await one(key) for key in found}
+
+    states: dict[str, str] = run(all_of_them())
+    return states
 
 
 def _row(one: Key) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def server(outside):
         home.ctl("dkim", "key", "create", "load.test", "--algorithm", "ed25519", "--selector", "two")
         records = [json.loads(line) for line in home.ctl("dkim", "record", "load.test", "--json").splitlines()]
         home.records = {record["name"]: record["text"].encode() for record in records}
+        home.dns = lambda name, timeout=5: home.records.get(name.decode().rstrip("."))
         yield home
 
 
@@ -140,10 +141,42 @@ def test_mail_of_ours_is_signed_by_both_keys(server, outside):
     swaks(server, body, "--auth", "PLAIN", "--auth-user", "a1@load.test", "--auth-password", PASSWORD, sender="a1@load.test", to="far@far.example", client="", port="submission")
     content = relayed(outside, server, count + 1)
     assert content.count(b"DKIM-Signature:") == 2 and len(content) > 600_000
-    dns = lambda name, timeout=5: server.records.get(name.decode().rstrip("."))  # noqa: E731
-    assert dkimpy.DKIM(content).verify(0, dnsfunc=dns) and dkimpy.DKIM(content).verify(1, dnsfunc=dns)
+    assert dkimpy.DKIM(content).verify(0, dnsfunc=server.dns) and dkimpy.DKIM(content).verify(1, dnsfunc=server.dns)
     zone = Zones({name: {"TXT": [text]} for name, text in server.records.items()})
     assert [one.result for one in asyncio.run(verify(zone, Mail.of(content), int(time.time())))] == ["pass", "pass"]
+
+
+def test_signed_and_sealed_behind_our_own_rewriting(server, outside, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("A word from our house.\n")
+    server.ctl("autotext", "set", "SMTPD", "--text", str(text))
+    try:
+        count = len(outside.host.messages)
+        body = b"From: a1@load.test\r\nTo: far@far.example\r\nSubject: out\r\nMessage-ID: <10@load.test>\r\n\r\nHello\r\n"
+        swaks(server, body, "--auth", "PLAIN", "--auth-user", "a1@load.test", "--auth-password", PASSWORD, sender="a1@load.test", to="far@far.example", client="", port="submission")
+        content = relayed(outside, server, count + 1)
+        assert b"A word from our house." in content and dkimpy.verify(content, dnsfunc=server.dns)
+        swaks(server, HEAD % 11 + b"\r\nforward me\r\n", to="away@load.test")
+        content = relayed(outside, server, count + 2)
+        assert b"A word from our house." in content and dkimpy.arc_verify(content, dnsfunc=server.dns)[0] == b"pass"
+    finally:
+        server.ctl("autotext", "remove", "SMTPD")
+
+
+def test_keys_in_dns(server, outside):
+    with pytest.raises(RuntimeError, match=r"not in DNS.*one\._domainkey"):
+        server.ctl("dkim", "record", "load.test", "--check")
+    for name, text in server.records.items():
+        octets = text.decode()
+        outside.dns.records[name, "TXT"] = [" ".join(f'"{octets[at : at + 255]}"' for at in range(0, len(octets), 255))]
+    # The server's resolver isn't the command's: nothing is kept.
+    assert server.ctl("dkim", "record", "load.test", "--check").count("right") == 2
+    outside.dns.faults["one._domainkey.load.test"] = "SERVFAIL"
+    try:
+        with pytest.raises(RuntimeError, match="not in DNS"):
+            server.ctl("dkim", "record", "load.test", "--check", "--json")
+    finally:
+        outside.dns.faults.clear()
 
 
 def test_forwarded_mail_is_sealed_not_signed(server, outside):
@@ -152,7 +185,7 @@ def test_forwarded_mail_is_sealed_not_signed(server, outside):
     content = relayed(outside, server, count + 1)
     assert content.count(b"ARC-Seal: i=1;") == 1 and b"DKIM-Signature" not in content
     assert b"ARC-Authentication-Results: i=1; mail.load.test;\r\n\tspf=pass" in content
-    word, _, problem = dkimpy.arc_verify(content, dnsfunc=lambda name, timeout=5: server.records.get(name.decode().rstrip(".")))
+    word, _, problem = dkimpy.arc_verify(content, dnsfunc=server.dns)
     assert word == b"pass", problem
 
 
@@ -166,7 +199,7 @@ def test_a_report_is_shown_and_sent(server, outside):
     count = len(outside.host.messages)
     server.ctl("dmarc", "report", "send")
     content = relayed(outside, server, count + 1)
-    assert dkimpy.verify(content, dnsfunc=lambda name, timeout=5: server.records.get(name.decode().rstrip(".")))
+    assert dkimpy.verify(content, dnsfunc=server.dns)
     (attached,) = [part for part in email.message_from_bytes(content).walk() if part.get_content_type() == "application/gzip"]
     root = ET.fromstring(gzip.decompress(attached.get_payload(decode=True)))
     assert {one.text for one in root.iter("source_ip")} >= {"192.0.2.1"}

@@ -79,7 +79,7 @@ def home():
 @pytest.mark.parametrize("line", [line for line in shown() if not line.startswith(ELSEWHERE)])
 def test_command_line(home, line, tmp_path):
     places = {
-        "ADDRESS": "a1@load.test", "FILE": str(home.path / "conf/iems.toml"), "ID": home.queued if "queue" in line else home.id,
+        "ADDRESS": "a1@load.test", "FILE": str(tmp_path / "addresses" if "autotext" in line else home.path / "conf/iems.toml"), "ID": home.queued if "queue" in line else home.id,
         "DOMAIN": "load.test", "anna@example.org": "anna@load.test", "/var/lib/iems": str(home.path),
         "SCENARIO": "large-office", "perf.jsonl": str(tmp_path / "perf.jsonl"),
         "measured/perf.jsonl": str(tmp_path / "perf.jsonl"), "site.toml": str(tmp_path / "site.toml"),

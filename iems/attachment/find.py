@@ -78,6 +78,8 @@ def find(content: bytes, depth: int = 0) -> Findings:
                 out.uncertain = out.uncertain or "a multipart without parts"
             if any(encoding not in _CLEAR for encoding in encodings):
                 out.uncertain = out.uncertain or "a multipart in a transfer encoding"
+            if names:
+                out.attachments.append(Found(part.header_start, part.body_end, types, names, row=row))
             continue
         if part.kind == _mime.LEAF and multipart:
             out.uncertain = out.uncertain or "a multipart that can't be taken apart"

@@ -14,6 +14,7 @@ cdef extern from "bayes_table.h" nogil:
     uint32_t iems_other(uint32_t home, uint32_t rest, int bits)
     int64_t iems_find(const uint32_t *table, int bits, uint32_t key)
     uint32_t iems_count(const uint32_t *table, int bits, uint32_t key)
+    void iems_prefetch(const uint32_t *table, int bits, uint32_t key)
     int iems_insert(uint32_t *table, int bits, uint32_t key, uint32_t count)
 
 HEADER = 0
@@ -39,6 +40,7 @@ cdef enum:
     L_HOST = 256
     B_MIN = 7
     B_MAX = 24
+    AHEAD = 6  # features whose buckets are asked for before their turn
 
 cdef double STRENGTH = 0.45
 cdef double PRIOR_STRENGTH = 1.5
@@ -946,6 +948,9 @@ def score(bytes found, good, good_bits, goods, spam, spam_bits, spams, prior_goo
           prior_good, prior_good_bits, prior_goods, prior_spam, prior_spam_bits, prior_spams)
     with nogil:
         for at in range(count):
+            if at + AHEAD < count:
+                iems_prefetch(mine.good, mine.good_bits, <uint32_t> (feature[at + AHEAD] >> 32))
+                iems_prefetch(mine.spam, mine.spam_bits, <uint32_t> (feature[at + AHEAD] >> 32))
             value = _value(feature[at], &mine, &site)
             if value != 0.0:
                 weight = WEIGHTS[feature[at] & 7]

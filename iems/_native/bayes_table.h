@@ -5,13 +5,40 @@ static inline uint32_t iems_other(uint32_t home, uint32_t rest, int bits) {
     return home ^ (((rest * 0x9E3779B1u) >> (32 - bits)) | 1u);
 }
 
-/* The slot in one bucket whose lower bits are `mark` and whose count is not 0, or -1. Without branches in the loop,
-   so that the compiler compares several slots at once. */
-static inline int iems_in_bucket(const uint32_t *bucket, uint32_t mark, uint32_t mask) {
+/* Which of a bucket's 16 slots have `mark` as their lower bits: a bit each. */
+#ifdef __SSE2__
+#include <emmintrin.h>
+static inline unsigned iems_alike(const uint32_t *bucket, uint32_t mark, uint32_t mask) {
+    const __m128i marks = _mm_set1_epi32((int)mark), masks = _mm_set1_epi32((int)mask);
+    const __m128i *quads = (const __m128i *)bucket;
+    __m128i a = _mm_cmpeq_epi32(_mm_and_si128(_mm_loadu_si128(quads), masks), marks);
+    __m128i b = _mm_cmpeq_epi32(_mm_and_si128(_mm_loadu_si128(quads + 1), masks), marks);
+    __m128i c = _mm_cmpeq_epi32(_mm_and_si128(_mm_loadu_si128(quads + 2), masks), marks);
+    __m128i d = _mm_cmpeq_epi32(_mm_and_si128(_mm_loadu_si128(quads + 3), masks), marks);
+    return (unsigned)_mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d)));
+}
+#else
+static inline unsigned iems_alike(const uint32_t *bucket, uint32_t mark, uint32_t mask) {
     unsigned found = 0;
     for (int i = 0; i < 16; i++)
-        found |= (unsigned)(((bucket[i] & mask) == mark) & (bucket[i] > mask)) << i;
-    return found ? __builtin_ctz(found) : -1;
+        found |= (unsigned)((bucket[i] & mask) == mark) << i;
+    return found;
+}
+#endif
+
+/* The slot in one bucket whose lower bits are `mark` and whose count is not 0, or -1. */
+static inline int iems_in_bucket(const uint32_t *bucket, uint32_t mark, uint32_t mask) {
+    for (unsigned alike = iems_alike(bucket, mark, mask); alike; alike &= alike - 1)
+        if (bucket[__builtin_ctz(alike)] > mask)
+            return __builtin_ctz(alike);
+    return -1;
+}
+
+/* Ask for both buckets of a key before they are needed. */
+static inline void iems_prefetch(const uint32_t *table, int bits, uint32_t key) {
+    uint32_t home = key >> (32 - bits), rest = key & ((1u << (32 - bits)) - 1);
+    __builtin_prefetch(table + (size_t)home * 16);
+    __builtin_prefetch(table + (size_t)iems_other(home, rest, bits) * 16);
 }
 
 static inline int64_t iems_find(const uint32_t *table, int bits, uint32_t key) {

@@ -23,6 +23,11 @@ SPAM = 0.65
 GOOD = 0.35
 #: Log odds at which a score is halfway between 0.5 and 1.
 SCALE = 3.5
+#: Added to the log odds of what is known. Spam that looks like good mail is commoner than the reverse, so the point where
+#: both mistakes are as frequent lies below 0 (measured on ten splits: accuracy 99.09 % without, 99.16 % with it).
+LEAN = 0.5
+#: Log odds of a message of which nothing is known, if all mail given so far was spam (less if only most; - for good).
+HABIT = 0.1
 #: Folders whose tables one Filters keeps mapped.
 MAX_OPEN = 1_000
 
@@ -59,8 +64,22 @@ def verdict_of(score: float, good: float = GOOD, spam: float = SPAM) -> str:
     return "good" if score <= good else "unsure"
 
 
+_EMPTY = Side()
+
+
+def odds_of(found: bytes, good: Side, spam: Side, prior: Prior | None) -> float:
+    """The log odds of features between two tables."""
+    odds = float(_bayes.score(found, *arguments(good, spam, prior)))
+    if odds:
+        return odds + LEAN
+    given = good.given + spam.given
+    return HABIT * (spam.given - good.given) / given if given else 0.0
+
+
 def arguments(good: Side, spam: Side, prior: Prior | None) -> tuple[Any, ...]:
-    """Tables as `score` of the kernel wants them."""
+    """Tables as `score` of the kernel wants them. One alone would make everything look like its kind, so it doesn't count."""
+    if not (good.messages and spam.messages):
+        good = spam = _EMPTY
     mine = (good.table, good.bits, good.messages, spam.table, spam.bits, spam.messages)
     return mine + prior.arguments if prior else mine
 
@@ -68,15 +87,13 @@ def arguments(good: Side, spam: Side, prior: Prior | None) -> tuple[Any, ...]:
 class Filter:
     """The filter of one folder. prior: of the site, or None. good, spam: the two thresholds, in scores.
 
-    A folder or file that is not there, or is damaged, knows nothing: with the other one alone everything would look
-    like one kind of mail, so then both are left out. Nothing is made or changed here.
+    A folder or file that is not there, or is damaged, knows nothing. Nothing is made or changed here.
     """
 
     def __init__(self, folder: Path, prior: Prior | None = None, good: float = GOOD, spam: float = SPAM) -> None:
         self.folder, self.prior = Path(folder), prior
         self.thresholds = good, spam
-        self._stamps: tuple[Stamp, Stamp] | None = None
-        self._arguments: tuple[Any, ...] = ()
+        self._seen: tuple[tuple[Stamp, Stamp], Side, Side] | None = None
 
     def _stamp(self, name: str) -> Stamp:
         try:
@@ -85,28 +102,27 @@ class Filter:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
 
-    def tables(self) -> tuple[Any, ...]:
+    def sides(self) -> tuple[Side, Side]:
         """The tables as they are now, mapped again if a file was replaced."""
         stamps = self._stamp("good"), self._stamp("spam")
-        if stamps != self._stamps:
+        seen = self._seen
+        if seen is None or seen[0] != stamps:
             try:
-                good, spam = Side.map(self.folder / "good"), Side.map(self.folder / "spam")
+                seen = stamps, Side.map(self.folder / "good"), Side.map(self.folder / "spam")
             except (Damaged, OSError):
-                good, spam = Side(), Side()
-            if not (good.messages and spam.messages):
-                good, spam = Side(), Side()
-            self._arguments, self._stamps = arguments(good, spam, self.prior), stamps
-        return self._arguments
+                seen = stamps, _EMPTY, _EMPTY
+            self._seen = seen
+        return seen[1], seen[2]
 
     def score(self, content: bytes, evidence: int = 0) -> Score:
         """The score of a message; evidence: how many of the strongest features to name (that costs a millisecond or more)."""
         parts = sections(content)
         found = _bayes.features(parts)
-        tables = self.tables()
-        score = squeezed(_bayes.score(found, *tables))
+        good, spam = self.sides()
+        score = squeezed(odds_of(found, good, spam, self.prior))
         shown: list[tuple[str, float]] = []
         if evidence:
-            shown = strongest(parts, found, tables, evidence)
+            shown = strongest(parts, found, arguments(good, spam, self.prior), evidence)
         return Score(score, verdict_of(score, *self.thresholds), shown)
 
 

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from iems._native import kernel
 from iems.bayes import records
-from iems.bayes.filter import arguments, squeezed, verdict_of
+from iems.bayes.filter import odds_of, squeezed, verdict_of
 from iems.bayes.parts import MAX_MESSAGE, sections
 from iems.bayes.prior import Prior
 from iems.bayes.records import Record
@@ -35,6 +35,8 @@ _bayes = kernel("bayes")
 THICKNESS = 4.0
 #: Octets of features that wait for the other kind; what comes then is learnt at once.
 MAX_WAITING = 32 << 20
+ENOUGH = 50
+IN_TURN = 2
 #: Octets of a command's records that are kept for undo.
 MAX_UNDO = 256 << 10
 #: Octets of the journal that make it go into the tables before the end of a command.
@@ -183,7 +185,7 @@ class Trainer:
 
     def odds(self, found: bytes) -> float:
         """The log odds of features, as things stand."""
-        return float(_bayes.score(found, *arguments(*self.sides, self.prior)))
+        return odds_of(found, *self.sides, self.prior)
 
     def learn(self, content: bytes, spam: bool) -> Outcome:
         """Learn one message. It is safe when the Trainer is left or `commit` returns."""
@@ -191,19 +193,29 @@ class Trainer:
         return outcome
 
     def learn_each(self, contents: Iterable[bytes], spam: bool, total: int) -> Iterator[Outcome]:
-        """Learn `total` messages, one outcome each; those that wait for such ones are learnt in between."""
-        waiting = [] if self._one_sided(int(spam)) else [self._waits[digest] for digest in sorted(self._waits)]
+        """Learn `total` messages, one outcome each; those that wait for such ones are learnt in between.
+
+        A few messages of one kind can't be weighed against hundreds of the other: up to ENOUGH given, each lets only
+        IN_TURN of those that wait go on.
+        """
+        side = int(spam)
+        waiting = [] if self._one_sided(side) else [r for _, r in sorted(self._waits.items()) if r.side != side]
         passed = 0
         for number, content in enumerate(contents, 1):
-            yield self._learn(content, int(spam))
+            yield self._learn(content, side)
             until = min(len(waiting), number * len(waiting) // max(total, 1))
+            if self.sides[side].given < ENOUGH:
+                until = min(until, number * IN_TURN)
             self._drain(waiting[passed:until])
-            passed = until
-        if passed:
+            passed = max(passed, until)
+        if self.sides[side].given >= ENOUGH:
             self._drain(waiting[passed:])
-            self._waits.clear()
+            passed = len(waiting)
+        if passed:
+            for record in waiting[:passed]:
+                self._waits.pop(record.digest, None)
             self.commit()
-            self._path("waiting").unlink(missing_ok=True)
+            self._write_waiting()
 
     def forget(self, content: bytes) -> bool:
         """Take a message back; False if it was not learnt."""
@@ -272,6 +284,10 @@ class Trainer:
             file.write(record.octets())
 
     def _write_waiting(self) -> None:
+        self._waiting_octets = sum(len(record.found) for record in self._waits.values())
+        if not self._waits:
+            self._path("waiting").unlink(missing_ok=True)
+            return
         replace(self._path("waiting"), b"".join(record.octets() for record in self._waits.values()))
 
     def _drain(self, waiting: list[Record]) -> None:

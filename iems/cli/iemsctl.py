@@ -47,6 +47,7 @@ COMMANDS = {
     "completion": ("completion", "completion"),
     "capacity": ("capacity", "capacity"),
     "perf": ("perf", "perf"),
+    "bayes": ("bayes", "bayes"),
 }
 
 

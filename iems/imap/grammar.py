@@ -19,6 +19,9 @@ STAR = MAX_NUMBER + 1
 
 Ranges = list[tuple[int, int]]
 
+#: Stands for `$` in place of a sequence set: what the last SEARCH saved (RFC 5182).
+SAVED: Ranges = [(0, 0)]
+
 _ATOM = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff%*"\\\]]+')
 _ASTRING = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff%*"\\]+')
 _LIST_MAILBOX = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff"\\]+')
@@ -168,7 +171,9 @@ class Arguments:
         return self.string()
 
     def sequence_set(self) -> Ranges:
-        """A sequence-set; see `parse_set`."""
+        """A sequence-set; see `parse_set`. `$` gives `SAVED` itself."""
+        if self.accept(b"$"):
+            return SAVED
         return parse_set(self._take(_SEQUENCE_SET, "Sequence set"))
 
     def flag(self) -> bytes:

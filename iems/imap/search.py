@@ -80,6 +80,13 @@ class Header(Struct, frozen=True):
     text: str
 
 
+class Envelope(Struct, frozen=True):
+    """SUBJECT, FROM, TO, CC or BCC as the ENVELOPE has it holds the text."""
+
+    name: bytes
+    text: str
+
+
 class Text(Struct, frozen=True):
     """The text occurs in the body or, with `header`, in header or body."""
 
@@ -175,7 +182,7 @@ class _Parser:
             arguments.leave()
             return keys
         first = arguments.data[arguments.pos : arguments.pos + 1]
-        if first.isdigit() or first == b"*":
+        if first.isdigit() or first in (b"*", b"$"):
             return Sequence(arguments.sequence_set(), False)
         word = arguments.word()
         known = _FLAGS.get(word)
@@ -185,7 +192,7 @@ class _Parser:
             arguments.space()
             return Date(arguments.date(), *_DATES[word])
         if word in _HEADERS:
-            return Header(word, self.text())
+            return Envelope(word, self.text())
         if word == b"HEADER":
             arguments.space()
             name = arguments.astring().upper()
@@ -243,6 +250,11 @@ def parse(arguments: Arguments) -> Any:
         arguments.pos += 8
         codec = charset(arguments.astring())
         arguments.space()
+    return parse_keys(arguments, codec)
+
+
+def parse_keys(arguments: Arguments, codec: str) -> Any:
+    """The keys up to the end of the command, their texts in `codec`. Raises `Bad`."""
     return _Parser(arguments, codec).several(closing=False)
 
 
@@ -264,6 +276,7 @@ __all__ = [
     "Age",
     "And",
     "Date",
+    "Envelope",
     "Flag",
     "Header",
     "Keyword",

@@ -106,7 +106,7 @@ class Source:
         self._services = services
         self._contents: Contents = services.contents
         self._key = key
-        self._row = row
+        self._row = self.row = row
         self._content: bytes | None = None
         self._header: bytes | None = None
         self.searchable: Any = None  # kept by SEARCH for its further keys

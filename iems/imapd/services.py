@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from iems.imapd.columns import Columns
 from iems.imapd.content import Contents
 from iems.imapd.engine import Limits
 from iems.imapd.structures import Structures
@@ -59,6 +60,13 @@ class Services:
         self.gone = gone
         self.know = know
         self.structures = Structures()
+        self.columns = Columns()
+        self._tasks: set[asyncio.Task[None]] = set()
         #: Held while a large content is looked at in a thread, so that not all of them are in memory at once.
         self.large = asyncio.Semaphore(2)
         self.contents = Contents(lambda: self.reader.blobs)
+
+    def keep_task(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that nobody waits for until it is done; the loop alone would let it go."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

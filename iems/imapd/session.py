@@ -14,7 +14,7 @@ from typing import Any
 
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
 from iems.imap.grammar import Bad, Refused
-from iems.imapd import commands
+from iems.imapd import commands, contexts
 from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, State, Updates
 from iems.imapd.services import Services
 from iems.imapd.view import View
@@ -336,9 +336,39 @@ class Session:
             self.refresh(bool(updates & Updates.CHECK))
             if self.closing:
                 return
-            self.stream.send(view.updates(expunges) + command.tag + b" " + reply + b"\r\n")
+            told = view.updates(expunges)
+            if view.contexts is not None and not self.engine.pipelined:
+                self.stream.send(told)
+                self.running = self.services.loop.create_task(self._finish_contexts(command, reply))
+                return
+            self.stream.send(told + command.tag + b" " + reply + b"\r\n")
         else:
             self.stream.send(command.tag + b" " + reply + b"\r\n")
+
+    async def _finish_contexts(self, command: Command, reply: bytes) -> None:
+        """Tell of searches kept up to date, then the tagged reply."""
+        text = await self._context_updates()
+        self.running = None
+        if self.closing:
+            return
+        self.stream.send(text + command.tag + b" " + reply + b"\r\n")
+        self._done(command, None)
+        self.pump()
+        self._take_input()
+
+    async def _context_updates(self) -> bytes:
+        try:
+            return await contexts.update(self)
+        except Exception as fault:
+            # Updates are a service beside the command: without them its reply still comes.
+            if not isinstance(fault, Refused | StoreError):
+                self.services.error("search updates failed", fault)
+            return b""
+
+    async def _push_contexts(self) -> None:
+        text = await self._context_updates()
+        if self.idling and not self.closing:
+            self.stream.send(text)
 
     def refresh(self, check: bool = True) -> None:
         """Bring the view up to date. check: ask the store's index even if nothing was pushed."""
@@ -447,6 +477,8 @@ class Session:
                 text = self.view.updates(True)
                 if text:
                     self.stream.send(text)
+                if self.view.contexts is not None:
+                    self.services.keep_task(self.services.loop.create_task(self._push_contexts()))
 
     # ------------------------------------------------------------------ content
 

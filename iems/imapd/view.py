@@ -9,10 +9,14 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iems.imap import flags as flag_names
 from iems.imap.flags import FIRST_KEYWORD, RECENT
+from iems.imapd import contexts
+
+if TYPE_CHECKING:
+    from iems.imapd.contexts import Context
 
 
 class View:
@@ -27,6 +31,7 @@ class View:
         "_rendered",
         "account",
         "condstore",
+        "contexts",
         "flags",
         "gone",
         "keywords",
@@ -38,6 +43,7 @@ class View:
         "own_modseq",
         "read_only",
         "recent_uid",
+        "saved",
         "stale",
         "told",
         "uidnext",
@@ -68,6 +74,8 @@ class View:
         self.gone: set[int] | None = None  # uids expunged, the client still counts them
         self.unreported: set[int] | None = None  # uids whose flags someone else changed
         self._rendered: dict[int, bytes] | None = None
+        self.saved: array[int] | None = None  # uids SEARCH saved (RFC 5182)
+        self.contexts: dict[bytes, Context] | None = None  # searches kept up to date, by their tag (RFC 5267)
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -222,6 +230,8 @@ class View:
     def _expunge(self) -> bytes:
         assert self.gone is not None
         parts = []
+        if self.contexts:
+            parts.append(contexts.expunged(self, sorted(self.gone)))
         told = self.told
         # From the last to the first: each number is then the one the client had before.
         for uid in sorted(self.gone, reverse=True):

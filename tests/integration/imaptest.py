@@ -170,11 +170,20 @@ def load(path: Path) -> Script:
     return Script(path.name, headers, groups)
 
 
-def mbox(path: Path) -> list[bytes]:
-    """The messages of an mbox file, with CRLF."""
-    messages: list[bytes] = []
-    for part in re.split(r"(?:^|\n)From [^\n]*\n", path.read_text(encoding="latin-1"))[1:]:
-        messages.append(part.replace("\n", "\r\n").encode("latin-1"))
+def mbox(path: Path) -> list[tuple[str, bytes]]:
+    """The messages of an mbox file, with CRLF, each with the date of its From line as APPEND takes it ("" without one)."""
+    text = path.read_text(encoding="latin-1")
+    if text.endswith("\n\n"):
+        text = text[:-1]  # the empty line that ends each message
+    messages: list[tuple[str, bytes]] = []
+    parts = re.split(r"(?:^|\n)From ([^\n]*)\n", text)[1:]
+    for line, part in zip(parts[::2], parts[1::2], strict=True):
+        found = re.search(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d+) (\d\d:\d\d:\d\d) (\d{4})(?: ([+-]\d{4}))?$", line)
+        date = ""
+        if found is not None:
+            month, day, clock, year, zone = found.groups()
+            date = f'"{int(day):2d}-{month}-{year} {clock} {zone or "+0000"}"'
+        messages.append((date, part.replace("\n", "\r\n").encode("latin-1")))
     return messages
 
 
@@ -363,6 +372,8 @@ class Matcher:
                 names.append(name)
                 pattern += "(.*)"
         pattern += re.escape(wanted[pos:])
+        # A number as it was when the command began: the server tells these before any EXPUNGE.
+        pattern = re.sub(r"\\\$(?=\d)", "", pattern)
         found = re.fullmatch(pattern, value, re.IGNORECASE | re.DOTALL)
         if found is None:
             return False
@@ -416,7 +427,8 @@ def run(path: Path, port: int, user: str, password: str) -> str:
             first.ask(b"CREATE imaptest")
         if state in ("appended", "selected"):
             for number in range(count):
-                answer = first.ask(b"APPEND imaptest", messages[number % len(messages)])
+                date, content = messages[number % len(messages)]
+                answer = first.ask(f"APPEND imaptest {date}".rstrip().encode(), content)
                 if not answer.startswith(b"OK"):
                     raise Failed(f"append: {answer!r}")
         if state == "selected":
@@ -430,11 +442,12 @@ def run(path: Path, port: int, user: str, password: str) -> str:
             for step in group:
                 command = matcher.expand(step.command)
                 literal = None
-                if re.fullmatch(r"(?i)append( \S+)?", command):
-                    literal = messages[appended % len(messages)]
+                if re.fullmatch(r"(?i)append( \S+)?( \([^()]*\))?", command):
+                    date, literal = messages[appended % len(messages)]
                     appended += 1
                     if " " not in command:
                         command += " imaptest"
+                    command = f"{command} {date}".rstrip()
                 tags[connection.send(command.encode("latin-1"), literal)] = step
             untagged, tagged = connection.until(set(tags))
             replies = [parse(line) for line in untagged]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from iems.imapd.commands import (
     append,
     authenticate,
+    cancelupdate,
     capability,
     close,
     copy,
@@ -27,10 +28,12 @@ from iems.imapd.commands import (
     rename,
     search,
     select,
+    sort,
     starttls,
     status,
     store,
     subscribe,
+    thread,
     unselect,
 )
 from iems.imapd.commands.capability import capabilities
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 _MODULES = (
     append,
     authenticate,
+    cancelupdate,
     capability,
     close,
     copy,
@@ -61,10 +65,12 @@ _MODULES = (
     rename,
     search,
     select,
+    sort,
     starttls,
     status,
     store,
     subscribe,
+    thread,
     unselect,
 )
 

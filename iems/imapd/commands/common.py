@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from iems.imap import names, sequence
-from iems.imap.grammar import Arguments, Refused
+from iems.imap.grammar import SAVED, Arguments, Refused
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
@@ -49,6 +49,9 @@ def writable(session: Session) -> View:
 
 def chosen(view: View, ranges: sequence.Ranges, uid: bool) -> Sequence[int]:
     """The positions a sequence set stands for in what the client knows."""
+    if ranges is SAVED:
+        found_saved = [view.position(number) for number in view.saved or ()]
+        return [at for at in found_saved if 0 <= at < view.told]
     if uid:
         found = sequence.uid_positions(ranges, view.uids)
         if len(found) and found[-1] >= view.told:

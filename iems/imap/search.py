@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from iems.imap import flags, sequence
-from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imap.grammar import SAVED, Arguments, Bad, Refused
 
 #: Keys of one SEARCH, however nested.
 MAX_KEYS = 1000
@@ -107,6 +107,20 @@ class Age(Struct, frozen=True):
     younger: bool
 
 
+class ObjectId(Struct, frozen=True):
+    """EMAILID or THREADID (RFC 8474 4.4) is this."""
+
+    kind: bytes
+    value: bytes
+
+
+class Saved(Struct, frozen=True):
+    """The day the message came into the mailbox (RFC 8514) is `op` a day counted from 1970."""
+
+    day: int
+    op: str
+
+
 _FLAGS = {
     b"ANSWERED": Flag(flags.ANSWERED, True),
     b"DELETED": Flag(flags.DELETED, True),
@@ -122,6 +136,7 @@ _FLAGS = {
     b"OLD": Flag(flags.RECENT, False),
     b"NEW": And([Flag(flags.RECENT, True), Flag(flags.SEEN, False)]),
     b"ALL": And([]),
+    b"SAVEDATESUPPORTED": And([]),
 }
 _DATES = {
     b"BEFORE": ("<", False),
@@ -131,6 +146,7 @@ _DATES = {
     b"SENTON": ("=", True),
     b"SENTSINCE": (">=", True),
 }
+_SAVED = {b"SAVEDBEFORE": "<", b"SAVEDON": "=", b"SAVEDSINCE": ">="}
 _HEADERS = {b"BCC", b"CC", b"FROM", b"SUBJECT", b"TO"}
 _SYSTEM_KEYWORDS = {rb"\SEEN", rb"\ANSWERED", rb"\FLAGGED", rb"\DELETED", rb"\DRAFT"}
 
@@ -213,6 +229,12 @@ class _Parser:
         if word in (b"YOUNGER", b"OLDER"):
             arguments.space()
             return Age(arguments.number(), word == b"YOUNGER")
+        if word in _SAVED:
+            arguments.space()
+            return Saved(arguments.date(), _SAVED[word])
+        if word in (b"EMAILID", b"THREADID"):
+            arguments.space()
+            return ObjectId(word, arguments.astring())
         if word == b"MODSEQ":
             return self.modseq()
         if word in (b"NOT", b"OR"):
@@ -258,6 +280,20 @@ def parse_keys(arguments: Arguments, codec: str) -> Any:
     return _Parser(arguments, codec).several(closing=False)
 
 
+def uses_numbers(key: Any) -> bool:
+    """Whether message sequence numbers occur among the keys (RFC 9586 refuses them)."""
+    match key:
+        case Sequence(ranges, uid):
+            return not uid and ranges is not SAVED
+        case And(keys):
+            return any(uses_numbers(part) for part in keys)
+        case Or(left, right):
+            return uses_numbers(left) or uses_numbers(right)
+        case Not(inner):
+            return uses_numbers(inner)
+    return False
+
+
 def uses_modseq(key: Any) -> bool:
     """Whether MODSEQ occurs among the keys: the answer then tells the highest one (RFC 7162 3.1.5)."""
     match key:
@@ -282,7 +318,9 @@ __all__ = [
     "Keyword",
     "Modseq",
     "Not",
+    "ObjectId",
     "Or",
+    "Saved",
     "Sequence",
     "Size",
     "Text",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iems.imapd.columns import Columns
-from iems.imapd.content import Contents
+from iems.imapd.content import Contents, Source
 from iems.imapd.engine import Limits
 from iems.imapd.structures import Structures
 
@@ -65,6 +65,10 @@ class Services:
         #: Held while a large content is looked at in a thread, so that not all of them are in memory at once.
         self.large = asyncio.Semaphore(2)
         self.contents = Contents(lambda: self.reader.blobs)
+
+    def source(self, key: tuple[int, int, int], row: Any) -> Source:
+        """The content of a message, by (account, mailbox id, uid) and its row."""
+        return Source(self, key, row)
 
     def keep_task(self, task: asyncio.Task[None]) -> None:
         """Hold a task that nobody waits for until it is done; the loop alone would let it go."""

@@ -13,11 +13,12 @@ from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
+from iems.imap import response
 from iems.imap.grammar import Bad, Refused
 from iems.imapd import commands, contexts
 from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, State, Updates
 from iems.imapd.services import Services
-from iems.imapd.view import View
+from iems.imapd.view import REV2, UIDONLY, VANISHED, View
 from iems.net.stream import Stream
 from iems.net.tls import bindings
 from iems.sasl import NO_BINDINGS
@@ -149,6 +150,11 @@ class Session:
             self.appending.abandon()
             self.appending = None
         self.services.gone(self)
+
+    def resume(self) -> None:
+        """Go on with what came while something ran."""
+        self.pump()
+        self._take_input()
 
     def eof_received(self) -> None:
         """The peer sends no more: what it asked is still answered, then we close."""
@@ -437,6 +443,7 @@ class Session:
         self.view = view
         self.engine.state = State.SELECTED
         view.condstore = b"CONDSTORE" in self.enabled
+        view.mode = self._mode()
         self.services.store.watch(self.number, view.mailbox_id, self._changed)
 
     def deselect(self) -> None:
@@ -446,6 +453,34 @@ class Session:
             self.services.store.unwatch(self.number, view.mailbox_id, self._changed)
         if self.engine.state == State.SELECTED:
             self.engine.state = State.AUTHENTICATED
+
+    def _mode(self) -> int:
+        """How views of this session speak."""
+        enabled = self.enabled
+        if not enabled:
+            return 0
+        return (
+            VANISHED * bool(enabled & {b"QRESYNC", b"UIDONLY"})
+            | UIDONLY * (b"UIDONLY" in enabled)
+            | REV2 * (b"IMAP4REV2" in enabled)
+        )
+
+    def enable(self, words: list[bytes]) -> None:
+        """The client enabled these (in upper case)."""
+        self.enabled |= set(words)
+        if self.enabled & {b"UTF8=ACCEPT", b"IMAP4REV2"}:
+            self.engine.utf8 = True
+        if b"UIDONLY" in self.enabled:
+            self.engine.use(commands.UIDONLY, None)
+        view = self.view
+        if view is not None:
+            view.mode = self._mode()
+            if view.mode & REV2:
+                view.forget_recent()
+
+    def mailbox_text(self, name: str) -> bytes:
+        """The name of a mailbox as this client reads it."""
+        return response.utf8_string(name) if self.engine.utf8 and not name.isascii() else response.mailbox(name)
 
     def want_modseq(self) -> None:
         """The client used CONDSTORE (RFC 7162 3.1): it is told of mod-sequences from now on."""

@@ -305,10 +305,19 @@ class StoreClient:
         await self._ask(account, wire.Subscribe(account, name, False))
 
     async def append(
-        self, account: int, mailbox: str, messages: list[NewMessage], quota_octets: int | None = None
+        self,
+        account: int,
+        mailbox: str,
+        messages: list[NewMessage],
+        quota_octets: int | None = None,
+        *,
+        replaces: tuple[int, int] | None = None,
     ) -> tuple[int, list[int]]:
-        """Append all or none; (uidvalidity, uids). Refused: TRYCREATE, OVERQUOTA, LIMIT."""
-        body = wire.Append(account, mailbox, messages, quota_octets)
+        """Append all or none; (uidvalidity, uids). Refused: TRYCREATE, OVERQUOTA, LIMIT.
+
+        replaces: (mailbox id, uid) of a message that is expunged with the same step (RFC 8508); NONEXISTENT without it.
+        """
+        body = wire.Append(account, mailbox, messages, quota_octets, *(replaces or ()))
         uidvalidity, _, uids = _decode_append(await self._ask(account, body))
         return uidvalidity, unpack_uids(uids)
 

@@ -618,12 +618,20 @@ class Partition:
             raise StoreError("over quota", "OVERQUOTA")
         if box.uidnext + len(body.messages) > UID_MAX + 1:
             raise StoreError("the mailbox has no uid left", "LIMIT")
+        old = old_raw = None
+        if body.replaced_uid:
+            old = self._box(state, body.replaced_box)
+            old_raw = self._txn.get(keys.flags(state.number, old.id, body.replaced_uid))
+            if old_raw is None:
+                raise StoreError("the message to replace is gone", "NONEXISTENT")
         uids = bytearray()
         if body.messages:
             modseq = self._next(state, box, arrival=True)
             for message in body.messages:
                 origin = (self._now * 1000).to_bytes(6, "big") + os.urandom(10)
                 uids += _U32.pack(self._insert(state, box, message, origin, modseq))
+        if old is not None and old_raw is not None:
+            self._remove(state, old, [old_raw])
         return encode((box.uidvalidity, box.id, bytes(uids)))
 
     # Flags
@@ -747,6 +755,12 @@ class Partition:
             rows = [raw for raw in found if raw is not None and raw[8] & DELETED]
         if not rows:
             return encode(b"")
+        return encode(self._remove(state, box, rows))
+
+    def _remove(self, state: _State, box: Mailbox, rows: list[bytes]) -> bytes:
+        """Expunge messages given by their flags rows; their uids, packed."""
+        txn = self._txn
+        number = state.number
         modseq = self._next(state, box)
         due = self._now + self.undelete_s
         gone = bytearray()
@@ -758,7 +772,7 @@ class Partition:
             self._add(state, box, size, flags, -1)
             gone += raw[:4]
         self._vanish(number, box, modseq, bytes(gone))
-        return encode(bytes(gone))
+        return bytes(gone)
 
     def _vanish(self, number: int, box: Mailbox, modseq: int, uids: bytes) -> None:
         """Note expunged uids for QRESYNC (RFC 7162), and let go of what is beyond the horizon."""

@@ -110,6 +110,8 @@ class Append(Struct, array_like=True, tag=8):
     mailbox: str
     messages: list[NewMessage]
     quota_octets: int | None = None
+    replaced_box: int = 0  # mailbox id and uid of a message that goes when these come (RFC 8508)
+    replaced_uid: int = 0
 
 
 class StoreFlags(Struct, array_like=True, tag=9):

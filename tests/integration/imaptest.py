@@ -58,6 +58,8 @@ def _parse_list(text: str, pos: int, closing: str) -> tuple[list[Any], int]:
                 raise Failed(f"quoted string not closed: {text!r}")
             values.append(re.sub(r"\\(.)", r"\1", match[1]))
             pos = match.end()
+        elif text.startswith("~{", pos):
+            pos += 1
         elif text.startswith("{{{", pos):
             end = text.index("\n}}}", pos)
             values.append(text[pos + 4 : end].replace("\n", "\r\n"))
@@ -374,7 +376,8 @@ class Matcher:
         pattern += re.escape(wanted[pos:])
         # A number as it was when the command began: the server tells these before any EXPUNGE.
         pattern = re.sub(r"\\\$(?=\d)", "", pattern)
-        found = re.fullmatch(pattern, value, re.IGNORECASE | re.DOTALL)
+        pattern = pattern.replace("\\\r", "")  # line ends count as one, whatever they are
+        found = re.fullmatch(pattern, value.replace("\r", ""), re.IGNORECASE | re.DOTALL)
         if found is None:
             return False
         self.variables.update(zip(names, found.groups(), strict=True))
@@ -401,6 +404,7 @@ def run(path: Path, port: int, user: str, password: str) -> str:
             "domain": user.partition("@")[2],
             "password": password,
             "mailbox": "imaptest",
+            "mailbox_url": "imaptest",
         }
     )
     appended = 0
@@ -448,7 +452,7 @@ def run(path: Path, port: int, user: str, password: str) -> str:
                     if " " not in command:
                         command += " imaptest"
                     command = f"{command} {date}".rstrip()
-                tags[connection.send(command.encode("latin-1"), literal)] = step
+                tags[connection.send(_literals(command).encode("latin-1"), literal)] = step
             untagged, tagged = connection.until(set(tags))
             replies = [parse(line) for line in untagged]
             originals = _originals(replies)
@@ -463,6 +467,16 @@ def run(path: Path, port: int, user: str, password: str) -> str:
     finally:
         for connection in connections:
             connection.close()
+
+
+def _literals(command: str) -> str:
+    """A command with its `{{{...}}}` as literals that need no answer."""
+
+    def literal(match: re.Match[str]) -> str:
+        text = match[1].replace("\n", "\r\n")
+        return f"{{{len(text)}+}}\r\n{text}"
+
+    return re.sub(r"\{\{\{\n(.*?)\n\}\}\}", literal, command, flags=re.DOTALL)
 
 
 def _originals(replies: list[list[Any]]) -> list[int | None]:

@@ -21,7 +21,7 @@ def no_arguments(arguments: Arguments) -> None:
 def mailbox_argument(arguments: Arguments) -> str:
     """A space and the name of a mailbox."""
     arguments.space()
-    return names.mailbox(arguments.astring())
+    return names.mailbox(arguments.astring(), arguments.utf8)
 
 
 def one_mailbox(arguments: Arguments) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iems.imap import names
+from iems.imap import names, objectid
 from iems.imap.grammar import Arguments, Bad, Refused
 from iems.imapd.commands.common import mailbox_argument
 from iems.imapd.engine import LOGGED_IN, Command, Spec
@@ -40,8 +40,8 @@ async def run(session: Session, command: Command) -> bytes:
         special_use = _USES[uses[0]]
         if any(box.special_use == special_use for box in session.services.reader.mailboxes(session.number)):
             raise Refused("[USEATTR] Another mailbox has this use")
-    await session.services.store.create(session.number, names.check_new(name), special_use)
-    return b"OK CREATE completed"
+    box = await session.services.store.create(session.number, names.check_new(name), special_use)
+    return b"OK [MAILBOXID (%b)] CREATE completed" % objectid.mailbox(session.number, box.id)
 
 
 SPECS = [Spec(b"CREATE", LOGGED_IN, parse, run)]

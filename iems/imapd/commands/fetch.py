@@ -17,19 +17,24 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from iems.errors import StoreError
 from iems.imap import fetch as items
-from iems.imap import response
+from iems.imap import objectid, response, sequence
 from iems.imap.fetch import Request, Section
 from iems.imap.flags import SEEN
-from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imap.grammar import SAVED, Arguments, Bad, Refused
+from iems.imap.results import Returned
 from iems.imap.sequence import Ranges
+from iems.imapd.columns import message_ids
 from iems.imapd.commands.common import chosen, selected
-from iems.imapd.content import INLINE_MAX, Piece, Source, send_pieces
+from iems.imapd.commands.select import earlier
+from iems.imapd.content import INLINE_MAX, Piece, Source, decoded, send_pieces
 from iems.imapd.engine import Command, Shortcut, Spec, State, Updates
+from iems.imapd.view import UIDONLY
 from iems.message import body as body_of
+from iems.message.text import preview
 from iems.store.reader import (
     FETCH_BODYSTRUCTURE,
     FETCH_ENVELOPE,
@@ -84,7 +89,7 @@ def parse_uid(arguments: Arguments) -> Fetch:
     request = found.request
     if b"UID" not in request.simple:
         # The answer to a UID command always tells the UID (RFC 3501 6.4.8).
-        request = Request((b"UID", *request.simple), request.sections, request.changed_since)
+        request = structs.replace(request, simple=(b"UID", *request.simple))
     return Fetch(found.ranges, request)
 
 
@@ -183,6 +188,15 @@ def run(session: Session, command: Command) -> Coroutine[Any, Any, bytes | None]
     uid_form = command.spec.name.startswith(b"UID")
     if view.stale:
         session.refresh(False)  # so that the flags told are not yesterday's
+    if fetch.request.vanished:
+        if not uid_form or b"QRESYNC" not in session.enabled or fetch.ranges is SAVED:
+            raise Bad("VANISHED is for UID FETCH with QRESYNC enabled")
+        assert fetch.request.changed_since is not None
+        gone = earlier(session, view, fetch.request.changed_since, fetch.ranges)
+        if gone:
+            session.send(b"* VANISHED (EARLIER) " + sequence.render(gone) + b"\r\n")
+    if fetch.request.partial is not None and not uid_form:
+        raise Bad("PARTIAL is for UID FETCH")
     positions = chosen(view, fetch.ranges, uid_form)
     if view.unreported and b"FLAGS" in fetch.request.simple and fetch.request.changed_since is None:
         if view.new_keywords:
@@ -200,16 +214,16 @@ async def _general(
     if request.changed_since is not None:
         since = request.changed_since
         positions = [at for at in positions if view.modseqs[at] > since]
+    if request.partial is not None:
+        positions = Returned(frozenset(), request.partial).cut(positions)
     simple = request.simple
     if len(positions) == 0:
         complete = True
-    elif request.sections:
+    elif request.sections or view.mode & UIDONLY or not _KERNEL_ITEMS.keys() >= set(simple):
         seen = await _set_seen(session, view, positions) if request.sets_seen else frozenset()
         complete = await _with_content(session, view, positions, request, seen)
     elif _MEMORY_ITEMS.issuperset(simple) and len(positions) <= MEMORY_MAX:
         complete = _from_view(session, view, positions, simple)
-    elif b"BODY" in simple:
-        complete = await _with_content(session, view, positions, request, frozenset())
     else:
         complete = await _from_kernel(session, view, positions, simple)
     if not complete:
@@ -349,9 +363,21 @@ async def _message(
             parts.append(b"MODSEQ (%d)" % view.modseqs[at])
         elif item == b"BODY":
             parts.append(b"BODY " + bytes(await source.examine(body_of)))
-    pieces: list[Piece] = [b"* %d FETCH (" % (at + 1) + b" ".join(parts)]
+        else:
+            parts.append(await _extra(session, view, row, source, item))
+    if view.mode & UIDONLY:
+        if len(parts) + len(sections) > 1:
+            parts = [part for part in parts if not part.startswith(b"UID ")]
+        head = b"* %d UIDFETCH (" % row.uid
+    else:
+        head = b"* %d FETCH (" % (at + 1)
+    pieces: list[Piece] = [head + b" ".join(parts)]
     separator = b" " if parts else b""
     for section in sections:
+        if section.binary:
+            pieces.append(separator + await _binary(source, section))
+            separator = b" "
+            continue
         found = await source.section(section)
         if found is None:
             pieces.append(separator + section.label + b" NIL")
@@ -362,6 +388,32 @@ async def _message(
         separator = b" "
     pieces.append(b")\r\n")
     send_pieces(session.stream, pieces, session.corked)
+
+
+async def _extra(session: Session, view: View, row: Any, source: Source, item: bytes) -> bytes:
+    """EMAILID, THREADID (RFC 8474), SAVEDATE (8514), PREVIEW (8970)."""
+    if item == b"EMAILID":
+        return b"EMAILID (%b)" % objectid.email(row.origin, view.account, view.mailbox_id, row.uid)
+    if item == b"THREADID":
+        found = objectid.thread(*message_ids(await source.header()))
+        return b"THREADID NIL" if found is None else b"THREADID (%b)" % found
+    if item == b"SAVEDATE":
+        return b"SAVEDATE " + (response.internaldate(row.saved_s) if row.saved_s else b"NIL")
+    text = await source.examine(preview)
+    return b"PREVIEW " + (response.utf8_string(text) if session.engine.utf8 else response.string(text.encode()))
+
+
+async def _binary(source: Source, section: Section) -> bytes:
+    """A section with its transfer encoding undone, with its label (RFC 3516). Raises `Refused`."""
+    octets: bytes | None = await source.examine(lambda content: decoded(content, section.part))
+    if octets is None:
+        return section.label + b" NIL"
+    if section.size:
+        return section.label + b" %d" % len(octets)
+    if section.origin >= 0:
+        octets = octets[section.origin : section.origin + section.count]
+    mark = b"~" if b"\0" in octets else b""
+    return section.label + b" %b{%d}\r\n" % (mark, len(octets)) + octets
 
 
 SPECS = [

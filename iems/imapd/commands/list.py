@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from iems.imap import names
 from iems.imap.grammar import Arguments, Bad
-from iems.imap.response import mailbox as mailbox_text
 from iems.imapd.commands import status
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -62,7 +61,9 @@ def _options(arguments: Arguments, known: set[bytes]) -> tuple[frozenset[bytes],
     return frozenset(found), items
 
 
-def _decoded(pattern: bytes) -> str:
+def _decoded(pattern: bytes, utf8: bool = False) -> str:
+    if utf8:
+        return names.plain(pattern)
     # A lone & is no modified UTF-7, yet people type it: take such a pattern as it is.
     try:
         return names.decode(pattern)
@@ -80,20 +81,20 @@ def parse(arguments: Arguments) -> Request:
         if b"RECURSIVEMATCH" in selection and not selection - {b"RECURSIVEMATCH", b"REMOTE"}:
             raise Bad("RECURSIVEMATCH needs another selection option")
         arguments.space()
-    reference = _decoded(arguments.astring())
+    reference = _decoded(arguments.astring(), arguments.utf8)
     arguments.space()
     if arguments.accept(b"("):
         extended = True
         patterns = []
         while True:
-            patterns.append(_decoded(arguments.list_mailbox()))
+            patterns.append(_decoded(arguments.list_mailbox(), arguments.utf8))
             if len(patterns) > MAX_PATTERNS:
                 raise Bad("Too many patterns")
             if arguments.accept(b")"):
                 break
             arguments.space()
     else:
-        patterns = [_decoded(arguments.list_mailbox())]
+        patterns = [_decoded(arguments.list_mailbox(), arguments.utf8)]
     returned: frozenset[bytes] = frozenset()
     items: tuple[bytes, ...] = ()
     if arguments.accept(b" "):
@@ -170,7 +171,7 @@ def run(session: Session, command: Command) -> bytes:
         if not wanted and not info:
             continue
         attributes = b" ".join(_attributes(entry, request))
-        parts.append(b'* LIST (%b) "/" %b%b\r\n' % (attributes, mailbox_text(entry.name), info))
+        parts.append(b'* LIST (%b) "/" %b%b\r\n' % (attributes, session.mailbox_text(entry.name), info))
         if request.status_items and entry.box is not None and not entry.box.noselect:
             parts.append(status.response(session, entry.box, request.status_items))
     session.send(b"".join(parts))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from msgspec import Struct
 
-from iems.imap import flags, results, search, sequence
-from iems.imap.grammar import SAVED, Arguments, Refused
+from iems.imap import flags, objectid, results, search, sequence
+from iems.imap.grammar import SAVED, Arguments, Bad, Refused
 from iems.imap.results import Returned
 from iems.imapd import columns, contexts
 from iems.imapd.commands.common import chosen, selected
@@ -79,7 +79,11 @@ async def run(session: Session, command: Command) -> bytes:
     view = selected(session)
     request: Request = command.arguments
     returned = request.returned
+    if returned is None and b"IMAP4REV2" in session.enabled:
+        returned = Returned()  # RFC 9051 7.3.4 has no other response
     uid_form = command.spec.name.startswith(b"UID")
+    if b"UIDONLY" in session.enabled and search.uses_numbers(request.key):
+        raise Bad("[UIDREQUIRED] Only UIDs are used in this session")
     with_modseq = search.uses_modseq(request.key)
     if with_modseq:
         session.want_modseq()
@@ -321,7 +325,7 @@ def _cost(key: Any) -> int:
             return _cost(inner)
         case search.Envelope():
             return 1
-        case search.Header() | search.Date():
+        case search.Header() | search.Date() | search.ObjectId(b"THREADID"):
             return 2
         case search.Text():
             return 3
@@ -349,6 +353,12 @@ async def _holds(key: Any, at: int, source: Source) -> bool:
             return text in held if text else bool(held)
         case search.Header(name, text):
             return _in_header(await source.header(), name, text)
+        case search.Saved(day, op):
+            return bool(_compare(source.row.saved_s // 86400, op, day))
+        case search.ObjectId(b"EMAILID", wanted):
+            return objectid.email(source.row.origin, *source.key) == wanted
+        case search.ObjectId(_, wanted):
+            return objectid.thread(*columns.message_ids(await source.header())) == wanted
         case search.Text(text, header):
             if not text:
                 return True

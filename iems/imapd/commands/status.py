@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from iems.imap import objectid
 from iems.imap.grammar import Arguments, Bad
-from iems.imap.response import mailbox as mailbox_text
 from iems.imapd.commands.common import existing, mailbox_argument
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -22,6 +22,7 @@ _KNOWN = {
     b"SIZE",
     b"DELETED",
     b"APPENDLIMIT",
+    b"MAILBOXID",
 }
 
 
@@ -68,13 +69,16 @@ def response(session: Session, box: Any, wanted: tuple[bytes, ...]) -> bytes:
             value = box.size
         elif item == b"DELETED":
             value = box.deleted
+        elif item == b"MAILBOXID":
+            parts.append(b"MAILBOXID (%b)" % objectid.mailbox(session.number, box.id))
+            continue
         else:
             value = session.services.limits.content
             if not value:
                 parts.append(b"APPENDLIMIT NIL")
                 continue
         parts.append(b"%b %d" % (item, value))
-    return b"* STATUS %b (%b)\r\n" % (mailbox_text(box.name), b" ".join(parts))
+    return b"* STATUS %b (%b)\r\n" % (session.mailbox_text(box.name), b" ".join(parts))
 
 
 def _recent(session: Session, box: Any) -> int:

@@ -11,6 +11,7 @@ from iems.imap.grammar import Arguments, Bad, Refused
 from iems.imap.sequence import Ranges
 from iems.imapd.commands.common import chosen, present, writable
 from iems.imapd.engine import Command, Spec, State, Updates
+from iems.imapd.view import UIDONLY
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
@@ -110,7 +111,10 @@ async def run(session: Session, command: Command) -> bytes:
         if not request.silent:
             parts.append(view.fetch_flags(at, uid))
         elif view.condstore:
-            parts.append(b"* %d FETCH (UID %d MODSEQ (%d))\r\n" % (at + 1, number, view.modseqs[at]))
+            if view.mode & UIDONLY:
+                parts.append(b"* %d UIDFETCH (MODSEQ (%d))\r\n" % (number, view.modseqs[at]))
+            else:
+                parts.append(b"* %d FETCH (UID %d MODSEQ (%d))\r\n" % (at + 1, number, view.modseqs[at]))
     session.send(b"".join(parts))
     if modified:
         numbers = modified if uid else [view.position(number) + 1 for number in modified]

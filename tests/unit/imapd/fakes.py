@@ -114,6 +114,9 @@ class FakeStore:
         rows = self.boxes[mailbox_id].rows
         return [(uid, rows[uid].flags, rows[uid].modseq) for uid in sorted(rows) if uid >= first_uid]
 
+    def vanished(self, account: int, mailbox_id: int, since: int) -> list[int]:
+        return sorted(uid for uid, modseq in self.boxes[mailbox_id].vanished if modseq > since)
+
     def message(self, account: int, mailbox_id: int, uid: int) -> Row | None:
         return self.boxes[mailbox_id].rows.get(uid)
 
@@ -252,7 +255,7 @@ class FakeStore:
         if name in self.names:
             self.names.remove(name)
 
-    async def append(self, account: int, name: str, messages: Any, quota: int | None = None) -> Any:
+    async def append(self, account: int, name: str, messages: Any, quota: int | None = None, *, replaces: Any = None) -> Any:
         await asyncio.sleep(0)
         box = self._named(name, "TRYCREATE")
         uids = []
@@ -277,6 +280,10 @@ class FakeStore:
             uids.append(uid)
             self._step(box, arrival=True)
             box.rows[uid].modseq = self.modseq
+        if replaces is not None:
+            old = self.boxes[replaces[0]]
+            del old.rows[replaces[1]]
+            old.vanished.append((replaces[1], self._step(old)))
         self._push(box)
         return box.mailbox.uidvalidity, uids
 

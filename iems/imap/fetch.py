@@ -132,6 +132,19 @@ def _parse(arguments: Arguments) -> Request:
     return Request(tuple(simple), tuple(sections), changed_since, vanished, partial)
 
 
+def items_until_close(arguments: Arguments) -> Request:
+    """Items of a list whose opening parenthesis was read, with the closing one (NOTIFY, RFC 5465 5.2). Raises `Bad`."""
+    simple: dict[bytes, None] = {}
+    sections: list[Section] = []
+    while True:
+        _item(arguments, simple, sections)
+        if len(simple) + len(sections) > MAX_ITEMS:
+            raise Bad("Too many items")
+        if arguments.accept(b")"):
+            return Request(tuple(simple), tuple(sections))
+        arguments.space()
+
+
 def _item(arguments: Arguments, simple: dict[bytes, None], sections: list[Section]) -> None:
     match = _ITEM.match(arguments.data, arguments.pos)
     if match is None:

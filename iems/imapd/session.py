@@ -14,11 +14,15 @@ from typing import Any
 
 from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
 from iems.imap import response
+from iems.imap.fetch import Request
 from iems.imap.grammar import Bad, Refused
 from iems.imapd import commands, contexts
+from iems.imapd.commands import fetch
 from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, State, Updates
+from iems.imapd.notify import Notifier
 from iems.imapd.services import Services
 from iems.imapd.view import REV2, UIDONLY, VANISHED, View
+from iems.net.deflate import Deflated
 from iems.net.stream import Stream
 from iems.net.tls import bindings
 from iems.sasl import NO_BINDINGS
@@ -27,6 +31,9 @@ from iems.sasl import NO_BINDINGS
 INPUT_HIGH = 256 * 1024
 #: Sent and not yet taken by the kernel: above this, FETCH waits.
 OUTPUT_HIGH = 256 * 1024
+
+#: A command that takes longer tells its progress this often (RFC 9585 4: no more often than every 10 s).
+PROGRESS_S = 10.0
 
 _CODES = {
     "": "",
@@ -39,6 +46,7 @@ _CODES = {
     "INUSE": "[INUSE] ",
     "NOPERM": "[NOPERM] ",
     "READ-ONLY": "[READ-ONLY] ",
+    "METADATA TOOMANY": "[METADATA TOOMANY] ",
 }
 
 
@@ -63,6 +71,7 @@ class Session:
         "greeted",
         "idling",
         "leaving",
+        "notifier",
         "number",
         "running",
         "services",
@@ -73,7 +82,7 @@ class Session:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.engine = Engine(commands.COMMANDS, services.limits, commands.SHORTCUT)
-        self.stream: Stream = None  # type: ignore[assignment]
+        self.stream: Stream | Deflated = None  # type: ignore[assignment]
         self.account: Any = None
         self.number = 0  # of the account; 0 before login
         self.view: View | None = None
@@ -83,6 +92,7 @@ class Session:
         self.appending: Any = None
         self.enabled: frozenset[bytes] = frozenset()
         self.bindings: Mapping[bytes, bytes] = NO_BINDINGS  # channel bindings of this TLS connection, until login
+        self.notifier: Notifier | None = None
         self.failures = 0
         self.greeted = False
         self.closing = False
@@ -141,6 +151,7 @@ class Session:
     def connection_lost(self, cause: Exception | None) -> None:
         """The stream is gone."""
         self.closing = True
+        self.notify(None)
         self.deselect()
         if self.running is not None:
             self.running.cancel()
@@ -169,6 +180,17 @@ class Session:
         self.engine.state = State.LOGOUT
         self._uncork()
         self.stream.close()
+
+    @property
+    def compressed(self) -> bool:
+        """Whether COMPRESS is on (RFC 4978)."""
+        return isinstance(self.stream, Deflated)
+
+    def compress(self) -> None:
+        """All octets from now on are compressed, both ways; what the client sent before our answer is dropped."""
+        self._uncork()
+        self.engine.discard_input()
+        self.stream = Deflated(self.services.loop, self.stream)  # type: ignore[arg-type]
 
     def bye(self, reason: str) -> None:
         """End the session with BYE: at once if nothing runs, else after the running command."""
@@ -417,6 +439,14 @@ class Session:
                 self.pump()
                 self._take_input()
 
+    def progress(self, tag: bytes, started_s: float, done: int, total: int) -> float:
+        """Tell, every few seconds of a long command, how far it is (RFC 9585); since when to count from now on."""
+        now = self.services.now()
+        if now - started_s < PROGRESS_S or not tag:
+            return started_s
+        self.send(b"* OK [INPROGRESS (%b %d %d)] Still at it\r\n" % (response.string(tag), done, total))
+        return now
+
     async def room(self) -> None:
         """Wait while the peer takes its responses slowly; gives other sessions a turn in any case."""
         if self.stream.pending_out > OUTPUT_HIGH:
@@ -502,6 +532,42 @@ class Session:
         if self.idling and not self._pushing:
             self._pushing = True
             self.services.loop.call_soon(self._push)
+
+    def notify(self, notifier: Notifier | None) -> None:
+        """From now on this tells the client what it did not ask for; None: nobody does."""
+        if self.notifier is not None:
+            self.notifier.close()
+        self.notifier = notifier
+
+    def notified(self) -> None:
+        """Something of the account changed: tell of the selected mailbox too, if NOTIFY asks for that."""
+        notifier, view = self.notifier, self.view
+        if notifier is None or view is None or self.idling or not notifier.may_tell():
+            return
+        self.refresh(False)
+        if self.view is not view or self.closing:
+            return
+        assert notifier.selected is not None
+        told = view.told
+        text = view.updates(notifier.selected.kind == b"SELECTED")
+        if text:
+            self.send(text)
+        request = notifier.selected.request
+        if request is not None and view.told > told:
+            new = range(told, view.told)
+            self.running = self.services.loop.create_task(self._tell_new(view, new, request))
+
+    async def _tell_new(self, view: View, positions: range, request: Request) -> None:
+        """FETCH of new messages, as NOTIFY asked for."""
+        try:
+            await fetch.tell(self, view, positions, request)
+        except (Bad, Refused, StoreError):
+            pass  # gone meanwhile: the client will be told
+        except Exception as fault:
+            self.services.error("NOTIFY failed", fault)
+        self.running = None
+        if not self.closing:
+            self.resume()
 
     def _push(self) -> None:
         """Tell an idling client what is new (RFC 2177)."""

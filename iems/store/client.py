@@ -371,6 +371,10 @@ class StoreClient:
         uidvalidity, uids = _decode_undelete(await self._ask(account, wire.Undelete(account, rows, mailbox)))
         return uidvalidity, unpack_uids(uids)
 
+    async def set_metadata(self, account: int, mailbox_id: int, changes: dict[str, bytes | None]) -> None:
+        """Set and (None) remove annotations of a mailbox, or with 0 of the account. Refused: NONEXISTENT, METADATA TOOMANY."""
+        await self._ask(account, wire.SetMetadata(account, mailbox_id, changes))
+
     async def drop(self, account: int) -> None:
         """Remove all of an account (its directory entry is gone); bytes go after the undelete time."""
         await self._ask(account, wire.Drop(account))

@@ -15,6 +15,7 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x11 | account | mailbox u32                | Mailbox, msgpack, 1: name, counts, keywords           | R       |
 | 0x12 | account | -                          | subscribed names, msgpack list                        | R       |
 | 0x13 | account | hash of the name u64       | tombstone: uidvalidity u32 the name last showed       |         |
+| 0x14 | account | mailbox u32 (0: the account) | annotations, msgpack: entry -> octets (RFC 5464)    | R       |
 | 0x20 | account | mailbox u32, uid u32       | FLAGS, 32 octets: the message exists                  | R       |
 | 0x21 | account | mailbox u32, uid u32       | message row: rope and summary (version in octet 0)    | R       |
 | 0x22 | account | mailbox u32, modseq u64    | vanished: time u32, then uids u32 (little-endian)     | R       |
@@ -37,6 +38,7 @@ ACCOUNT = 0x10
 MAILBOX = 0x11
 SUBSCRIBED = 0x12
 TOMBSTONE = 0x13
+METADATA = 0x14
 FLAGS = 0x20
 MESSAGE = 0x21
 VANISHED = 0x22
@@ -80,6 +82,10 @@ def tombstone(number: int, name: str) -> bytes:
     """A name is kept by 64 bits of its hash: a clash only costs a new uidvalidity, which is always allowed."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return _HEAD.pack(number, TOMBSTONE) + digest
+
+
+def metadata(number: int, mailbox_id: int) -> bytes:
+    return _MAILBOX.pack(number, METADATA, mailbox_id)
 
 
 def prefix(number: int, kind: int, mailbox_id: int) -> bytes:

@@ -36,6 +36,8 @@ from iems.store.rows import (
     FLAGS_ROW,
     KEYWORD_SHIFT,
     KEYWORDS_MAX,
+    METADATA_ENTRIES_MAX,
+    METADATA_OCTETS_MAX,
     SEEN,
     SIZE_MAX,
     SUMMARY_INLINE_MAX,
@@ -69,6 +71,7 @@ _CHANGED = struct.Struct("<IQQ")
 _decode_account = msgspec.msgpack.Decoder(Account).decode
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_meta = msgspec.msgpack.Decoder(Meta).decode
+_decode_metadata = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 _decode_names = msgspec.msgpack.Decoder(list[str]).decode
 
 _SPECIAL_USES = {"", "\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash", "\\Important"}
@@ -179,6 +182,7 @@ class Partition:
             wire.Recent: self._recent,
             wire.Drop: self._drop,
             wire.Undelete: self._undelete,
+            wire.SetMetadata: self._set_metadata,
         }
         self.sweep = Sweep(self)
         self._reclaim = Reclaim(self, ORPHAN_S, DEDUP_S, ANSWER_S)
@@ -944,6 +948,7 @@ class Partition:
 
     def _remove_rows(self, state: _State, box: Mailbox) -> None:
         self._txn.delete(keys.mailbox(state.number, box.id))
+        self._txn.delete(keys.metadata(state.number, box.id))
         state.boxes.pop(box.id)
         state.by_name.pop(box.name)
         state.changed.discard(box.id)
@@ -1015,6 +1020,26 @@ class Partition:
         self._txn.put(keys.subscribed(state.number), encode(listed))
         return _NIL
 
+    def _set_metadata(self, body: wire.SetMetadata) -> bytes:
+        state = self._state(body.account)
+        if body.mailbox_id and body.mailbox_id not in state.boxes:
+            raise StoreError("the mailbox is gone", "NONEXISTENT")
+        key = keys.metadata(state.number, body.mailbox_id)
+        raw = self._txn.get(key)
+        kept = _decode_metadata(raw) if raw else {}
+        for entry, value in body.changes.items():
+            if value is None:
+                kept.pop(entry, None)
+            else:
+                kept[entry] = value
+        if len(kept) > METADATA_ENTRIES_MAX or sum(map(len, kept.values())) > METADATA_OCTETS_MAX:
+            raise StoreError("too many annotations", "METADATA TOOMANY")
+        if kept:
+            self._txn.put(key, encode(kept))
+        else:
+            self._txn.delete(key)
+        return _NIL
+
     def _drop(self, body: wire.Drop) -> bytes:
         if self._txn.get(keys.account(body.account)) is None:
             return _NIL
@@ -1025,6 +1050,7 @@ class Partition:
             self._remove_rows(state, box)
         self._txn.delete(keys.account(state.number))
         self._txn.delete(keys.subscribed(state.number))
+        self._delete_prefix(keys.head(state.number, keys.METADATA))
         self._delete_prefix(keys.head(state.number, keys.TOMBSTONE))
         self._states.pop(state.number, None)
         self._used.pop(state.number, None)

@@ -38,6 +38,7 @@ from iems.store.rows import (
 _native = kernel("store")
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_account = msgspec.msgpack.Decoder(Account).decode
+_decode_metadata = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 _decode_names = msgspec.msgpack.Decoder(list[str]).decode
 
 #: Items of `fetch_summaries`, in the order wanted.
@@ -465,6 +466,15 @@ class Reader:
                     if value:
                         found.append(Trashed(due, mailbox_id, self._row(small, value)))
         return found
+
+    def metadata(self, account: int, mailbox_id: int) -> dict[str, bytes]:
+        """The annotations of a mailbox, or with 0 of the account (RFC 5464)."""
+        partition = self._find(account)
+        if partition is None:
+            return {}
+        with partition.read() as txn:
+            raw = txn.get(keys.metadata(account, mailbox_id))
+        return _decode_metadata(raw) if raw else {}
 
     def usage(self, account: int) -> tuple[int, int]:
         """(octets, messages) of all mailboxes of the account."""

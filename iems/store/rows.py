@@ -56,6 +56,11 @@ BLOB_ROW = struct.Struct("<QQII")
 BLOB_OWN = 1  # a segment written by the partition itself
 DEDUP_ROW = struct.Struct("<III")
 
+#: Bounds of annotations (RFC 5464): octets of one value, entries and octets of all values of one mailbox.
+METADATA_VALUE_MAX = 64 << 10
+METADATA_ENTRIES_MAX = 100
+METADATA_OCTETS_MAX = 256 << 10
+
 SIZE_MAX = 0xFFFF_FFFF
 
 #: Rows of MessagePack in one place, so that every process encodes alike.

@@ -169,9 +169,17 @@ class Undelete(Struct, array_like=True, tag=16):
     mailbox: str = "INBOX"
 
 
+class SetMetadata(Struct, array_like=True, tag=17):
+    """mailbox_id 0: of the account. changes: None removes an entry."""
+
+    account: int
+    mailbox_id: int
+    changes: dict[str, bytes | None]
+
+
 Body = (
     Hello | Deliver | Forget | Ensure | Create | Delete | Rename | Subscribe | Append | StoreFlags
-    | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete
+    | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete | SetMetadata
 )
 
 

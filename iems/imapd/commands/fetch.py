@@ -206,6 +206,14 @@ def run(session: Session, command: Command) -> Coroutine[Any, Any, bytes | None]
     return _general(session, command, view, positions, fetch.request, uid_form)
 
 
+async def tell(session: Session, view: View, positions: Sequence[int], request: Request) -> None:
+    """Send the items of a request for messages nobody asked for now (RFC 5465 5.2)."""
+    if b"UID" not in request.simple:
+        request = structs.replace(request, simple=(b"UID", *request.simple))
+    seen = await _set_seen(session, view, positions) if request.sets_seen else frozenset()
+    await _with_content(session, view, positions, request, seen)
+
+
 async def _general(
     session: Session, command: Command, view: View, positions: Sequence[int], request: Request, uid_form: bool
 ) -> bytes | None:

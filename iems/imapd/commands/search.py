@@ -91,7 +91,7 @@ async def run(session: Session, command: Command) -> bytes:
     if session.view is not view:
         raise Refused("The mailbox is gone")
     with saving(view, returned):
-        positions = await find(session, view, request.key)
+        positions = await find(session, view, request.key, tag=command.tag)
         save(view, returned, positions)
     numbers = [view.uids[at] for at in positions] if uid_form else [at + 1 for at in positions]
     name = command.spec.name
@@ -114,9 +114,12 @@ async def run(session: Session, command: Command) -> bytes:
 
 
 async def find(
-    session: Session, view: View, key: Any, among: Sequence[int] | None = None
+    session: Session, view: View, key: Any, among: Sequence[int] | None = None, tag: bytes = b""
 ) -> list[int]:
-    """The positions of the messages a key holds for, ascending; among: only these are looked at."""
+    """The positions of the messages a key holds for, ascending.
+
+    among: only these are looked at. tag: of the command whose progress is told.
+    """
     count = view.told
     loop_now = session.services.now
     now_s = int(session.services.clock())
@@ -145,7 +148,7 @@ async def find(
     found: list[int] = np.nonzero(must)[0].tolist()
     if not open_questions:
         return found
-    started = loop_now()
+    started = told_s = loop_now()
     key = _prepared(key, judged)
     reader = session.services.reader
     for start in range(0, len(open_questions), ROWS):
@@ -160,6 +163,7 @@ async def find(
                 await session.room()
                 if session.view is not view:
                     raise Refused("The mailbox is gone")
+                told_s = session.progress(tag, told_s, start, len(open_questions))
                 started = loop_now()
     found.sort()
     return found

@@ -114,7 +114,7 @@ async def run(session: Session, command: Command) -> bytes:
     if with_modseq:
         session.want_modseq()
     with searching.saving(view, request.returned):
-        found = await searching.find(session, view, request.key)
+        found = await searching.find(session, view, request.key, tag=command.tag)
         positions = await ordered(session, view, found, request.order)
         searching.save(view, request.returned, positions)
     numbers = [view.uids[at] for at in positions] if uid_form else [at + 1 for at in positions]

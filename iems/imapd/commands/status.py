@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from iems.imap import objectid
+from iems.imap.flags import DELETED
 from iems.imap.grammar import Arguments, Bad
 from iems.imapd.commands.common import existing, mailbox_argument
 from iems.imapd.engine import LOGGED_IN, Command, Spec
@@ -23,6 +24,7 @@ _KNOWN = {
     b"DELETED",
     b"APPENDLIMIT",
     b"MAILBOXID",
+    b"DELETED-STORAGE",
 }
 
 
@@ -69,6 +71,8 @@ def response(session: Session, box: Any, wanted: tuple[bytes, ...]) -> bytes:
             value = box.size
         elif item == b"DELETED":
             value = box.deleted
+        elif item == b"DELETED-STORAGE":
+            value = _deleted_octets(session, box)
         elif item == b"MAILBOXID":
             parts.append(b"MAILBOXID (%b)" % objectid.mailbox(session.number, box.id))
             continue
@@ -79,6 +83,15 @@ def response(session: Session, box: Any, wanted: tuple[bytes, ...]) -> bytes:
                 continue
         parts.append(b"%b %d" % (item, value))
     return b"* STATUS %b (%b)\r\n" % (session.mailbox_text(box.name), b" ".join(parts))
+
+
+def _deleted_octets(session: Session, box: Any) -> int:
+    """Octets of the messages that EXPUNGE would remove (RFC 9208 4.1.4)."""
+    found = session.services.reader.table(session.number, box.id) if box.deleted else None
+    if found is None:
+        return 0
+    table = found[1]
+    return int(table["size"][(table["flags"] & DELETED) != 0].sum(dtype="u8"))
 
 
 def _recent(session: Session, box: Any) -> int:

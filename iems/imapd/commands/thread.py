@@ -36,7 +36,7 @@ async def run(session: Session, command: Command) -> bytes:
     session.refresh()
     if session.view is not view:
         raise Refused("The mailbox is gone")
-    positions = await searching.find(session, view, key)
+    positions = await searching.find(session, view, key, tag=command.tag)
     names = ["BASE", "DATE"] + ([IDS] if algorithm == b"REFERENCES" else [])
     columns = await session.services.columns.of(session, view, names)
     if session.view is not view:

@@ -62,6 +62,7 @@ class FakeStore:
         self.uidvalidity = 1000
         self.watchers: list[tuple[int, Any]] = []
         self.octets = 0
+        self.annotations: dict[int, dict[str, bytes]] = {}
         self.unavailable = False
         self.fast = 0  # refreshes that did not look at old rows
 
@@ -165,6 +166,17 @@ class FakeStore:
                 out += b"* %d FETCH (%b)\r\n" % (seqs[start], b" ".join(parts))
             start += 1
         return out, start
+
+    def metadata(self, account: int, mailbox_id: int) -> dict[str, bytes]:
+        return self.annotations.get(mailbox_id, {})
+
+    async def set_metadata(self, account: int, mailbox_id: int, changes: dict[str, bytes | None]) -> None:
+        kept = self.annotations.setdefault(mailbox_id, {})
+        for entry, value in changes.items():
+            if value is None:
+                kept.pop(entry, None)
+            else:
+                kept[entry] = value
 
     def usage(self, account: int) -> tuple[int, int]:
         return self.octets, 0

@@ -1,6 +1,8 @@
 """IMAP extensions against a real server: COMPRESS, NOTIFY, QRESYNC, METADATA, QUOTA, REPLACE, object ids."""
 
+import hashlib
 import imaplib
+import json
 import re
 import socket
 import subprocess
@@ -10,6 +12,8 @@ import zlib
 import pytest
 
 from iems.perf.home import PrivateHome
+from tests.corpus import imap
+from tests.corpus import test_mime_corpus as corpus
 
 MESSAGE = b"Subject: %d\r\nMessage-ID: <%d@x>\r\n\r\nbody %d\r\n"
 
@@ -267,6 +271,50 @@ def test_quota_and_annotations_outlast_a_restart():
         assert client.ask(b"GETMETADATA INBOX /private/comment")[0] == [b'* METADATA INBOX (/private/comment "kept")']
         assert client.ask(b"GETMETADATA Sent /private/comment")[0] == [b"* METADATA Sent (/private/comment NIL)"]
         client.close()
+
+
+def test_hard_messages_by_append_and_fetch(home):
+    """What two other servers agree on after APPEND, asked for over the wire; the misses are those of the corpus test."""
+    client = Client(home, b"a6@load.test")
+    client.ask(b"CREATE corpus")
+    agreed = json.loads((corpus.MIME / "imap-consensus.json").read_text())
+    for name in agreed:
+        assert client.append(corpus.sent(name), b"corpus")[1].startswith(b"OK"), name
+    client.ask(b"SELECT corpus")
+    score = corpus.Score()
+    lines, _ = client.ask(b"FETCH 1:* (RFC822.SIZE ENVELOPE BODYSTRUCTURE)")
+    bodies, _ = client.ask(b"FETCH 1:* BODY.PEEK[]")
+    for number, (name, wanted) in enumerate(agreed.items(), 1):
+        size = int(re.search(rb"RFC822\.SIZE (\d+)", lines[number - 1])[1])
+        place = lines[number - 1].index(b"ENVELOPE ") + 9
+        envelope, at = imap._item(lines[number - 1], place)
+        shown, _ = imap._item(lines[number - 1], at + len(b" BODYSTRUCTURE "))
+        score.check("size", name, wanted["size"], size)
+        if "body_sha1" in wanted:
+            content = bodies[number - 1].partition(b"}\r\n")[2][:-1]
+            score.check("body", name, wanted["body_sha1"], hashlib.sha1(content).hexdigest())
+        if "tree" in wanted:
+            score.check("tree", name, wanted["tree"], imap.tree(shown))
+        for field, value in zip(corpus.ENVELOPE, envelope, strict=True):
+            if field in wanted["env"]:
+                got = [list(map(corpus.text, a)) for a in value] if isinstance(value, list) else corpus.text(value)
+                score.check("env", f"{name} {field}", wanted["env"][field], got)
+        parts = wanted.get("parts", {})
+        if parts:
+            sections = b" ".join(b"BODY.PEEK[%b]" % part.encode() for part in parts)
+            line = client.ask(b"FETCH %d (%b)" % (number, sections))[0][0]
+            pos = line.index(b"(") + 1
+            for part, digest in parts.items():
+                pos += len(b"BODY[%b] " % part.encode())
+                got, pos = imap._item(line, pos)
+                score.check("parts", name, digest, got is not None and hashlib.sha1(got).hexdigest())
+                pos += 1
+    assert score.share("tree") >= 0.99
+    assert score.share("parts") >= 0.99
+    assert score.share("env") >= 0.98
+    misses = {(kind, name) for kind, names in score.misses.items() for name in names}
+    assert misses == {miss for miss in corpus.KNOWN if miss[0] != "enc"}
+    client.close()
 
 
 def test_search_finds_what_envelope_says(home):

@@ -11,6 +11,7 @@ from typing import Any
 from iems.imapd.columns import Columns
 from iems.imapd.content import Contents, Source
 from iems.imapd.engine import Limits
+from iems.imapd.kept import KeptViews
 from iems.imapd.structures import Structures
 
 
@@ -61,6 +62,7 @@ class Services:
         self.know = know
         self.structures = Structures()
         self.columns = Columns()
+        self.views = KeptViews()
         self._tasks: set[asyncio.Task[None]] = set()
         #: Held while a large content is looked at in a thread, so that not all of them are in memory at once.
         self.large = asyncio.Semaphore(2)

@@ -19,6 +19,7 @@ from iems.imap.grammar import Bad, Refused
 from iems.imapd import commands, contexts
 from iems.imapd.commands import fetch
 from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, State, Updates
+from iems.imapd.kept import KEPT_FROM
 from iems.imapd.notify import Notifier
 from iems.imapd.services import Services
 from iems.imapd.view import REV2, UIDONLY, VANISHED, View
@@ -415,7 +416,9 @@ class Session:
             if view.only_new(mailbox):
                 changed = reader.arrivals(self.number, view.mailbox_id, view.uidnext)
             else:
-                changed, vanished, mailbox = reader.changes(self.number, view.mailbox_id, view.modseq)
+                changed, vanished, mailbox = reader.changes(
+                    self.number, view.mailbox_id, view.modseq, view.uidnext
+                )
         if mailbox is None:
             self.deselect()
             self.stream.send(b"* BYE The selected mailbox was deleted\r\n")
@@ -481,6 +484,8 @@ class Session:
         view, self.view = self.view, None
         if view is not None:
             self.services.store.unwatch(self.number, view.mailbox_id, self._changed)
+            if len(view) >= KEPT_FROM:
+                self.services.views.keep(view)
         if self.engine.state == State.SELECTED:
             self.engine.state = State.AUTHENTICATED
 

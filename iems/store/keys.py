@@ -19,6 +19,7 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x20 | account | mailbox u32, uid u32       | FLAGS, 32 octets: the message exists                  | R       |
 | 0x21 | account | mailbox u32, uid u32       | message row: rope and summary (version in octet 0)    | R       |
 | 0x22 | account | mailbox u32, modseq u64    | vanished: time u32, then uids u32 (little-endian)     | R       |
+| 0x23 | account | mailbox u32, modseq u64    | journal: uids u32 whose flags changed, in large mailboxes | R   |
 
 Accounts start at 1, mailbox ids and uids too. All rows of an account are in the partition its directory entry names.
 """
@@ -42,6 +43,7 @@ METADATA = 0x14
 FLAGS = 0x20
 MESSAGE = 0x21
 VANISHED = 0x22
+JOURNAL = 0x23
 
 _HEAD = struct.Struct(">IB")
 _MAILBOX = struct.Struct(">IBI")
@@ -89,7 +91,7 @@ def metadata(number: int, mailbox_id: int) -> bytes:
 
 
 def prefix(number: int, kind: int, mailbox_id: int) -> bytes:
-    """Prefix of the rows of one mailbox (kinds FLAGS, MESSAGE, VANISHED)."""
+    """Prefix of the rows of one mailbox (kinds FLAGS, MESSAGE, VANISHED, JOURNAL)."""
     return _MAILBOX.pack(number, kind, mailbox_id)
 
 
@@ -103,6 +105,10 @@ def message(number: int, mailbox_id: int, uid: int) -> bytes:
 
 def vanished(number: int, mailbox_id: int, modseq: int) -> bytes:
     return _MODSEQ.pack(number, VANISHED, mailbox_id, modseq)
+
+
+def journal(number: int, mailbox_id: int, modseq: int) -> bytes:
+    return _MODSEQ.pack(number, JOURNAL, mailbox_id, modseq)
 
 
 def blob(number: int) -> bytes:

@@ -29,6 +29,7 @@ from iems.store.reclaim import Reclaim
 from iems.store.rows import (
     BLOB_OWN,
     BLOB_ROW,
+    CHANGED_UNKNOWN,
     DEDUP_ROW,
     DEFAULT_MAILBOXES,
     DELETED,
@@ -66,6 +67,11 @@ DEDUP_S = 30 * 86_400
 ANSWER_S = 3_600
 ORPHAN_S = 3_600
 _VANISHED_PRUNE = 16
+#: Messages of a mailbox from which on changed flags are noted in a journal; changes of one operation that are; how far back.
+JOURNAL_MIN = 20_000
+JOURNAL_UIDS = 1_000
+JOURNAL_MODSEQS = 10_000
+_JOURNAL_PRUNE = 64
 _U32 = struct.Struct("<I")
 _CHANGED = struct.Struct("<IQQ")
 _decode_account = msgspec.msgpack.Decoder(Account).decode
@@ -694,6 +700,7 @@ class Partition:
         bits: int | None = None
         modseq = 0
         answer = bytearray()
+        journal = bytearray()
         for uid in uids:
             key = keys.flags(number, box.id, uid)
             raw = txn.get(key)
@@ -713,10 +720,34 @@ class Partition:
                     modseq = self._next(state, box)
                 at = modseq
                 txn.put(key, FLAGS_ROW.pack(uid, size, new, at, date))
+                journal += raw[:4]
                 box.unseen += (not new & SEEN) - (not old & SEEN)
                 box.deleted += bool(new & DELETED) - bool(old & DELETED)
             answer += _CHANGED.pack(uid, new, at)
+        if modseq:
+            self._note(number, box, modseq, journal)
         return encode(bytes(answer))
+
+    def _note(self, number: int, box: Mailbox, modseq: int, uids: bytearray) -> None:
+        """Name changed messages in the journal, so that who was away need not look at all of a large mailbox."""
+        if box.messages < JOURNAL_MIN or len(uids) > 4 * JOURNAL_UIDS:
+            box.journal_floor = modseq
+            return
+        if box.journal_floor == CHANGED_UNKNOWN:
+            box.journal_floor = modseq - 1
+        self._txn.put(keys.journal(number, box.id, modseq), bytes(uids))
+        if modseq % _JOURNAL_PRUNE:
+            return
+        prefix = keys.prefix(number, keys.JOURNAL, box.id)
+        limit = modseq - JOURNAL_MODSEQS
+        cursor = self._txn.cursor()
+        found = cursor.set_range(prefix)
+        while found and (key := cursor.key()).startswith(prefix):
+            old = int.from_bytes(key[-8:], "big")
+            if old > limit:
+                break
+            box.journal_floor = max(box.journal_floor, old)
+            found = cursor.delete()
 
     @staticmethod
     def _uids(packed: bytes) -> list[int]:

@@ -251,12 +251,15 @@ class Reader:
         return mailbox, table["uid"].tolist(), table["size"].tolist(), table["flags"].tolist()
 
     def changes(
-        self, account: int, mailbox_id: int, since_modseq: int
+        self, account: int, mailbox_id: int, since_modseq: int, uidnext: int = 0
     ) -> tuple[list[tuple[int, int, int]], list[int], Mailbox | None]:
         """What happened after `since_modseq`: (uid, flags, modseq) changed or new, uids gone, the mailbox now.
 
+        uidnext: as it was then, if known: changes in a large mailbox are then found without looking at all of it.
         Beyond the horizon of the vanished rows all absent uids are named, which RFC 7162 3.2.6 allows.
         """
+        if uidnext and (noted := self.noted(account, mailbox_id, since_modseq, uidnext)) is not None:
+            return noted
         selected = self.select(account, mailbox_id)
         if selected is None:
             return [], [], None
@@ -273,6 +276,40 @@ class Reader:
             )
         )
         return changed, self.vanished(account, mailbox_id, since_modseq), box
+
+    def noted(
+        self, account: int, mailbox_id: int, since: int, uidnext: int
+    ) -> tuple[list[tuple[int, int, int]], list[int], Mailbox] | None:
+        """`changes` from the journal; None if there is no such mailbox, or the journal does not reach back so far."""
+        partition = self._find(account)
+        if partition is None:
+            return None
+        with partition.read() as txn:
+            raw = txn.get(keys.mailbox(account, mailbox_id))
+            if not raw:
+                return None
+            box = _decode_mailbox(raw)
+            if box.changed_modseq <= since:
+                arrived = self.arrivals(account, mailbox_id, uidnext) if box.highestmodseq > since else []
+                return arrived, [], box
+            if box.journal_floor > since or box.vanished_floor > since:
+                return None
+            prefix = keys.prefix(account, keys.JOURNAL, mailbox_id)
+            uids: set[int] = set()
+            cursor = txn.cursor()
+            if cursor.set_range(keys.journal(account, mailbox_id, since + 1)):
+                for key, value in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    uids.update(np.frombuffer(value, "<u4").tolist())
+            changed = []
+            for uid in sorted(uids):
+                row = txn.get(keys.flags(account, mailbox_id, uid)) if uid < uidnext else None
+                if row is not None:
+                    _, _, flags, modseq, _ = FLAGS_ROW.unpack(row)
+                    changed.append((uid, flags, modseq))
+            changed += self.arrivals(account, mailbox_id, uidnext)
+            return changed, self.vanished(account, mailbox_id, since), box
 
     def arrivals(self, account: int, mailbox_id: int, first_uid: int) -> list[tuple[int, int, int]]:
         """(uid, flags, modseq) of the messages from `first_uid` on: all that is new if `Mailbox.changed_modseq` says so."""

@@ -96,7 +96,8 @@ class Mailbox(Struct, array_like=True):
     recent_uid: messages from this uid on were not yet shown as \\Recent. noselect: only the name of a parent.
     subscribed, has_children: not stored here, filled in by the reader. changed_modseq, changed_before: of the last change
     that was more than new messages, and of the one before it, so that a reader knows when it need not look at old rows;
-    CHANGED_UNKNOWN in rows from before these fields.
+    CHANGED_UNKNOWN in rows from before these fields. journal_floor: the journal rows name every message whose flags changed
+    after this modseq.
     """
 
     version: int = 1
@@ -119,6 +120,7 @@ class Mailbox(Struct, array_like=True):
     has_children: bool = False
     changed_modseq: int = CHANGED_UNKNOWN
     changed_before: int = CHANGED_UNKNOWN
+    journal_floor: int = CHANGED_UNKNOWN
 
     @property
     def attributes(self) -> list[str]:

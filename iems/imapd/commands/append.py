@@ -246,6 +246,8 @@ async def stored(session: Session, command: Command) -> tuple[Any, int, list[int
     arguments = command.arguments
     steps: list[Step] = arguments if isinstance(arguments, list) else []
     if isinstance(arguments, Complete):
+        if appending is not None:
+            appending.abandon()  # of a command that BAD cut off
         uid_form = command.spec.name.startswith(b"UID")
         appending, steps = _open(session, arguments.name, arguments.replaces, uid_form), arguments.steps
     if appending is None:

@@ -58,6 +58,9 @@ ROW_SLICE = 16
 #: Octets of responses the kernel builds in one turn.
 KERNEL_OCTETS = 128 * 1024
 
+#: Octets of a large message that are looked at for PREVIEW.
+PREVIEW_OCTETS = 256 * 1024
+
 _KERNEL_ITEMS = {
     b"UID": FETCH_UID,
     b"FLAGS": FETCH_FLAGS,
@@ -407,7 +410,10 @@ async def _extra(session: Session, view: View, row: Any, source: Source, item: b
         return b"THREADID NIL" if found is None else b"THREADID (%b)" % found
     if item == b"SAVEDATE":
         return b"SAVEDATE " + (response.internaldate(row.saved_s) if row.saved_s else b"NIL")
-    text = await source.examine(preview)
+    if row.size > PREVIEW_OCTETS:
+        text = preview(await source.range(0, PREVIEW_OCTETS))
+    else:
+        text = preview(await source.whole())
     return b"PREVIEW " + (response.utf8_string(text) if session.engine.utf8 else response.string(text.encode()))
 
 

@@ -50,9 +50,9 @@ def _entry(arguments: Arguments, depth: bool = False) -> str:
 def parse_get(arguments: Arguments) -> Get:
     arguments.space()
     depth, maxsize = 0, None
-    options = False
+    given = False
     if arguments.accept(b"("):
-        options = True
+        given = True
         while True:
             word = arguments.word()
             arguments.space()
@@ -70,11 +70,10 @@ def parse_get(arguments: Arguments) -> Get:
         arguments.space()
     name = _name(arguments)
     arguments.space()
-    if not options and arguments.looking_at(b"(") and re.match(rb"\((?:DEPTH|MAXSIZE) ", arguments.data[arguments.pos :], re.IGNORECASE):
+    if not given and arguments.looking_at(b"(") and re.match(rb"\((?:DEPTH|MAXSIZE) ", arguments.data[arguments.pos :], re.IGNORECASE):
         # Clients put the options behind the name too, as an erratum of RFC 5464 has it.
-        again = Arguments(b" " + arguments.data[arguments.pos :])
-        head = again.data.index(b")") + 1
-        inner = parse_get(Arguments(again.data[:head] + b" x" + again.data[head:]))
+        options, closing, rest = arguments.data[arguments.pos :].partition(b")")
+        inner = parse_get(Arguments(b" " + options + closing + b" x" + rest))
         return Get(name, inner.entries, inner.depth, inner.maxsize)
     entries = []
     if arguments.accept(b"("):

@@ -45,12 +45,14 @@ class Request(Struct, frozen=True):
 
     key: Any
     returned: Returned | None
+    charset: bool = False  # whether one was named
 
 
 def parse(arguments: Arguments) -> Request:
     arguments.space()
     returned = results.parse(arguments)
-    return Request(search.parse(arguments), returned)
+    charset = arguments.data[arguments.pos : arguments.pos + 8].upper() == b"CHARSET "
+    return Request(search.parse(arguments), returned, charset)
 
 
 @contextmanager
@@ -82,6 +84,8 @@ async def run(session: Session, command: Command) -> bytes:
     if returned is None and b"IMAP4REV2" in session.enabled:
         returned = Returned()  # RFC 9051 7.3.4 has no other response
     uid_form = command.spec.name.startswith(b"UID")
+    if request.charset and b"UTF8=ACCEPT" in session.enabled:
+        raise Bad("All is UTF-8 after ENABLE UTF8=ACCEPT")  # RFC 6855 3
     if b"UIDONLY" in session.enabled and search.uses_numbers(request.key):
         raise Bad("[UIDREQUIRED] Only UIDs are used in this session")
     with_modseq = search.uses_modseq(request.key)

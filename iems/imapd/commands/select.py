@@ -107,7 +107,8 @@ def open_view(
     session: Session, mailbox: Any, read_only: bool, recent_uid: int, resync: Resync | None = None
 ) -> bytes:
     """Select a mailbox and send what is to be known of it; the tagged reply."""
-    selected = session.services.reader.select(session.number, mailbox.id)
+    services = session.services
+    selected = services.views.select(services.reader, session.number, mailbox.id)
     if selected is None:
         raise Refused("[NONEXISTENT] No such mailbox")
     rev2 = b"IMAP4REV2" in session.enabled

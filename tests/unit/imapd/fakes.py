@@ -103,7 +103,7 @@ class FakeStore:
             [(row.uid, row.size, row.flags, row.modseq, row.internaldate_s) for row in rows], FLAGS_DTYPE
         )
 
-    def changes(self, account: int, mailbox_id: int, since: int) -> Any:
+    def changes(self, account: int, mailbox_id: int, since: int, uidnext: int = 0) -> Any:
         box = self.boxes.get(mailbox_id)
         if box is None:
             return [], [], None

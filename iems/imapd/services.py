@@ -20,7 +20,7 @@ class Services:
 
     reader, store, authenticator: as in `iems.store` and `iems.directory`. content: makes and keeps the content of APPEND
     (`commands.append` says what it needs). plaintext: the setting `auth.plaintext`. log, error, count: of the worker.
-    gone(session): a connection ended. now: monotonic seconds; clock: seconds since 1970.
+    gone(session): a connection ended. directory: who the other users are; None: nothing is shared. now: monotonic seconds; clock: seconds since 1970.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Services:
         count: Callable[..., None] = lambda name, n=1: None,
         gone: Callable[[Any], None] = lambda session: None,
         know: Callable[[Any], None] = lambda account: None,
+        directory: Any = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.loop = loop
@@ -60,6 +61,7 @@ class Services:
         self.count = count
         self.gone = gone
         self.know = know
+        self.directory = directory
         self.structures = Structures()
         self.columns = Columns()
         self.views = KeptViews()

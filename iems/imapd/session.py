@@ -409,15 +409,15 @@ class Session:
         reader = self.services.reader
         view.stale = False
         vanished: list[int] = []
-        mailbox = reader.mailbox_by_id(self.number, view.mailbox_id)
+        mailbox = reader.mailbox_by_id(view.account, view.mailbox_id)
         if mailbox is not None:
             if mailbox.highestmodseq == view.modseq and mailbox.keywords == view.keywords:
                 return
             if view.only_new(mailbox):
-                changed = reader.arrivals(self.number, view.mailbox_id, view.uidnext)
+                changed = reader.arrivals(view.account, view.mailbox_id, view.uidnext)
             else:
                 changed, vanished, mailbox = reader.changes(
-                    self.number, view.mailbox_id, view.modseq, view.uidnext
+                    view.account, view.mailbox_id, view.modseq, view.uidnext
                 )
         if mailbox is None:
             self.deselect()
@@ -477,13 +477,13 @@ class Session:
         self.engine.state = State.SELECTED
         view.condstore = b"CONDSTORE" in self.enabled
         view.mode = self._mode()
-        self.services.store.watch(self.number, view.mailbox_id, self._changed)
+        self.services.store.watch(view.account, view.mailbox_id, self._changed)
 
     def deselect(self) -> None:
         """No mailbox is selected any more."""
         view, self.view = self.view, None
         if view is not None:
-            self.services.store.unwatch(self.number, view.mailbox_id, self._changed)
+            self.services.store.unwatch(view.account, view.mailbox_id, self._changed)
             if len(view) >= KEPT_FROM:
                 self.services.views.keep(view)
         if self.engine.state == State.SELECTED:

@@ -16,6 +16,7 @@ import numpy as np
 from iems.imap import flags as flag_names
 from iems.imap import sequence
 from iems.imap.flags import FIRST_KEYWORD, RECENT
+from iems.imap.rights import flag_right
 from iems.imapd import contexts
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class View:
         "own_modseq",
         "read_only",
         "recent_uid",
+        "rights",
         "saved",
         "stale",
         "told",
@@ -77,6 +79,7 @@ class View:
         self.modseqs: array[int] = array("Q", memoryview(selected.modseq).tobytes())
         self.told = len(self.uids)
         self.stale = False
+        self.rights: str | None = None  # of a mailbox another account shares (RFC 4314); None: all
         self.condstore = False
         self.mode = 0
         self.new_keywords = False
@@ -211,6 +214,9 @@ class View:
             permanent = b""
         else:
             permanent = names if self.keywords_full else names + rb" \*"
+            if self.rights is not None:
+                held = self.rights
+                permanent = b" ".join([name for name in permanent.split() if flag_right(name.decode()) in held])
         return b"* FLAGS (" + names + b")\r\n* OK [PERMANENTFLAGS (" + permanent + b")] Flags kept\r\n"
 
     def fetch_flags(self, at: int, uid: bool) -> bytes:

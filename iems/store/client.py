@@ -375,6 +375,14 @@ class StoreClient:
         """Set and (None) remove annotations of a mailbox, or with 0 of the account. Refused: NONEXISTENT, METADATA TOOMANY."""
         await self._ask(account, wire.SetMetadata(account, mailbox_id, changes))
 
+    async def set_acl(self, account: int, mailbox_id: int, address: str, number: int, rights: str) -> None:
+        """Give an account (by address and number) rights in a mailbox; "" takes all. Refused: NONEXISTENT, LIMIT."""
+        await self._ask(account, wire.SetAcl(account, mailbox_id, address, number, rights))
+
+    async def set_shared(self, account: int, owner: int, on: bool) -> None:
+        """Note that `owner` shares mailboxes with `account`, or no longer does. Refused: LIMIT."""
+        await self._ask(account, wire.SetShared(account, owner, on))
+
     async def drop(self, account: int) -> None:
         """Remove all of an account (its directory entry is gone); bytes go after the undelete time."""
         await self._ask(account, wire.Drop(account))

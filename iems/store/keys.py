@@ -16,6 +16,8 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x12 | account | -                          | subscribed names, msgpack list                        | R       |
 | 0x13 | account | hash of the name u64       | tombstone: uidvalidity u32 the name last showed       |         |
 | 0x14 | account | mailbox u32 (0: the account) | annotations, msgpack: entry -> octets (RFC 5464)    | R       |
+| 0x15 | account | mailbox u32                | ACL, msgpack: address -> (account u32, rights) (RFC 4314) | R     |
+| 0x16 | account | -                          | accounts that share mailboxes with this one, msgpack list | R     |
 | 0x20 | account | mailbox u32, uid u32       | FLAGS, 32 octets: the message exists                  | R       |
 | 0x21 | account | mailbox u32, uid u32       | message row: rope and summary (version in octet 0)    | R       |
 | 0x22 | account | mailbox u32, modseq u64    | vanished: time u32, then uids u32 (little-endian)     | R       |
@@ -40,6 +42,8 @@ MAILBOX = 0x11
 SUBSCRIBED = 0x12
 TOMBSTONE = 0x13
 METADATA = 0x14
+ACL = 0x15
+SHARED = 0x16
 FLAGS = 0x20
 MESSAGE = 0x21
 VANISHED = 0x22
@@ -88,6 +92,14 @@ def tombstone(number: int, name: str) -> bytes:
 
 def metadata(number: int, mailbox_id: int) -> bytes:
     return _MAILBOX.pack(number, METADATA, mailbox_id)
+
+
+def acl(number: int, mailbox_id: int) -> bytes:
+    return _MAILBOX.pack(number, ACL, mailbox_id)
+
+
+def shared(number: int) -> bytes:
+    return _HEAD.pack(number, SHARED)
 
 
 def prefix(number: int, kind: int, mailbox_id: int) -> bytes:

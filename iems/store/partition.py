@@ -27,6 +27,7 @@ from iems.store import keys, names, wire
 from iems.store.content import Content, sync_folder
 from iems.store.reclaim import Reclaim
 from iems.store.rows import (
+    ACL_MAX,
     BLOB_OWN,
     BLOB_ROW,
     CHANGED_UNKNOWN,
@@ -40,6 +41,7 @@ from iems.store.rows import (
     METADATA_ENTRIES_MAX,
     METADATA_OCTETS_MAX,
     SEEN,
+    SHARED_MAX,
     SIZE_MAX,
     SUMMARY_INLINE_MAX,
     Account,
@@ -78,6 +80,8 @@ _decode_account = msgspec.msgpack.Decoder(Account).decode
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_meta = msgspec.msgpack.Decoder(Meta).decode
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+_decode_acl = msgspec.msgpack.Decoder(dict[str, tuple[int, str]]).decode
+_decode_numbers = msgspec.msgpack.Decoder(list[int]).decode
 _decode_names = msgspec.msgpack.Decoder(list[str]).decode
 
 _SPECIAL_USES = {"", "\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash", "\\Important"}
@@ -189,6 +193,8 @@ class Partition:
             wire.Drop: self._drop,
             wire.Undelete: self._undelete,
             wire.SetMetadata: self._set_metadata,
+            wire.SetAcl: self._set_acl,
+            wire.SetShared: self._set_shared,
         }
         self.sweep = Sweep(self)
         self._reclaim = Reclaim(self, ORPHAN_S, DEDUP_S, ANSWER_S)
@@ -945,7 +951,12 @@ class Partition:
             self._new_mailbox(state, parent)
         if box is not None:
             self._remove_rows(state, box)
-        return self._new_mailbox(state, name, special_use)
+        made = self._new_mailbox(state, name, special_use)
+        above = state.by_name.get(name.rpartition(names.SEPARATOR)[0])
+        if above is not None and (raw := self._txn.get(keys.acl(state.number, above.id))) is not None:
+            # Who may work in a mailbox may work in those made below it (RFC 4314 4).
+            self._txn.put(keys.acl(state.number, made.id), raw)
+        return made
 
     def _children(self, state: _State, name: str) -> list[Mailbox]:
         return [box for other, box in state.by_name.items() if other.startswith(name + names.SEPARATOR)]
@@ -980,6 +991,7 @@ class Partition:
     def _remove_rows(self, state: _State, box: Mailbox) -> None:
         self._txn.delete(keys.mailbox(state.number, box.id))
         self._txn.delete(keys.metadata(state.number, box.id))
+        self._txn.delete(keys.acl(state.number, box.id))
         state.boxes.pop(box.id)
         state.by_name.pop(box.name)
         state.changed.discard(box.id)
@@ -1071,6 +1083,41 @@ class Partition:
             self._txn.delete(key)
         return _NIL
 
+    def _set_acl(self, body: wire.SetAcl) -> bytes:
+        state = self._state(body.account)
+        if body.mailbox_id not in state.boxes:
+            raise StoreError("the mailbox is gone", "NONEXISTENT")
+        key = keys.acl(state.number, body.mailbox_id)
+        raw = self._txn.get(key)
+        # An address may have changed hands: the number says who it is.
+        kept = {name: held for name, held in (_decode_acl(raw) if raw else {}).items() if held[0] != body.number}
+        kept.pop(body.address, None)
+        if body.rights:
+            if len(kept) >= ACL_MAX:
+                raise StoreError("too many entries in this access control list", "LIMIT")
+            kept[body.address] = (body.number, body.rights)
+        if kept:
+            self._txn.put(key, encode(kept))
+        else:
+            self._txn.delete(key)
+        return _NIL
+
+    def _set_shared(self, body: wire.SetShared) -> bytes:
+        state = self._state(body.account)
+        key = keys.shared(state.number)
+        raw = self._txn.get(key)
+        owners = _decode_numbers(raw) if raw else []
+        if body.on == (body.owner in owners):
+            return _NIL
+        if body.on:
+            if len(owners) >= SHARED_MAX:
+                raise StoreError("too many accounts share with this one", "LIMIT")
+            owners.append(body.owner)
+        else:
+            owners.remove(body.owner)
+        self._txn.put(key, encode(owners))
+        return _NIL
+
     def _drop(self, body: wire.Drop) -> bytes:
         if self._txn.get(keys.account(body.account)) is None:
             return _NIL
@@ -1081,7 +1128,8 @@ class Partition:
             self._remove_rows(state, box)
         self._txn.delete(keys.account(state.number))
         self._txn.delete(keys.subscribed(state.number))
-        self._delete_prefix(keys.head(state.number, keys.METADATA))
+        for kind in (keys.METADATA, keys.ACL, keys.SHARED):
+            self._delete_prefix(keys.head(state.number, kind))
         self._delete_prefix(keys.head(state.number, keys.TOMBSTONE))
         self._states.pop(state.number, None)
         self._used.pop(state.number, None)

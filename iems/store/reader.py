@@ -39,6 +39,8 @@ _native = kernel("store")
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_account = msgspec.msgpack.Decoder(Account).decode
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+_decode_acl = msgspec.msgpack.Decoder(dict[str, tuple[int, str]]).decode
+_decode_numbers = msgspec.msgpack.Decoder(list[int]).decode
 _decode_names = msgspec.msgpack.Decoder(list[str]).decode
 
 #: Items of `fetch_summaries`, in the order wanted.
@@ -512,6 +514,24 @@ class Reader:
         with partition.read() as txn:
             raw = txn.get(keys.metadata(account, mailbox_id))
         return _decode_metadata(raw) if raw else {}
+
+    def acl(self, account: int, mailbox_id: int) -> dict[str, tuple[int, str]]:
+        """The access control list of a mailbox: address -> (account, rights). The owner is not in it."""
+        partition = self._find(account)
+        if partition is None:
+            return {}
+        with partition.read() as txn:
+            raw = txn.get(keys.acl(account, mailbox_id))
+        return _decode_acl(raw) if raw else {}
+
+    def shared(self, account: int) -> list[int]:
+        """The accounts that share mailboxes with this one."""
+        partition = self._find(account)
+        if partition is None:
+            return []
+        with partition.read() as txn:
+            raw = txn.get(keys.shared(account))
+        return _decode_numbers(raw) if raw else []
 
     def usage(self, account: int) -> tuple[int, int]:
         """(octets, messages) of all mailboxes of the account."""

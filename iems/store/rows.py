@@ -61,6 +61,10 @@ METADATA_VALUE_MAX = 64 << 10
 METADATA_ENTRIES_MAX = 100
 METADATA_OCTETS_MAX = 256 << 10
 
+#: Entries of one access control list; accounts that share with one account.
+ACL_MAX = 200
+SHARED_MAX = 1_000
+
 SIZE_MAX = 0xFFFF_FFFF
 
 #: Rows of MessagePack in one place, so that every process encodes alike.

@@ -177,9 +177,27 @@ class SetMetadata(Struct, array_like=True, tag=17):
     changes: dict[str, bytes | None]
 
 
+class SetAcl(Struct, array_like=True, tag=18):
+    """rights "": the entry goes. number: of the account the address names."""
+
+    account: int
+    mailbox_id: int
+    address: str
+    number: int
+    rights: str
+
+
+class SetShared(Struct, array_like=True, tag=19):
+    """Note (or no longer) that `owner` shares mailboxes with the account."""
+
+    account: int
+    owner: int
+    on: bool
+
+
 Body = (
     Hello | Deliver | Forget | Ensure | Create | Delete | Rename | Subscribe | Append | StoreFlags
-    | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete | SetMetadata
+    | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete | SetMetadata | SetAcl | SetShared
 )
 
 

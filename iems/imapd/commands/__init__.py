@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from iems.imapd.commands import (
+    acl,
     append,
     authenticate,
     cancelupdate,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from iems.imapd.engine import Shortcut
 
 _MODULES = (
+    acl,
     append,
     authenticate,
     cancelupdate,

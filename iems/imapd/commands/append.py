@@ -17,8 +17,11 @@ from iems.imap import sequence
 from iems.imap.appending import Begin, Complete, Link, Prefix, Step
 from iems.imap.grammar import Bad, Refused
 from iems.imap.response import string
+from iems.imapd import places
+from iems.imapd.commands.common import existing, permitted
 from iems.imapd.content import read_pieces
 from iems.imapd.engine import LOGGED_IN, Command, Content, Spec, State
+from iems.imapd.places import Place
 from iems.store.wire import NewMessage
 
 if TYPE_CHECKING:
@@ -42,10 +45,10 @@ class Message:
 class Appending:
     """The messages of one APPEND as they come in. url: one that comes as a literal. replaces: (mailbox id, uid) or None."""
 
-    __slots__ = ("mailbox", "messages", "octets", "replaces", "url")
+    __slots__ = ("messages", "octets", "place", "replaces", "url")
 
-    def __init__(self, mailbox: Any, replaces: tuple[int, int] | None = None) -> None:
-        self.mailbox = mailbox
+    def __init__(self, place: Place, replaces: tuple[int, int] | None = None) -> None:
+        self.place = place
         self.messages: list[Message] = []
         self.octets = 0
         self.url: bytearray | None = None
@@ -61,14 +64,15 @@ class Appending:
 
 def _open(session: Session, name: str, replaced: int, uid_form: bool) -> Appending:
     """Begin a command. Raises `Refused`, `Bad`."""
-    mailbox = session.services.reader.mailbox(session.number, name) if name else None
-    if mailbox is None or mailbox.noselect:
-        raise Refused("[TRYCREATE] No such mailbox")
+    place = existing(session, name, trycreate=True, right="i")
     if not replaced:
-        return Appending(mailbox)
+        return Appending(place)
     view = session.view
     if view is None or view.read_only:
         raise Refused("[READ-ONLY] Mailbox was opened read-only")
+    permitted(view, "te")
+    if place.account != view.account:
+        raise Refused("[CANNOT] A message is replaced within its account")
     if uid_form:
         uid = replaced
         if view.position(uid) < 0:
@@ -77,7 +81,7 @@ def _open(session: Session, name: str, replaced: int, uid_form: bool) -> Appendi
         if replaced > view.told:
             raise Bad("Message sequence number beyond the mailbox")
         uid = view.uids[replaced - 1]
-    return Appending(mailbox, (view.mailbox_id, uid))
+    return Appending(place, (view.mailbox_id, uid))
 
 
 def _grow(session: Session, appending: Appending, octets: int) -> None:
@@ -87,8 +91,8 @@ def _grow(session: Session, appending: Appending, octets: int) -> None:
     appending.octets += octets
     if limit and appending.octets > limit:
         raise Refused("[TOOBIG] Too much in one command")
-    quota = session.account.quota_octets
-    if quota is not None and services.reader.usage(session.number)[0] + appending.octets > quota:
+    quota = appending.place.quota_octets
+    if quota is not None and services.reader.usage(appending.place.account)[0] + appending.octets > quota:
         raise Refused("[OVERQUOTA] Quota exceeded")
 
 
@@ -122,13 +126,16 @@ async def _link(session: Session, appending: Appending, url: bytes) -> None:
     services = session.services
     target = grammar.url(url)
     bad = Refused("[BADURL " + string(url[:200]).decode("latin-1") + "] No such content")
-    box = services.reader.mailbox(session.number, target.name) if target is not None else None
-    if target is None or box is None or box.noselect or target.uidvalidity not in (0, box.uidvalidity):
+    place = places.find(session, target.name) if target is not None else None
+    if target is None or place is None or place.box.noselect or not place.may("r"):
         raise bad
-    row = services.reader.message(session.number, box.id, target.uid)
+    box = place.box
+    if target.uidvalidity not in (0, box.uidvalidity):
+        raise bad
+    row = services.reader.message(place.account, box.id, target.uid)
     if row is None:
         raise bad
-    source = services.source((session.number, box.id, row.uid), row)
+    source = services.source((place.account, box.id, row.uid), row)
     found = await source.section(target.section)
     if found is None:
         raise bad
@@ -240,8 +247,8 @@ def _sink(session: Session, body: Any) -> Callable[[memoryview], None]:
     return sink
 
 
-async def stored(session: Session, command: Command) -> tuple[Any, int, list[int]]:
-    """Finish the command: (target mailbox, its uidvalidity, uids of the new messages). Raises `Refused`, StoreError."""
+async def stored(session: Session, command: Command) -> tuple[int, list[int]]:
+    """Finish the command: (uidvalidity of the target, uids of the new messages). Raises `Refused`, StoreError."""
     appending, session.appending = session.appending, None
     arguments = command.arguments
     steps: list[Step] = arguments if isinstance(arguments, list) else []
@@ -270,29 +277,33 @@ async def stored(session: Session, command: Command) -> tuple[Any, int, list[int
                     internaldate_s=now_s if date_s is None else max(date_s, 0),
                     envelope=envelope,
                     bodystructure=bodystructure,
-                    flags=message.begin.flags,
+                    flags=appending.place.allowed(message.begin.flags),
                     dot_free=dot_free,
                 )
             )
         uidvalidity, uids = await services.store.append(
-            session.number, appending.mailbox.name, new, session.account.quota_octets, replaces=appending.replaces
+            appending.place.account,
+            appending.place.box.name,
+            new,
+            appending.place.quota_octets,
+            replaces=appending.replaces,
         )
     finally:
         appending.abandon()
     services.count("appended_messages_total", len(uids))
     if appending.replaces is not None and session.view is not None:
         session.view.expunged_here([appending.replaces[1]])
-    return appending.mailbox, uidvalidity, uids
+    return uidvalidity, uids
 
 
 async def run(session: Session, command: Command) -> bytes:
-    _, uidvalidity, uids = await stored(session, command)
+    uidvalidity, uids = await stored(session, command)
     return b"OK [APPENDUID %d %b] APPEND completed" % (uidvalidity, sequence.render(uids))
 
 
 async def run_replace(session: Session, command: Command) -> bytes:
     """REPLACE and UID REPLACE (RFC 8508): the new message comes and the old one goes in one step."""
-    _, uidvalidity, uids = await stored(session, command)
+    uidvalidity, uids = await stored(session, command)
     session.send(b"* OK [APPENDUID %d %b] Replacement kept\r\n" % (uidvalidity, sequence.render(uids)))
     if session.view is not None:
         session.refresh()

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 async def run(session: Session, command: Command) -> bytes:
     view = selected(session)
-    if not view.read_only:
-        await session.services.store.expunge(session.number, view.mailbox_id, None)
+    if not view.read_only and (view.rights is None or "e" in view.rights):
+        await session.services.store.expunge(view.account, view.mailbox_id, None)
     session.deselect()
     return b"OK CLOSE completed"
 

@@ -250,7 +250,7 @@ def _check(session: Session, view: View) -> None:
 
 async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> frozenset[int]:
     """Set \\Seen where it is not; the uids of the messages that got it, to be told with their flags."""
-    if view.read_only:
+    if view.read_only or (view.rights is not None and "s" not in view.rights):
         return frozenset()
     unseen = [view.uids[at] for at in positions if not view.flags[at] & SEEN]
     if not unseen:
@@ -259,7 +259,7 @@ async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> f
     try:
         for start in range(0, len(unseen), SEEN_BATCH):
             changed += await session.services.store.store_flags(
-                session.number, view.mailbox_id, unseen[start : start + SEEN_BATCH], "+", ["\\Seen"]
+                view.account, view.mailbox_id, unseen[start : start + SEEN_BATCH], "+", ["\\Seen"]
             )
     except StoreError as fault:
         # Reading goes on while nothing can be written; the messages stay unread.
@@ -310,7 +310,7 @@ async def _from_kernel(
             _check(session, view)
         try:
             text, start = reader.fetch_summaries(
-                session.number, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS, view.recent_uid
+                view.account, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS, view.recent_uid
             )
         except KeyError:
             raise Refused("The mailbox is gone") from None
@@ -332,7 +332,7 @@ async def _with_content(
     uids = [view.uids[at] for at in positions]
     for start in range(0, len(uids), ROW_SLICE):
         part = uids[start : start + ROW_SLICE]
-        rows = services.reader.messages(session.number, view.mailbox_id, part)
+        rows = services.reader.messages(view.account, view.mailbox_id, part)
         for uid, row in zip(part, rows, strict=True):
             if row is None:
                 complete = False
@@ -355,7 +355,7 @@ async def _message(
     session: Session, view: View, at: int, row: Any, simple: tuple[bytes, ...], sections: tuple[Section, ...]
 ) -> None:
     """Send the response for one message."""
-    source = Source(session.services, (session.number, view.mailbox_id, row.uid), row)
+    source = Source(session.services, (view.account, view.mailbox_id, row.uid), row)
     parts = []
     for item in simple:
         if item == b"UID":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -10,6 +11,7 @@ from msgspec import Struct
 from iems.imap import names
 from iems.imap.grammar import Arguments, Bad, Refused
 from iems.imap.response import astring, nstring
+from iems.imapd import places
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 from iems.store.rows import METADATA_VALUE_MAX
 
@@ -109,19 +111,23 @@ def parse_set(arguments: Arguments) -> tuple[str, dict[str, bytes | None]]:
     return name, changes
 
 
-def _mailbox_id(session: Session, name: str) -> int:
+def _mailbox(session: Session, name: str, entries: Iterable[str], right: str) -> tuple[int, int]:
+    """(account, mailbox id) of a name, ids of 0 being the account. Raises `Refused`."""
     if not name:
-        return 0
-    box = session.services.reader.mailbox(session.number, name)
-    if box is None:
+        return session.number, 0
+    place = places.find(session, name)
+    if place is None:
         raise Refused("[NONEXISTENT] No such mailbox")
-    number: int = box.id
-    return number
+    place.require(right)
+    if place.rights is not None and any(not entry.startswith("/shared") for entry in entries):
+        # There is one set of entries: what is private in it is the owner's.
+        raise Refused("[METADATA NOPRIVATE] Only shared annotations in another's mailbox")
+    return place.account, place.box.id
 
 
 def run_get(session: Session, command: Command) -> bytes:
     request: Get = command.arguments
-    kept = session.services.reader.metadata(session.number, _mailbox_id(session, request.name))
+    kept = session.services.reader.metadata(*_mailbox(session, request.name, request.entries, "r"))
     found: dict[str, bytes | None] = {}
     for entry in request.entries:
         if entry in kept:
@@ -153,7 +159,7 @@ async def run_set(session: Session, command: Command) -> bytes:
     for value in changes.values():
         if value is not None and len(value) > METADATA_VALUE_MAX:
             raise Refused(f"[METADATA MAXSIZE {METADATA_VALUE_MAX}] Annotation too large")
-    await session.services.store.set_metadata(session.number, _mailbox_id(session, name), changes)
+    await session.services.store.set_metadata(*_mailbox(session, name, changes, "w"), changes)
     return b"OK SETMETADATA completed"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iems.imap.grammar import Arguments, Refused
+from iems.imap.response import astring
+from iems.imapd import places
 from iems.imapd.commands.common import one_mailbox
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -35,26 +37,29 @@ def parse_set(arguments: Arguments) -> None:
     arguments.end()
 
 
-def _quota(session: Session) -> bytes:
-    limit = session.account.quota_octets
+def _quota(session: Session, account: int, root: bytes, limit: int | None) -> bytes:
     if limit is None:
-        return b'* QUOTA "" ()\r\n'
-    used = session.services.reader.usage(session.number)[0]
-    return b'* QUOTA "" (STORAGE %d %d)\r\n' % (-(-used // 1024), limit // 1024)
+        return b"* QUOTA %b ()\r\n" % root
+    used = session.services.reader.usage(account)[0]
+    return b"* QUOTA %b (STORAGE %d %d)\r\n" % (root, -(-used // 1024), limit // 1024)
 
 
 def run_get(session: Session, command: Command) -> bytes:
     if command.arguments:
         raise Refused("[NONEXISTENT] No such quota root")
-    session.send(_quota(session))
+    session.send(_quota(session, session.number, b'""', session.account.quota_octets))
     return b"OK GETQUOTA completed"
 
 
 def run_root(session: Session, command: Command) -> bytes:
     name = command.arguments
-    if not name or session.services.reader.mailbox(session.number, name) is None:
+    place = places.find(session, name)
+    if place is None:
         raise Refused("[NONEXISTENT] No such mailbox")
-    session.send(b"* QUOTAROOT " + session.mailbox_text(name) + b' ""\r\n' + _quota(session))
+    place.require("r")
+    root = b'""' if place.rights is None else astring(place.address.encode())
+    text = _quota(session, place.account, root, place.quota_octets)
+    session.send(b"* QUOTAROOT %b %b\r\n" % (session.mailbox_text(name), root) + text)
     return b"OK GETQUOTAROOT completed"
 
 

@@ -128,7 +128,7 @@ async def find(
     loop_now = session.services.now
     now_s = int(session.services.clock())
     judged = _Vectors(
-        view, count, now_s, lambda: session.services.reader.table(session.number, view.mailbox_id)
+        view, count, now_s, lambda: session.services.reader.table(view.account, view.mailbox_id)
     )
     must, may = judged.of(key)
     if view.gone:
@@ -157,10 +157,10 @@ async def find(
     reader = session.services.reader
     for start in range(0, len(open_questions), ROWS):
         part = open_questions[start : start + ROWS]
-        rows = reader.messages(session.number, view.mailbox_id, [view.uids[at] for at in part])
+        rows = reader.messages(view.account, view.mailbox_id, [view.uids[at] for at in part])
         for at, row in zip(part, rows, strict=True):
             if row is not None:
-                source = Source(session.services, (session.number, view.mailbox_id, row.uid), row)
+                source = Source(session.services, (view.account, view.mailbox_id, row.uid), row)
                 if await _holds(key, at, source):
                     found.append(at)
             if loop_now() - started > SLICE_S:
@@ -291,7 +291,7 @@ def _column_names(key: Any) -> list[str]:
 
 def sizes_and_dates(session: Session, view: View) -> tuple[list[int], list[int]]:
     """RFC822.SIZE and INTERNALDATE (seconds since 1970) of every message of the view; 0 for what is gone."""
-    read = lambda: session.services.reader.table(session.number, view.mailbox_id)  # noqa: E731
+    read = lambda: session.services.reader.table(view.account, view.mailbox_id)  # noqa: E731
     _, sizes, dates = _Vectors(view, len(view), 0, read).rows()
     return sizes.tolist(), dates.tolist()
 

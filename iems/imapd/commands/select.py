@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
+    from iems.imapd.places import Place
     from iems.imapd.session import Session
 
 #: Pairs of the sequence match data that are looked at.
@@ -87,36 +88,38 @@ def run(session: Session, command: Command) -> bytes | Coroutine[Any, Any, bytes
         session.send(b"* OK [CLOSED] Previous mailbox is closed\r\n")
     if condstore:
         session.want_modseq()
-    mailbox = existing(session, name)
-    read_only = command.spec.name == b"EXAMINE"
+    place = existing(session, name)
+    mailbox = place.box
+    read_only = command.spec.name == b"EXAMINE" or not any(place.may(right) for right in "swte")
     if read_only or mailbox.recent_uid >= mailbox.uidnext or b"IMAP4REV2" in session.enabled:
-        return open_view(session, mailbox, read_only, mailbox.recent_uid, resync)
-    return _take_recent(session, mailbox, resync)
+        return open_view(session, place, read_only, mailbox.recent_uid, resync)
+    return _take_recent(session, place, resync)
 
 
-async def _take_recent(session: Session, mailbox: Any, resync: Resync | None) -> bytes:
+async def _take_recent(session: Session, place: Place, resync: Resync | None) -> bytes:
     try:
-        recent_uid = await session.services.store.take_recent(session.number, mailbox.id)
+        recent_uid = await session.services.store.take_recent(place.account, place.box.id)
     except StoreError:
         # Reading goes on while the store's writer is away; the messages stay \Recent for the next session.
-        recent_uid = mailbox.recent_uid
-    return open_view(session, mailbox, False, recent_uid, resync)
+        recent_uid = place.box.recent_uid
+    return open_view(session, place, False, recent_uid, resync)
 
 
 def open_view(
-    session: Session, mailbox: Any, read_only: bool, recent_uid: int, resync: Resync | None = None
+    session: Session, place: Place, read_only: bool, recent_uid: int, resync: Resync | None = None
 ) -> bytes:
     """Select a mailbox and send what is to be known of it; the tagged reply."""
     services = session.services
-    selected = services.views.select(services.reader, session.number, mailbox.id)
+    selected = services.views.select(services.reader, place.account, place.box.id)
     if selected is None:
         raise Refused("[NONEXISTENT] No such mailbox")
     rev2 = b"IMAP4REV2" in session.enabled
-    view = View(session.number, selected, read_only, 1 << 32 if rev2 else recent_uid)
+    view = View(place.account, selected, read_only, 1 << 32 if rev2 else recent_uid)
+    view.rights = place.rights
     session.select(view)
     parts = [view.flags_response(), b"* %d EXISTS\r\n" % len(view)]
     if rev2:
-        parts.append(b'* LIST () "/" %b\r\n' % session.mailbox_text(mailbox.name))
+        parts.append(b'* LIST () "/" %b\r\n' % session.mailbox_text(place.name))
     else:
         parts.append(b"* %d RECENT\r\n" % view.recent())
         unseen = view.first_unseen()
@@ -125,7 +128,7 @@ def open_view(
     parts.append(b"* OK [UIDVALIDITY %d] UIDs valid\r\n" % view.uidvalidity)
     parts.append(b"* OK [UIDNEXT %d] Predicted next UID\r\n" % view.uidnext)
     parts.append(b"* OK [HIGHESTMODSEQ %d] Highest\r\n" % view.modseq)
-    parts.append(b"* OK [MAILBOXID (%b)] Stays\r\n" % objectid.mailbox(session.number, mailbox.id))
+    parts.append(b"* OK [MAILBOXID (%b)] Stays\r\n" % objectid.mailbox(place.account, place.box.id))
     if resync is not None and resync.uidvalidity == view.uidvalidity and resync.modseq < view.modseq:
         parts.append(_resynced(session, view, selected, resync))
     session.send(b"".join(parts))
@@ -152,7 +155,7 @@ def _resynced(session: Session, view: View, selected: Any, resync: Resync) -> by
 
 def earlier(session: Session, view: View, since: int, known: Ranges | None) -> list[int]:
     """Uids that vanished after a mod-sequence; known: only of these."""
-    gone: list[int] = session.services.reader.vanished(session.number, view.mailbox_id, since)
+    gone: list[int] = session.services.reader.vanished(view.account, view.mailbox_id, since)
     if known is not None:
         last = view.uids[-1] if view.uids else 0
         gone = [uid for uid in gone if sequence.contains(known, uid, last)]

@@ -167,6 +167,12 @@ class FakeStore:
             start += 1
         return out, start
 
+    def acl(self, account: int, mailbox_id: int) -> dict[str, tuple[int, str]]:
+        return {}
+
+    def shared(self, account: int) -> list[int]:
+        return []
+
     def metadata(self, account: int, mailbox_id: int) -> dict[str, bytes]:
         return self.annotations.get(mailbox_id, {})
 

@@ -317,6 +317,53 @@ def test_hard_messages_by_append_and_fetch(home):
     client.close()
 
 
+def test_a_day_of_a_mail_reader(home):
+    """What Thunderbird and its like do: folders, headers of what is new, IDLE, changes since, filing away, sending."""
+    reader, sender = Client(home, b"a1@load.test"), Client(home, b"a1@load.test")
+    reader.ask(b'ID ("name" "reader" "version" "1")')
+    reader.ask(b"ENABLE CONDSTORE UTF8=ACCEPT")
+    assert reader.ask(b"NAMESPACE")[1].startswith(b"OK")
+    folders = reader.ask(b'LIST (SUBSCRIBED) "" "*" RETURN (SPECIAL-USE STATUS (MESSAGES UNSEEN HIGHESTMODSEQ))')[0]
+    assert any(b"\\Trash" in line for line in folders)
+    sender.ask(b"SELECT INBOX")
+    sender.ask(b"STORE 1:* +FLAGS.SILENT (\\Deleted)")
+    sender.ask(b"EXPUNGE")
+    for number in range(5):
+        sender.append(MESSAGE % (number, number, number))
+    untagged, _ = reader.ask(b"SELECT INBOX (CONDSTORE)")
+    modseq = int(re.search(rb"HIGHESTMODSEQ (\d+)", b" ".join(untagged))[1])
+    lines, _ = reader.ask(b"UID FETCH 1:* (FLAGS)")
+    uids = [int(re.search(rb"UID (\d+)", line)[1]) for line in lines]
+    assert len(uids) == 5
+    lines, _ = reader.ask(
+        b"UID FETCH %d:%d (UID RFC822.SIZE FLAGS BODY.PEEK[HEADER.FIELDS (From To Subject Date Message-ID)])" % (uids[0], uids[-1])
+    )
+    assert len(lines) == 5
+    reader.send(b"i IDLE\r\n")
+    assert reader.line().startswith(b"+")
+    sender.ask(b"STORE 2 +FLAGS (\\Flagged)")
+    while b"\\Flagged" not in (line := reader.line()):
+        pass
+    assert b"MODSEQ" in line
+    sender.append(MESSAGE % (5, 5, 5))
+    while reader.line() != b"* 6 EXISTS":
+        pass
+    reader.send(b"DONE\r\n")
+    while not reader.line().startswith(b"i OK"):
+        pass
+    lines, _ = reader.ask(b"UID FETCH 1:* (FLAGS) (CHANGEDSINCE %d)" % modseq)
+    assert [int(re.search(rb"UID (\d+)", line)[1]) for line in lines] == [uids[1], uids[-1] + 1]
+    reader.ask(b"UID FETCH %d (BODY[])" % uids[0])
+    reader.ask(b"UID STORE %d +FLAGS (\\Answered)" % uids[0])
+    assert reader.ask(b"UID STORE %d (UNCHANGEDSINCE 1) +FLAGS (\\Flagged)" % uids[0])[1].startswith(b"OK [MODIFIED")
+    done = reader.ask(b"UID MOVE %d Trash" % uids[2])
+    assert b"* 3 EXPUNGE" in done[0]
+    assert reader.append(b"Subject: reply\r\n\r\nx\r\n", b"Sent", b"\\Seen")[1].startswith(b"OK [APPENDUID")
+    assert reader.ask(b"UID SEARCH RETURN (COUNT) UNDELETED")[0] == [b'* ESEARCH (TAG "t%d") UID COUNT 5' % reader.number]
+    reader.close()
+    sender.close()
+
+
 def test_search_finds_what_envelope_says(home):
     """From the index rows for many, from the message for few: both say the same."""
     client = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=20)

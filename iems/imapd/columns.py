@@ -44,6 +44,8 @@ _START = re.compile(rb"\* (\d+) FETCH \(ENVELOPE ")
 _SUBJECT = re.compile(
     rb'^\* (\d+) FETCH \(ENVELOPE \((?:NIL|"[^"\\]*(?:\\.[^"\\]*)*") (NIL|"[^"\\]*(?:\\.[^"\\]*)*") [^\n]*\n', re.MULTILINE
 )
+#: What makes a subject more than its text: encoded words, escapes, controls, white space that folds.
+_ODD = re.compile(rb'=\?|\\|[\x00-\x09\x0b-\x1f\x7f]|  |^" | "$', re.MULTILINE)
 _LITERAL = re.compile(rb"\{(\d+)\}\r\n")
 _ID = re.compile(rb"<[^<>\s]{1,998}>")
 _PLACES = {
@@ -193,7 +195,7 @@ def _plain_subjects(text: bytes, column: _Column) -> bool:
     if not found or len(found) != text.count(b"\r\n"):
         return False
     joined = b"\n".join([raw for _, raw in found])
-    if not joined.isascii() or any(mark in joined for mark in (b"=?", b"\\", b"\t", b"  ", b'" ', b' "')):
+    if not joined.isascii() or _ODD.search(joined):
         return False
     lines = joined.decode("ascii").lower().split("\n")
     column.uids.extend(map(int, [uid for uid, _ in found]))

@@ -83,6 +83,11 @@ def existing(session: Session, name: str, trycreate: bool = False, right: str = 
     return place
 
 
+def highest(session: Session, view: View) -> bytes:
+    """The response code that QRESYNC asks for where messages went (RFC 7162 3.2.7); b"" without it."""
+    return b"[HIGHESTMODSEQ %d] " % view.modseq if b"QRESYNC" in session.enabled else b""
+
+
 def permitted(view: View, rights: str) -> None:
     """Raises `Refused` if the selected mailbox is another's and one of the rights is missing."""
     if view.rights is not None and any(right not in view.rights for right in rights):

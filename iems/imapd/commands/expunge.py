@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iems.imap.grammar import Arguments
-from iems.imapd.commands.common import chosen, no_arguments, permitted, present, writable
+from iems.imapd.commands.common import chosen, highest, no_arguments, permitted, present, writable
 from iems.imapd.engine import Command, Spec, State
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ async def run(session: Session, command: Command) -> bytes:
     session.refresh()
     if session.view is view:
         session.send(view.updates(True))
-    return b"OK EXPUNGE completed"
+    return b"OK %bEXPUNGE completed" % (highest(session, view) if removed else b"")
 
 
 SPECS = [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from iems.imap.grammar import Refused
 from iems.imapd import transfer
-from iems.imapd.commands.common import chosen, existing, permitted, present, writable
+from iems.imapd.commands.common import chosen, existing, highest, permitted, present, writable
 from iems.imapd.commands.copy import copyuid, parse
 from iems.imapd.engine import Command, Spec, State
 
@@ -36,7 +36,7 @@ async def run(session: Session, command: Command) -> bytes:
             if (target.account, target.box.id) != (view.account, view.mailbox_id):
                 view.expunged_here(sources)
             session.send(view.updates(True))
-    return b"OK MOVE completed"
+    return b"OK %bMOVE completed" % highest(session, view)
 
 
 SPECS = [Spec(b"MOVE", State.SELECTED, parse, run), Spec(b"UID MOVE", State.SELECTED, parse, run)]

@@ -12,7 +12,7 @@ from iems.imap import objectid, sequence
 from iems.imap.grammar import SAVED, Arguments, Bad, Ranges, Refused
 from iems.imapd.commands.common import existing, mailbox_argument
 from iems.imapd.engine import LOGGED_IN, Command, Spec, Updates
-from iems.imapd.view import View
+from iems.imapd.view import UIDONLY, View
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -122,7 +122,7 @@ def open_view(
         parts.append(b'* LIST () "/" %b\r\n' % session.mailbox_text(place.name))
     else:
         parts.append(b"* %d RECENT\r\n" % view.recent())
-        unseen = view.first_unseen()
+        unseen = view.first_unseen() if not view.mode & UIDONLY else 0  # a number nobody can use
         if unseen:
             parts.append(b"* OK [UNSEEN %d] First unseen message\r\n" % unseen)
     parts.append(b"* OK [UIDVALIDITY %d] UIDs valid\r\n" % view.uidvalidity)

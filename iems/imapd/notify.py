@@ -5,6 +5,7 @@ One watch of the whole account; when something changed, mailboxes are compared w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -63,10 +64,14 @@ def _known(box: Any) -> _Known:
 
 
 class Notifier:
-    """The groups a session asked for; the first one that holds a mailbox decides about it (RFC 5465 3)."""
+    """The groups a session asked for; the first one that holds a mailbox decides about it (RFC 5465 3).
 
-    def __init__(self, session: Session, groups: list[Group]) -> None:
+    then(session): called when mailboxes were compared, to tell of the selected one.
+    """
+
+    def __init__(self, session: Session, groups: list[Group], then: Callable[[Session], None]) -> None:
         self._session = session
+        self._then = then
         self.groups = [group for group in groups if not group.kind.startswith(b"SELECTED")]
         self.selected = next((group for group in groups if group.kind.startswith(b"SELECTED")), None)
         self._boxes: dict[int, _Known] = {}
@@ -127,7 +132,7 @@ class Notifier:
         text = b"".join(parts)
         if text:
             session.send(text)
-        session.notified()
+        self._then(session)
 
     def _of(self, box: Any, old: _Known | None, now: _Known) -> bytes:
         """What to tell of one mailbox."""

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
 from iems.imap import response
-from iems.imap.fetch import Request
-from iems.imap.grammar import Bad, Refused
-from iems.imapd import commands, contexts
-from iems.imapd.commands import fetch
+from iems.imapd import commands, telling
 from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, State, Updates
+from iems.imapd.faults import reply_to
 from iems.imapd.kept import KEPT_FROM
 from iems.imapd.notify import Notifier
+from iems.imapd.resumed import Resumed
 from iems.imapd.services import Services
 from iems.imapd.view import REV2, UIDONLY, VANISHED, View
 from iems.net.deflate import Deflated
@@ -35,20 +33,6 @@ OUTPUT_HIGH = 256 * 1024
 
 #: A command that takes longer tells its progress this often (RFC 9585 4: no more often than every 10 s).
 PROGRESS_S = 10.0
-
-_CODES = {
-    "": "",
-    "OVERQUOTA": "[OVERQUOTA] ",
-    "TRYCREATE": "[TRYCREATE] ",
-    "ALREADYEXISTS": "[ALREADYEXISTS] ",
-    "NONEXISTENT": "[NONEXISTENT] ",
-    "CANNOT": "[CANNOT] ",
-    "LIMIT": "[LIMIT] ",
-    "INUSE": "[INUSE] ",
-    "NOPERM": "[NOPERM] ",
-    "READ-ONLY": "[READ-ONLY] ",
-    "METADATA TOOMANY": "[METADATA TOOMANY] ",
-}
 
 
 class Session:
@@ -282,7 +266,7 @@ class Session:
         try:
             result = command.spec.run(self, command)
         except Exception as fault:
-            result = self._fault(command, fault)
+            result = reply_to(self.services, command, fault)
         if result is None:
             return
         if isinstance(result, bytes):
@@ -295,13 +279,13 @@ class Session:
         try:
             pending = coroutine.send(None)
         except StopIteration as end:
-            self._done(command, end.value)
+            self.done(command, end.value)
         except Exception as fault:
-            self._done(command, self._fault(command, fault))
+            self.done(command, reply_to(self.services, command, fault))
         else:
-            self.running = self.services.loop.create_task(self._drive(command, _Resumed(coroutine, pending)))
+            self.running = self.services.loop.create_task(self._drive(command, Resumed(coroutine, pending)))
 
-    def _done(self, command: Command, result: bytes | None) -> None:
+    def done(self, command: Command, result: bytes | None) -> None:
         """A command came to its end."""
         if result is not None and not self.closing:
             self.finish(command, result)
@@ -309,19 +293,19 @@ class Session:
             self.stream.send(self.leaving)
             self.close()
 
-    async def _drive(self, command: Command, rest: _Resumed) -> None:
+    async def _drive(self, command: Command, rest: Resumed) -> None:
         try:
             result = await rest
         except asyncio.CancelledError:
             self.running = None
             return
         except Exception as fault:
-            result = self._fault(command, fault)
+            result = reply_to(self.services, command, fault)
         self.running = None
         if self.number:
             self.active_s = self.services.now()
         try:
-            self._done(command, result)
+            self.done(command, result)
             self.pump()
             self._take_input()
         except Exception as fault:
@@ -334,26 +318,6 @@ class Session:
         if self._paused and self.running is None and not self._waiting and not self.closing:
             self._paused = False
             self.stream.resume_reading()
-
-    def _fault(self, command: Command, fault: Exception) -> bytes:
-        """The tagged reply for what went wrong; only refusals meant for the client say more than that it did."""
-        if isinstance(fault, Bad):
-            return b"BAD " + str(fault).encode("ascii", "replace")
-        if isinstance(fault, Refused):
-            return b"NO " + str(fault).encode("ascii", "replace")
-        if isinstance(fault, StoreUnavailable | DirectoryUnavailable):
-            self.services.log("imap-unavailable", command=command.spec.name, cause=str(fault))
-            return b"NO [UNAVAILABLE] Not possible at the moment; try again later"
-        if isinstance(fault, StoreError):
-            code = _CODES.get(fault.code, "[CANNOT] ")
-            return b"NO " + (code + str(fault)).encode("ascii", "replace")
-        if isinstance(fault, SpoolFull):
-            return b"NO [UNAVAILABLE] No room at the moment; try again later"
-        if isinstance(fault, SpoolError):
-            self.services.log("imap-unavailable", command=command.spec.name, cause=str(fault))
-            return b"NO [UNAVAILABLE] Could not be stored; try again later"
-        self.services.error(f"{command.spec.name.decode()} failed", fault)
-        return b"NO [SERVERBUG] Internal error"
 
     def finish(self, command: Command, reply: bytes) -> None:
         """Send the updates allowed now, then the tagged reply."""
@@ -368,36 +332,11 @@ class Session:
             told = view.updates(expunges)
             if view.contexts is not None and not self.engine.pipelined:
                 self.stream.send(told)
-                self.running = self.services.loop.create_task(self._finish_contexts(command, reply))
+                self.running = self.services.loop.create_task(telling.finish_contexts(self, command, reply))
                 return
             self.stream.send(told + command.tag + b" " + reply + b"\r\n")
         else:
             self.stream.send(command.tag + b" " + reply + b"\r\n")
-
-    async def _finish_contexts(self, command: Command, reply: bytes) -> None:
-        """Tell of searches kept up to date, then the tagged reply."""
-        text = await self._context_updates()
-        self.running = None
-        if self.closing:
-            return
-        self.stream.send(text + command.tag + b" " + reply + b"\r\n")
-        self._done(command, None)
-        self.pump()
-        self._take_input()
-
-    async def _context_updates(self) -> bytes:
-        try:
-            return await contexts.update(self)
-        except Exception as fault:
-            # Updates are a service beside the command: without them its reply still comes.
-            if not isinstance(fault, Refused | StoreError):
-                self.services.error("search updates failed", fault)
-            return b""
-
-    async def _push_contexts(self) -> None:
-        text = await self._context_updates()
-        if self.idling and not self.closing:
-            self.stream.send(text)
 
     def refresh(self, check: bool = True) -> None:
         """Bring the view up to date. check: ask the store's index even if nothing was pushed."""
@@ -544,36 +483,6 @@ class Session:
             self.notifier.close()
         self.notifier = notifier
 
-    def notified(self) -> None:
-        """Something of the account changed: tell of the selected mailbox too, if NOTIFY asks for that."""
-        notifier, view = self.notifier, self.view
-        if notifier is None or view is None or self.idling or not notifier.may_tell():
-            return
-        self.refresh(False)
-        if self.view is not view or self.closing:
-            return
-        assert notifier.selected is not None
-        told = view.told
-        text = view.updates(notifier.selected.kind == b"SELECTED")
-        if text:
-            self.send(text)
-        request = notifier.selected.request
-        if request is not None and view.told > told:
-            new = range(told, view.told)
-            self.running = self.services.loop.create_task(self._tell_new(view, new, request))
-
-    async def _tell_new(self, view: View, positions: range, request: Request) -> None:
-        """FETCH of new messages, as NOTIFY asked for."""
-        try:
-            await fetch.tell(self, view, positions, request)
-        except (Bad, Refused, StoreError):
-            pass  # gone meanwhile: the client will be told
-        except Exception as fault:
-            self.services.error("NOTIFY failed", fault)
-        self.running = None
-        if not self.closing:
-            self.resume()
-
     def _push(self) -> None:
         """Tell an idling client what is new (RFC 2177)."""
         self._pushing = False
@@ -584,38 +493,10 @@ class Session:
                 if text:
                     self.stream.send(text)
                 if self.view.contexts is not None:
-                    self.services.keep_task(self.services.loop.create_task(self._push_contexts()))
-
-    # ------------------------------------------------------------------ content
+                    self.services.keep_task(self.services.loop.create_task(telling.push_contexts(self)))
 
     def _offer(self, offer: Content) -> None:
         """A command wants to send content (APPEND)."""
         from iems.imapd.commands import append
 
         append.offered(self, offer)
-
-
-class _Resumed:
-    """The rest of a coroutine that was run up to its first wait: commands that need not wait cost no task."""
-
-    __slots__ = ("_coroutine", "_pending")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], pending: Any) -> None:
-        self._coroutine = coroutine
-        self._pending = pending
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        pending = self._pending
-        try:
-            while True:
-                try:
-                    value = yield pending
-                except GeneratorExit:
-                    self._coroutine.close()
-                    raise
-                except BaseException as fault:
-                    pending = self._coroutine.throw(fault)
-                else:
-                    pending = self._coroutine.send(value)
-        except StopIteration as end:
-            return end.value

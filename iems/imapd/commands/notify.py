@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from iems.imap import fetch, names
 from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imapd import telling
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 from iems.imapd.notify import EVENTS, Group, Notifier
 
@@ -119,7 +120,7 @@ def run(session: Session, command: Command) -> bytes:
         raise Refused("[BADEVENT (" + " ".join(event.decode() for event in EVENTS) + ")] Event not supported")
     session.notify(None)
     if request.groups:
-        notifier = Notifier(session, request.groups)
+        notifier = Notifier(session, request.groups, telling.notified)
         session.notify(notifier)
         if request.status:
             session.send(notifier.statuses())

@@ -8,6 +8,7 @@ from functools import lru_cache
 from msgspec import Struct
 
 from iems.imap.grammar import MAX_NUMBER, Arguments, Bad
+from iems.imap.results import partial_range
 
 #: Items of one FETCH and fields of one HEADER.FIELDS.
 MAX_ITEMS = 200
@@ -31,18 +32,23 @@ class Section(Struct, frozen=True):
     count: int = 0
     peek: bool = True
     label: bytes = b"BODY[]"
+    binary: bool = False  # with the transfer encoding undone (RFC 3516)
+    size: bool = False  # only how many octets that are
 
 
 class Request(Struct, frozen=True):
     """All items of a FETCH.
 
-    simple: names among UID FLAGS INTERNALDATE RFC822.SIZE ENVELOPE BODYSTRUCTURE BODY MODSEQ, in the order asked.
-    changed_since: the CHANGEDSINCE modifier (RFC 7162) or None.
+    simple: names among UID FLAGS INTERNALDATE RFC822.SIZE ENVELOPE BODYSTRUCTURE BODY MODSEQ EMAILID THREADID SAVEDATE
+    PREVIEW, in the order asked. changed_since: the CHANGEDSINCE modifier (RFC 7162) or None; vanished: with VANISHED.
+    partial: the PARTIAL modifier (RFC 9394).
     """
 
     simple: tuple[bytes, ...] = ()
     sections: tuple[Section, ...] = ()
     changed_since: int | None = None
+    vanished: bool = False
+    partial: tuple[int, int] | None = None
 
     @property
     def sets_seen(self) -> bool:
@@ -51,8 +57,9 @@ class Request(Struct, frozen=True):
 
 
 _SIMPLE = frozenset(
-    (b"UID", b"FLAGS", b"INTERNALDATE", b"RFC822.SIZE", b"ENVELOPE", b"BODYSTRUCTURE", b"MODSEQ")
-)
+    (b"UID", b"FLAGS", b"INTERNALDATE", b"RFC822.SIZE", b"ENVELOPE", b"BODYSTRUCTURE", b"MODSEQ",
+     b"EMAILID", b"THREADID", b"SAVEDATE", b"PREVIEW")
+)  # fmt: skip
 _MACROS = {
     b"FAST": (b"FLAGS", b"INTERNALDATE", b"RFC822.SIZE"),
     b"ALL": (b"FLAGS", b"INTERNALDATE", b"RFC822.SIZE", b"ENVELOPE"),
@@ -99,20 +106,43 @@ def _parse(arguments: Arguments) -> Request:
             simple = dict.fromkeys(macro)
         else:
             _item(arguments, simple, sections)
-    changed_since = None
+    changed_since = partial = None
+    vanished = False
     if arguments.accept(b" ("):
         while True:
             word = arguments.word()
-            if word != b"CHANGEDSINCE":
+            if word == b"CHANGEDSINCE":
+                arguments.space()
+                changed_since = arguments.number64()
+            elif word == b"VANISHED":
+                vanished = True
+            elif word == b"PARTIAL":
+                arguments.space()
+                partial = partial_range(arguments)
+            else:
                 raise Bad("Unknown FETCH modifier")
-            arguments.space()
-            changed_since = arguments.number64()
             if arguments.accept(b")"):
                 break
             arguments.space()
-        simple[b"MODSEQ"] = None
+        if vanished and changed_since is None:
+            raise Bad("VANISHED needs CHANGEDSINCE")
+        if changed_since is not None:
+            simple[b"MODSEQ"] = None
     arguments.end()
-    return Request(tuple(simple), tuple(sections), changed_since)
+    return Request(tuple(simple), tuple(sections), changed_since, vanished, partial)
+
+
+def items_until_close(arguments: Arguments) -> Request:
+    """Items of a list whose opening parenthesis was read, with the closing one (NOTIFY, RFC 5465 5.2). Raises `Bad`."""
+    simple: dict[bytes, None] = {}
+    sections: list[Section] = []
+    while True:
+        _item(arguments, simple, sections)
+        if len(simple) + len(sections) > MAX_ITEMS:
+            raise Bad("Too many items")
+        if arguments.accept(b")"):
+            return Request(tuple(simple), tuple(sections))
+        arguments.space()
 
 
 def _item(arguments: Arguments, simple: dict[bytes, None], sections: list[Section]) -> None:
@@ -128,8 +158,15 @@ def _item(arguments: Arguments, simple: dict[bytes, None], sections: list[Sectio
             simple[b"BODY"] = None
         else:
             raise Bad("Section expected after BODY.PEEK")
+    elif name in (b"BINARY", b"BINARY.PEEK", b"BINARY.SIZE"):
+        arguments.expect(b"[")
+        sections.append(_binary(arguments, name))
     elif name in _SIMPLE:
         simple[name] = None
+        if name == b"PREVIEW" and arguments.accept(b" ("):
+            if arguments.word() != b"LAZY":
+                raise Bad("Unknown modifier of PREVIEW")
+            arguments.expect(b")")
     elif name in _RFC822:
         sections.append(_RFC822[name])
     else:
@@ -178,6 +215,40 @@ def _section(arguments: Arguments, peek: bool) -> Section:
             raise Bad("A partial range can't be empty")
         label += b"<%d>" % origin
     return Section(part, kind, fields, origin, min(count, MAX_NUMBER), peek, label)
+
+
+def _binary(arguments: Arguments, name: bytes) -> Section:
+    """What stands between the brackets of BINARY, BINARY.PEEK and BINARY.SIZE (RFC 3516 4.2)."""
+    match = _SECTION_PART.match(arguments.data, arguments.pos)
+    written = b""
+    if match is not None:
+        written = match.group()
+        arguments.pos = match.end()
+    part = tuple(int(number) for number in written.split(b".")) if written else ()
+    if 0 in part:
+        raise Bad("Part numbers start at 1")
+    arguments.expect(b"]")
+    if name == b"BINARY.SIZE":
+        return Section(part, label=b"BINARY.SIZE[" + written + b"]", binary=True, size=True)
+    label = b"BINARY[" + written + b"]"
+    origin, count = -1, 0
+    if arguments.accept(b"<"):
+        origin = arguments.number()
+        arguments.expect(b".")
+        count = arguments.number()
+        arguments.expect(b">")
+        if count == 0:
+            raise Bad("A partial range can't be empty")
+        label += b"<%d>" % origin
+    return Section(part, b"", (), origin, count, name == b"BINARY.PEEK", label, True)
+
+
+def section(text: bytes) -> Section:
+    """What stands between the brackets of BODY[...]. Raises `Bad`."""
+    arguments = Arguments(text + b"]")
+    found = _section(arguments, True)
+    arguments.end()
+    return found
 
 
 def _fields(arguments: Arguments) -> tuple[bytes, ...]:

@@ -19,13 +19,16 @@ STAR = MAX_NUMBER + 1
 
 Ranges = list[tuple[int, int]]
 
+#: Stands for `$` in place of a sequence set: what the last SEARCH saved (RFC 5182).
+SAVED: Ranges = [(0, 0)]
+
 _ATOM = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff%*"\\\]]+')
 _ASTRING = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff%*"\\]+')
 _LIST_MAILBOX = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff"\\]+')
 # 8-bit octets in quoted strings are not RFC 3501, but clients send UTF-8 passwords and names so.
 _QUOTED = re.compile(rb'"((?:[^"\\\r\n\x00]|\\["\\])*)"')
 _ESCAPE = re.compile(rb'\\(["\\])')
-_LITERAL = re.compile(rb"\{(\d{1,10})\+?\}\r\n")
+_LITERAL = re.compile(rb"~?\{(\d{1,10})\+?\}\r\n")
 _NUMBER = re.compile(rb"\d{1,20}")
 _SEQUENCE_SET = re.compile(rb"[0-9*:,]+")
 _FLAG = re.compile(rb'\\?[^(){ \x00-\x1f\x7f-\xff%*"\\\]]+')
@@ -47,16 +50,17 @@ class Refused(Exception):
 class Arguments:
     """A cursor over the arguments of one command.
 
-    data: the whole command. pos: where the next argument starts. Every method that reads moves `pos` past what it
+    data: the whole command. pos: where the next argument starts. utf8: how mailbox names come. Every method that reads moves `pos` past what it
     read and raises `Bad` if something else is there.
     """
 
-    __slots__ = ("data", "nesting", "pos")
+    __slots__ = ("data", "nesting", "pos", "utf8")
 
     def __init__(self, data: bytes, pos: int = 0) -> None:
         self.data = data
         self.pos = pos
         self.nesting = 0
+        self.utf8 = False  # mailbox names are UTF-8 (RFC 6855, 9051), not modified UTF-7
 
     def at_end(self) -> bool:
         """Whether nothing is left."""
@@ -129,7 +133,7 @@ class Arguments:
             self.pos = match.end()
             text = match.group(1)
             return _ESCAPE.sub(rb"\1", text) if b"\\" in text else text
-        if first == b"{":
+        if first in (b"{", b"~"):
             match = _LITERAL.match(data, self.pos)
             if match is None:
                 raise Bad("Malformed literal")
@@ -168,7 +172,9 @@ class Arguments:
         return self.string()
 
     def sequence_set(self) -> Ranges:
-        """A sequence-set; see `parse_set`."""
+        """A sequence-set; see `parse_set`. `$` gives `SAVED` itself."""
+        if self.accept(b"$"):
+            return SAVED
         return parse_set(self._take(_SEQUENCE_SET, "Sequence set"))
 
     def flag(self) -> bytes:

@@ -78,9 +78,20 @@ def canonical(name: str) -> str:
     return name
 
 
-def mailbox(wire: bytes) -> str:
-    """The name of a mailbox argument: decoded, in NFC, INBOX in capitals. It may still be no possible name."""
-    name = decode(wire)
+def plain(wire: bytes) -> str:
+    """A name sent as UTF-8 (RFC 6855 3, RFC 9051 5.1). Raises `Bad`."""
+    try:
+        return wire.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Bad("Mailbox name is not UTF-8") from None
+
+
+def mailbox(wire: bytes, utf8: bool = False) -> str:
+    """The name of a mailbox argument: decoded, in NFC, INBOX in capitals. It may still be no possible name.
+
+    utf8: it is UTF-8 and `&` is a character like any other.
+    """
+    name = plain(wire) if utf8 else decode(wire)
     if not name.isascii():
         name = unicodedata.normalize("NFC", name)
     return canonical(name)

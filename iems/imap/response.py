@@ -10,6 +10,7 @@ from iems.imap import names
 from iems.imap.grammar import MONTHS
 
 _ATOM = re.compile(rb'[^(){ \x00-\x1f\x7f-\xff%*"\\\]]+')
+_CONTROL = re.compile(rb"[\x00\r\n]")
 _QUOTABLE = re.compile(rb"[\x01-\x09\x0b\x0c\x0e-\x7f]*")
 
 
@@ -36,6 +37,14 @@ def astring(value: bytes) -> bytes:
 def mailbox(name: str) -> bytes:
     """A mailbox name in modified UTF-7 as an astring."""
     return astring(names.encode(name))
+
+
+def utf8_string(value: str) -> bytes:
+    """A quoted string in UTF-8 for who can read it (RFC 6855 3, RFC 9051 4.3), else a literal."""
+    octets = value.encode("utf-8", "surrogatepass")
+    if len(octets) <= 1024 and not _CONTROL.search(octets):
+        return b'"' + octets.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+    return b"{%d}\r\n" % len(octets) + octets
 
 
 def internaldate(seconds: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from iems.imap import flags, sequence
-from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imap.grammar import SAVED, Arguments, Bad, Refused
 
 #: Keys of one SEARCH, however nested.
 MAX_KEYS = 1000
@@ -80,6 +80,13 @@ class Header(Struct, frozen=True):
     text: str
 
 
+class Envelope(Struct, frozen=True):
+    """SUBJECT, FROM, TO, CC or BCC as the ENVELOPE has it holds the text."""
+
+    name: bytes
+    text: str
+
+
 class Text(Struct, frozen=True):
     """The text occurs in the body or, with `header`, in header or body."""
 
@@ -100,6 +107,20 @@ class Age(Struct, frozen=True):
     younger: bool
 
 
+class ObjectId(Struct, frozen=True):
+    """EMAILID or THREADID (RFC 8474 4.4) is this."""
+
+    kind: bytes
+    value: bytes
+
+
+class Saved(Struct, frozen=True):
+    """The day the message came into the mailbox (RFC 8514) is `op` a day counted from 1970."""
+
+    day: int
+    op: str
+
+
 _FLAGS = {
     b"ANSWERED": Flag(flags.ANSWERED, True),
     b"DELETED": Flag(flags.DELETED, True),
@@ -115,6 +136,7 @@ _FLAGS = {
     b"OLD": Flag(flags.RECENT, False),
     b"NEW": And([Flag(flags.RECENT, True), Flag(flags.SEEN, False)]),
     b"ALL": And([]),
+    b"SAVEDATESUPPORTED": And([]),
 }
 _DATES = {
     b"BEFORE": ("<", False),
@@ -124,6 +146,7 @@ _DATES = {
     b"SENTON": ("=", True),
     b"SENTSINCE": (">=", True),
 }
+_SAVED = {b"SAVEDBEFORE": "<", b"SAVEDON": "=", b"SAVEDSINCE": ">="}
 _HEADERS = {b"BCC", b"CC", b"FROM", b"SUBJECT", b"TO"}
 _SYSTEM_KEYWORDS = {rb"\SEEN", rb"\ANSWERED", rb"\FLAGGED", rb"\DELETED", rb"\DRAFT"}
 
@@ -175,7 +198,7 @@ class _Parser:
             arguments.leave()
             return keys
         first = arguments.data[arguments.pos : arguments.pos + 1]
-        if first.isdigit() or first == b"*":
+        if first.isdigit() or first in (b"*", b"$"):
             return Sequence(arguments.sequence_set(), False)
         word = arguments.word()
         known = _FLAGS.get(word)
@@ -185,7 +208,7 @@ class _Parser:
             arguments.space()
             return Date(arguments.date(), *_DATES[word])
         if word in _HEADERS:
-            return Header(word, self.text())
+            return Envelope(word, self.text())
         if word == b"HEADER":
             arguments.space()
             name = arguments.astring().upper()
@@ -206,6 +229,12 @@ class _Parser:
         if word in (b"YOUNGER", b"OLDER"):
             arguments.space()
             return Age(arguments.number(), word == b"YOUNGER")
+        if word in _SAVED:
+            arguments.space()
+            return Saved(arguments.date(), _SAVED[word])
+        if word in (b"EMAILID", b"THREADID"):
+            arguments.space()
+            return ObjectId(word, arguments.astring())
         if word == b"MODSEQ":
             return self.modseq()
         if word in (b"NOT", b"OR"):
@@ -243,7 +272,26 @@ def parse(arguments: Arguments) -> Any:
         arguments.pos += 8
         codec = charset(arguments.astring())
         arguments.space()
+    return parse_keys(arguments, codec)
+
+
+def parse_keys(arguments: Arguments, codec: str) -> Any:
+    """The keys up to the end of the command, their texts in `codec`. Raises `Bad`."""
     return _Parser(arguments, codec).several(closing=False)
+
+
+def uses_numbers(key: Any) -> bool:
+    """Whether message sequence numbers occur among the keys (RFC 9586 refuses them)."""
+    match key:
+        case Sequence(ranges, uid):
+            return not uid and ranges is not SAVED
+        case And(keys):
+            return any(uses_numbers(part) for part in keys)
+        case Or(left, right):
+            return uses_numbers(left) or uses_numbers(right)
+        case Not(inner):
+            return uses_numbers(inner)
+    return False
 
 
 def uses_modseq(key: Any) -> bool:
@@ -264,12 +312,15 @@ __all__ = [
     "Age",
     "And",
     "Date",
+    "Envelope",
     "Flag",
     "Header",
     "Keyword",
     "Modseq",
     "Not",
+    "ObjectId",
     "Or",
+    "Saved",
     "Sequence",
     "Size",
     "Text",

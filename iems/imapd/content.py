@@ -6,11 +6,14 @@ Nothing here blocks the loop: content that is not in the page cache is read in a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from iems._native.mime_py import single_token
 from iems.imap.fetch import Section
+from iems.imap.grammar import Refused
 from iems.message import Structure, header_fields
+from iems.message.text import decode_transfer
 from iems.model import Rope
 
 #: Content up to this size is read and sent with its response; above it goes by `Stream.send_file`.
@@ -105,8 +108,8 @@ class Source:
     def __init__(self, services: Any, key: tuple[int, int, int], row: Any) -> None:
         self._services = services
         self._contents: Contents = services.contents
-        self._key = key
-        self._row = row
+        self._key = self.key = key
+        self._row = self.row = row
         self._content: bytes | None = None
         self._header: bytes | None = None
         self.searchable: Any = None  # kept by SEARCH for its further keys
@@ -206,6 +209,50 @@ class Source:
             return [_fields(header, section)]
         result: list[bytes | tuple[int, int]] | None = structure.pieces(number, section.kind.decode())
         return result
+
+
+async def read_pieces(services: Any, pieces: list[Piece], octets: int) -> AsyncIterator[bytes]:
+    """The octets of pieces, at most so many at once; files are read in a thread."""
+    blobs = services.reader.blobs
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        fd, offset, length = piece
+        blobs.pin(fd)
+        try:
+            while length:
+                count = min(length, octets)
+                data = await services.loop.run_in_executor(None, _read_pieces, [(fd, offset, count)])
+                if len(data) != count:
+                    raise EOFError("content ends before its length")
+                yield data
+                offset += count
+                length -= count
+        finally:
+            blobs.unpin(fd)
+
+
+def decoded(content: bytes, part: tuple[int, ...]) -> bytes | None:
+    """A part with its transfer encoding undone (RFC 3516); the whole message for (). None if there is no such part.
+
+    Raises `Refused` (UNKNOWN-CTE) for an encoding nobody knows.
+    """
+    if not part:
+        return content
+    structure = Structure.parse(content)
+    number = ".".join(map(str, part))
+    pieces = structure.pieces(number)
+    if pieces is None:
+        return None
+    raw = structure.octets(pieces)
+    found = structure.part(number)
+    encoding = b"" if found is None else single_token(content[slice(*found.encoding)]).strip().lower()
+    if encoding in (b"", b"7bit", b"8bit", b"binary"):
+        return raw
+    if encoding in (b"base64", b"quoted-printable", b"x-uuencode", b"uuencode", b"x-uue", b"uue"):
+        return decode_transfer(raw, encoding)
+    raise Refused("[UNKNOWN-CTE] Unknown transfer encoding")
 
 
 def _read_pieces(pieces: list[Piece]) -> bytes:

@@ -55,8 +55,10 @@ class Spec(Struct, frozen=True):
     """One row of the command table.
 
     parse(arguments) gives what `run` takes; the cursor stands after the command's name. run(session, command) gives the
-    text of the tagged reply, None if it replies later, or a coroutine for either. stream(arguments) is for commands
-    whose literal is content (APPEND): what stands before such a literal, or None if the next literal is an argument.
+    text of the tagged reply, None if it replies later, or a coroutine for either. stream(arguments, previous) is for
+    commands whose literals are content (APPEND): what stands before such a literal, or None if the next literal is an
+    argument; previous: what it gave for the literal before, None for the first. tail(arguments, previous): what follows
+    the last content; its result becomes the arguments of the command.
     """
 
     name: bytes
@@ -64,7 +66,8 @@ class Spec(Struct, frozen=True):
     parse: Callable[[Arguments], Any]
     run: Callable[[Any, Any], Any]
     updates: int = ALL_UPDATES
-    stream: Callable[[Arguments, bool], Any] | None = None
+    stream: Callable[[Arguments, Any], Any] | None = None
+    tail: Callable[[Arguments, Any], Any] | None = None
 
 
 class Command(Struct):
@@ -145,12 +148,12 @@ class Engine:
     __slots__ = (
         "_bad",
         "_buffer",
-        "_content_first",
         "_content_left",
         "_mode",
         "_offer",
         "_output",
         "_pos",
+        "_prefix",
         "_refusal",
         "_scan",
         "_sink",
@@ -162,6 +165,7 @@ class Engine:
         "shortcut",
         "shortened",
         "state",
+        "utf8",
     )
 
     def __init__(
@@ -172,6 +176,7 @@ class Engine:
         self.shortcut = shortcut
         self.shortened = False  # whether the last event came by the shortcut
         self.state = State.NOT_AUTHENTICATED
+        self.utf8 = False  # names come as UTF-8, not as modified UTF-7 (RFC 6855, 9051)
         self._buffer: bytearray | None = None
         self._start = 0  # of the command
         self._pos = 0  # of the line or literal being read
@@ -182,7 +187,7 @@ class Engine:
         self._offer: Content | None = None
         self._sink: Callable[[memoryview], None] | None = None
         self._content_left = 0
-        self._content_first = True
+        self._prefix: Any = None  # of the last content offered
         self._refusal: bytes | None = None
         self._output: list[bytes] | None = None
         self._bad = 0
@@ -220,6 +225,11 @@ class Engine:
             self._buffer = bytearray(chunk)
         else:
             self._buffer += chunk
+
+    def use(self, table: dict[bytes, Spec], shortcut: Shortcut | None) -> None:
+        """Other commands from now on (RFC 9586 takes some away)."""
+        self._table = table
+        self.shortcut = shortcut
 
     def discard_input(self) -> None:
         """Drop what was pipelined (after STARTTLS, RFC 3501 6.2.1)."""
@@ -430,6 +440,7 @@ class Engine:
             name = _NAME.match(arguments.data, name.end())
             assert name is not None
         arguments.pos = name.end()
+        arguments.utf8 = self.utf8
         return arguments
 
     def _complete(self, stop: int, consumed: int) -> Event | None:
@@ -483,7 +494,7 @@ class Engine:
         spec = self._spec
         assert spec is not None and spec.stream is not None
         try:
-            prefix = spec.stream(self._arguments(stop), True)
+            prefix = spec.stream(self._arguments(stop), None)
         except (Bad, Refused) as fault:
             if not waiting:
                 return None  # the literal comes anyway; the parser complains when the command is complete
@@ -492,6 +503,7 @@ class Engine:
             return None
         buffer = self._buffer
         assert buffer is not None
+        self._prefix = prefix
         self._offer = Content(self._tag, spec, prefix, size, waiting, True)
         end = buffer.index(b"\n", stop)
         self._start = self._pos = self._scan = end + 1
@@ -589,14 +601,15 @@ class Engine:
         assert spec is not None and spec.stream is not None
         if not line.endswith(b"\r\n"):
             return self._complain(self._tag, "Line does not end with CRLF", consumed)
-        if len(line) == 2:
-            self._next_command(consumed)
-            self._bad = 0
-            return Command(self._tag, spec, None)
         try:
             if literal is None:
-                raise Bad("Unexpected text after the content")
-            prefix = spec.stream(Arguments(line[: literal.start()]), False)
+                assert spec.tail is not None
+                parsed = spec.tail(Arguments(line[:-2]), self._prefix)
+                self._next_command(consumed)
+                self._prefix = None
+                self._bad = 0
+                return Command(self._tag, spec, parsed)
+            prefix = self._prefix = spec.stream(Arguments(line[: literal.start()]), self._prefix)
         except Bad as fault:
             if literal is not None and literal.group(2):
                 return self._refuse_argument(self._tag, str(fault), int(literal.group(1)), consumed)

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from iems.imapd.content import Contents
+from iems.imapd.columns import Columns
+from iems.imapd.content import Contents, Source
 from iems.imapd.engine import Limits
+from iems.imapd.kept import KeptViews
 from iems.imapd.structures import Structures
 
 
@@ -18,7 +20,7 @@ class Services:
 
     reader, store, authenticator: as in `iems.store` and `iems.directory`. content: makes and keeps the content of APPEND
     (`commands.append` says what it needs). plaintext: the setting `auth.plaintext`. log, error, count: of the worker.
-    gone(session): a connection ended. now: monotonic seconds; clock: seconds since 1970.
+    gone(session): a connection ended. directory: who the other users are; None: nothing is shared. now: monotonic seconds; clock: seconds since 1970.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Services:
         count: Callable[..., None] = lambda name, n=1: None,
         gone: Callable[[Any], None] = lambda session: None,
         know: Callable[[Any], None] = lambda account: None,
+        directory: Any = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.loop = loop
@@ -58,7 +61,20 @@ class Services:
         self.count = count
         self.gone = gone
         self.know = know
+        self.directory = directory
         self.structures = Structures()
+        self.columns = Columns()
+        self.views = KeptViews()
+        self._tasks: set[asyncio.Task[None]] = set()
         #: Held while a large content is looked at in a thread, so that not all of them are in memory at once.
         self.large = asyncio.Semaphore(2)
         self.contents = Contents(lambda: self.reader.blobs)
+
+    def source(self, key: tuple[int, int, int], row: Any) -> Source:
+        """The content of a message, by (account, mailbox id, uid) and its row."""
+        return Source(self, key, row)
+
+    def keep_task(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that nobody waits for until it is done; the loop alone would let it go."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from iems.errors import DirectoryUnavailable, SpoolError, SpoolFull, StoreError, StoreUnavailable
-from iems.imap.grammar import Bad, Refused
-from iems.imapd import commands
+from iems.imap import response
+from iems.imapd import commands, telling
 from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, State, Updates
+from iems.imapd.faults import reply_to
+from iems.imapd.kept import KEPT_FROM
+from iems.imapd.notify import Notifier
+from iems.imapd.resumed import Resumed
 from iems.imapd.services import Services
-from iems.imapd.view import View
+from iems.imapd.view import REV2, UIDONLY, VANISHED, View
+from iems.net.deflate import Deflated
 from iems.net.stream import Stream
 from iems.net.tls import bindings
 from iems.sasl import NO_BINDINGS
@@ -27,18 +31,8 @@ INPUT_HIGH = 256 * 1024
 #: Sent and not yet taken by the kernel: above this, FETCH waits.
 OUTPUT_HIGH = 256 * 1024
 
-_CODES = {
-    "": "",
-    "OVERQUOTA": "[OVERQUOTA] ",
-    "TRYCREATE": "[TRYCREATE] ",
-    "ALREADYEXISTS": "[ALREADYEXISTS] ",
-    "NONEXISTENT": "[NONEXISTENT] ",
-    "CANNOT": "[CANNOT] ",
-    "LIMIT": "[LIMIT] ",
-    "INUSE": "[INUSE] ",
-    "NOPERM": "[NOPERM] ",
-    "READ-ONLY": "[READ-ONLY] ",
-}
+#: A command that takes longer tells its progress this often (RFC 9585 4: no more often than every 10 s).
+PROGRESS_S = 10.0
 
 
 class Session:
@@ -62,6 +56,7 @@ class Session:
         "greeted",
         "idling",
         "leaving",
+        "notifier",
         "number",
         "running",
         "services",
@@ -72,7 +67,7 @@ class Session:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.engine = Engine(commands.COMMANDS, services.limits, commands.SHORTCUT)
-        self.stream: Stream = None  # type: ignore[assignment]
+        self.stream: Stream | Deflated = None  # type: ignore[assignment]
         self.account: Any = None
         self.number = 0  # of the account; 0 before login
         self.view: View | None = None
@@ -82,6 +77,7 @@ class Session:
         self.appending: Any = None
         self.enabled: frozenset[bytes] = frozenset()
         self.bindings: Mapping[bytes, bytes] = NO_BINDINGS  # channel bindings of this TLS connection, until login
+        self.notifier: Notifier | None = None
         self.failures = 0
         self.greeted = False
         self.closing = False
@@ -140,6 +136,7 @@ class Session:
     def connection_lost(self, cause: Exception | None) -> None:
         """The stream is gone."""
         self.closing = True
+        self.notify(None)
         self.deselect()
         if self.running is not None:
             self.running.cancel()
@@ -149,6 +146,11 @@ class Session:
             self.appending.abandon()
             self.appending = None
         self.services.gone(self)
+
+    def resume(self) -> None:
+        """Go on with what came while something ran."""
+        self.pump()
+        self._take_input()
 
     def eof_received(self) -> None:
         """The peer sends no more: what it asked is still answered, then we close."""
@@ -163,6 +165,17 @@ class Session:
         self.engine.state = State.LOGOUT
         self._uncork()
         self.stream.close()
+
+    @property
+    def compressed(self) -> bool:
+        """Whether COMPRESS is on (RFC 4978)."""
+        return isinstance(self.stream, Deflated)
+
+    def compress(self) -> None:
+        """All octets from now on are compressed, both ways; what the client sent before our answer is dropped."""
+        self._uncork()
+        self.engine.discard_input()
+        self.stream = Deflated(self.services.loop, self.stream)  # type: ignore[arg-type]
 
     def bye(self, reason: str) -> None:
         """End the session with BYE: at once if nothing runs, else after the running command."""
@@ -253,7 +266,7 @@ class Session:
         try:
             result = command.spec.run(self, command)
         except Exception as fault:
-            result = self._fault(command, fault)
+            result = reply_to(self.services, command, fault)
         if result is None:
             return
         if isinstance(result, bytes):
@@ -266,13 +279,13 @@ class Session:
         try:
             pending = coroutine.send(None)
         except StopIteration as end:
-            self._done(command, end.value)
+            self.done(command, end.value)
         except Exception as fault:
-            self._done(command, self._fault(command, fault))
+            self.done(command, reply_to(self.services, command, fault))
         else:
-            self.running = self.services.loop.create_task(self._drive(command, _Resumed(coroutine, pending)))
+            self.running = self.services.loop.create_task(self._drive(command, Resumed(coroutine, pending)))
 
-    def _done(self, command: Command, result: bytes | None) -> None:
+    def done(self, command: Command, result: bytes | None) -> None:
         """A command came to its end."""
         if result is not None and not self.closing:
             self.finish(command, result)
@@ -280,19 +293,19 @@ class Session:
             self.stream.send(self.leaving)
             self.close()
 
-    async def _drive(self, command: Command, rest: _Resumed) -> None:
+    async def _drive(self, command: Command, rest: Resumed) -> None:
         try:
             result = await rest
         except asyncio.CancelledError:
             self.running = None
             return
         except Exception as fault:
-            result = self._fault(command, fault)
+            result = reply_to(self.services, command, fault)
         self.running = None
         if self.number:
             self.active_s = self.services.now()
         try:
-            self._done(command, result)
+            self.done(command, result)
             self.pump()
             self._take_input()
         except Exception as fault:
@@ -306,26 +319,6 @@ class Session:
             self._paused = False
             self.stream.resume_reading()
 
-    def _fault(self, command: Command, fault: Exception) -> bytes:
-        """The tagged reply for what went wrong; only refusals meant for the client say more than that it did."""
-        if isinstance(fault, Bad):
-            return b"BAD " + str(fault).encode("ascii", "replace")
-        if isinstance(fault, Refused):
-            return b"NO " + str(fault).encode("ascii", "replace")
-        if isinstance(fault, StoreUnavailable | DirectoryUnavailable):
-            self.services.log("imap-unavailable", command=command.spec.name, cause=str(fault))
-            return b"NO [UNAVAILABLE] Not possible at the moment; try again later"
-        if isinstance(fault, StoreError):
-            code = _CODES.get(fault.code, "[CANNOT] ")
-            return b"NO " + (code + str(fault)).encode("ascii", "replace")
-        if isinstance(fault, SpoolFull):
-            return b"NO [UNAVAILABLE] No room at the moment; try again later"
-        if isinstance(fault, SpoolError):
-            self.services.log("imap-unavailable", command=command.spec.name, cause=str(fault))
-            return b"NO [UNAVAILABLE] Could not be stored; try again later"
-        self.services.error(f"{command.spec.name.decode()} failed", fault)
-        return b"NO [SERVERBUG] Internal error"
-
     def finish(self, command: Command, reply: bytes) -> None:
         """Send the updates allowed now, then the tagged reply."""
         view = self.view
@@ -336,7 +329,12 @@ class Session:
             self.refresh(bool(updates & Updates.CHECK))
             if self.closing:
                 return
-            self.stream.send(view.updates(expunges) + command.tag + b" " + reply + b"\r\n")
+            told = view.updates(expunges)
+            if view.contexts is not None and not self.engine.pipelined:
+                self.stream.send(told)
+                self.running = self.services.loop.create_task(telling.finish_contexts(self, command, reply))
+                return
+            self.stream.send(told + command.tag + b" " + reply + b"\r\n")
         else:
             self.stream.send(command.tag + b" " + reply + b"\r\n")
 
@@ -350,14 +348,16 @@ class Session:
         reader = self.services.reader
         view.stale = False
         vanished: list[int] = []
-        mailbox = reader.mailbox_by_id(self.number, view.mailbox_id)
+        mailbox = reader.mailbox_by_id(view.account, view.mailbox_id)
         if mailbox is not None:
             if mailbox.highestmodseq == view.modseq and mailbox.keywords == view.keywords:
                 return
             if view.only_new(mailbox):
-                changed = reader.arrivals(self.number, view.mailbox_id, view.uidnext)
+                changed = reader.arrivals(view.account, view.mailbox_id, view.uidnext)
             else:
-                changed, vanished, mailbox = reader.changes(self.number, view.mailbox_id, view.modseq)
+                changed, vanished, mailbox = reader.changes(
+                    view.account, view.mailbox_id, view.modseq, view.uidnext
+                )
         if mailbox is None:
             self.deselect()
             self.stream.send(b"* BYE The selected mailbox was deleted\r\n")
@@ -380,6 +380,14 @@ class Session:
             if self.running is None:
                 self.pump()
                 self._take_input()
+
+    def progress(self, tag: bytes, started_s: float, done: int, total: int) -> float:
+        """Tell, every few seconds of a long command, how far it is (RFC 9585); since when to count from now on."""
+        now = self.services.now()
+        if now - started_s < PROGRESS_S or not tag:
+            return started_s
+        self.send(b"* OK [INPROGRESS (%b %d %d)] Still at it\r\n" % (response.string(tag), done, total))
+        return now
 
     async def room(self) -> None:
         """Wait while the peer takes its responses slowly; gives other sessions a turn in any case."""
@@ -407,15 +415,46 @@ class Session:
         self.view = view
         self.engine.state = State.SELECTED
         view.condstore = b"CONDSTORE" in self.enabled
-        self.services.store.watch(self.number, view.mailbox_id, self._changed)
+        view.mode = self._mode()
+        self.services.store.watch(view.account, view.mailbox_id, self._changed)
 
     def deselect(self) -> None:
         """No mailbox is selected any more."""
         view, self.view = self.view, None
         if view is not None:
-            self.services.store.unwatch(self.number, view.mailbox_id, self._changed)
+            self.services.store.unwatch(view.account, view.mailbox_id, self._changed)
+            if len(view) >= KEPT_FROM:
+                self.services.views.keep(view)
         if self.engine.state == State.SELECTED:
             self.engine.state = State.AUTHENTICATED
+
+    def _mode(self) -> int:
+        """How views of this session speak."""
+        enabled = self.enabled
+        if not enabled:
+            return 0
+        return (
+            VANISHED * bool(enabled & {b"QRESYNC", b"UIDONLY"})
+            | UIDONLY * (b"UIDONLY" in enabled)
+            | REV2 * (b"IMAP4REV2" in enabled)
+        )
+
+    def enable(self, words: list[bytes]) -> None:
+        """The client enabled these (in upper case)."""
+        self.enabled |= set(words)
+        if self.enabled & {b"UTF8=ACCEPT", b"IMAP4REV2"}:
+            self.engine.utf8 = True
+        if b"UIDONLY" in self.enabled:
+            self.engine.use(commands.UIDONLY, None)
+        view = self.view
+        if view is not None:
+            view.mode = self._mode()
+            if view.mode & REV2:
+                view.forget_recent()
+
+    def mailbox_text(self, name: str) -> bytes:
+        """The name of a mailbox as this client reads it."""
+        return response.utf8_string(name) if self.engine.utf8 and not name.isascii() else response.mailbox(name)
 
     def want_modseq(self) -> None:
         """The client used CONDSTORE (RFC 7162 3.1): it is told of mod-sequences from now on."""
@@ -438,6 +477,12 @@ class Session:
             self._pushing = True
             self.services.loop.call_soon(self._push)
 
+    def notify(self, notifier: Notifier | None) -> None:
+        """From now on this tells the client what it did not ask for; None: nobody does."""
+        if self.notifier is not None:
+            self.notifier.close()
+        self.notifier = notifier
+
     def _push(self) -> None:
         """Tell an idling client what is new (RFC 2177)."""
         self._pushing = False
@@ -447,37 +492,11 @@ class Session:
                 text = self.view.updates(True)
                 if text:
                     self.stream.send(text)
-
-    # ------------------------------------------------------------------ content
+                if self.view.contexts is not None:
+                    self.services.keep_task(self.services.loop.create_task(telling.push_contexts(self)))
 
     def _offer(self, offer: Content) -> None:
         """A command wants to send content (APPEND)."""
         from iems.imapd.commands import append
 
         append.offered(self, offer)
-
-
-class _Resumed:
-    """The rest of a coroutine that was run up to its first wait: commands that need not wait cost no task."""
-
-    __slots__ = ("_coroutine", "_pending")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], pending: Any) -> None:
-        self._coroutine = coroutine
-        self._pending = pending
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        pending = self._pending
-        try:
-            while True:
-                try:
-                    value = yield pending
-                except GeneratorExit:
-                    self._coroutine.close()
-                    raise
-                except BaseException as fault:
-                    pending = self._coroutine.throw(fault)
-                else:
-                    pending = self._coroutine.send(value)
-        except StopIteration as end:
-            return end.value

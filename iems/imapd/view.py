@@ -9,10 +9,22 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from iems.imap import flags as flag_names
+from iems.imap import sequence
 from iems.imap.flags import FIRST_KEYWORD, RECENT
+from iems.imap.rights import flag_right
+from iems.imapd import contexts
+
+if TYPE_CHECKING:
+    from iems.imapd.contexts import Context
+
+
+#: Bits of `View.mode`: VANISHED instead of EXPUNGE (RFC 7162, 9586), UIDFETCH instead of FETCH (9586), no RECENT (9051).
+VANISHED, UIDONLY, REV2 = 1, 2, 4
 
 
 class View:
@@ -27,10 +39,12 @@ class View:
         "_rendered",
         "account",
         "condstore",
+        "contexts",
         "flags",
         "gone",
         "keywords",
         "mailbox_id",
+        "mode",
         "modseq",
         "modseqs",
         "name",
@@ -38,6 +52,8 @@ class View:
         "own_modseq",
         "read_only",
         "recent_uid",
+        "rights",
+        "saved",
         "stale",
         "told",
         "uidnext",
@@ -63,11 +79,15 @@ class View:
         self.modseqs: array[int] = array("Q", memoryview(selected.modseq).tobytes())
         self.told = len(self.uids)
         self.stale = False
+        self.rights: str | None = None  # of a mailbox another account shares (RFC 4314); None: all
         self.condstore = False
+        self.mode = 0
         self.new_keywords = False
         self.gone: set[int] | None = None  # uids expunged, the client still counts them
         self.unreported: set[int] | None = None  # uids whose flags someone else changed
         self._rendered: dict[int, bytes] | None = None
+        self.saved: array[int] | None = None  # uids SEARCH saved (RFC 5182)
+        self.contexts: dict[bytes, Context] | None = None  # searches kept up to date, by their tag (RFC 5267)
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -94,15 +114,22 @@ class View:
             text = cache[bits] = flag_names.render(bits, self.keywords)
         return text
 
+    def forget_recent(self) -> None:
+        """No message is \\Recent here any more (RFC 9051 has no such flag)."""
+        self.recent_uid = 1 << 32
+        self._rendered = None
+
     def recent(self) -> int:
         """Messages that are \\Recent here."""
         return len(self.uids) - bisect_left(self.uids, self.recent_uid)
 
     def first_unseen(self) -> int:
         """Sequence number of the first message without \\Seen, 0 if there is none."""
-        for at, bits in enumerate(self.flags):
-            if not bits & flag_names.SEEN:
-                return at + 1
+        for start in range(0, len(self.flags), 4096):
+            part = np.frombuffer(self.flags[start : start + 4096], np.uint64)
+            unseen = np.flatnonzero((part & np.uint64(flag_names.SEEN)) == 0)
+            if len(unseen):
+                return start + int(unseen[0]) + 1
         return 0
 
     # ------------------------------------------------------------------ changes
@@ -187,10 +214,16 @@ class View:
             permanent = b""
         else:
             permanent = names if self.keywords_full else names + rb" \*"
+            if self.rights is not None:
+                held = self.rights
+                permanent = b" ".join([name for name in permanent.split() if flag_right(name.decode()) in held])
         return b"* FLAGS (" + names + b")\r\n* OK [PERMANENTFLAGS (" + permanent + b")] Flags kept\r\n"
 
     def fetch_flags(self, at: int, uid: bool) -> bytes:
         """A FETCH response with the flags of a message; `uid`: with its UID, as answers to UID commands need it."""
+        if self.mode & UIDONLY:
+            modseq = b"MODSEQ (%d) " % self.modseqs[at] if self.condstore else b""
+            return b"* %d UIDFETCH (%bFLAGS %b)\r\n" % (self.uids[at], modseq, self.rendered(at))
         parts = [b"* %d FETCH (" % (at + 1)]
         if uid or self.condstore:
             parts.append(b"UID %d " % self.uids[at])
@@ -216,23 +249,34 @@ class View:
             parts.append(self._expunge())
         if len(self.uids) > self.told:
             self.told = len(self.uids)
-            parts.append(b"* %d EXISTS\r\n* %d RECENT\r\n" % (self.told, self.recent()))
+            if self.mode & REV2:
+                parts.append(b"* %d EXISTS\r\n" % self.told)
+            else:
+                parts.append(b"* %d EXISTS\r\n* %d RECENT\r\n" % (self.told, self.recent()))
         return b"".join(parts)
 
     def _expunge(self) -> bytes:
         assert self.gone is not None
         parts = []
+        if self.contexts:
+            parts.append(contexts.expunged(self, sorted(self.gone)))
         told = self.told
+        vanished: list[int] = []
         # From the last to the first: each number is then the one the client had before.
         for uid in sorted(self.gone, reverse=True):
             at = self.position(uid)
             if at < 0:
                 continue
             if at < told:
-                parts.append(b"* %d EXPUNGE\r\n" % (at + 1))
+                if self.mode & VANISHED:
+                    vanished.append(uid)
+                else:
+                    parts.append(b"* %d EXPUNGE\r\n" % (at + 1))
                 self.told -= 1
             del self.uids[at], self.flags[at], self.modseqs[at]
         self.gone = None
+        if vanished:
+            parts.append(b"* VANISHED " + sequence.render(reversed(vanished)) + b"\r\n")
         return b"".join(parts)
 
 

@@ -58,6 +58,7 @@ class Worker:
             count=ctx.count,
             gone=self._gone,
             know=self._know,
+            directory=self.directory,
         )
 
     def _know(self, account: Any) -> None:

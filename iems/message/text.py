@@ -22,13 +22,17 @@ _mime = kernel("mime")
 MAX_TEXT = 64 * 1024 * 1024
 
 
+_TRAILING = re.compile(rb"(?<![ \t])[ \t]++(?=\r?\n|\Z)")
+
+
 def decode_transfer(raw: bytes, encoding: bytes) -> bytes:
     """A body with its Content-Transfer-Encoding (any case) undone; unchanged for an unknown one. Lenient, never fails."""
     encoding = encoding.strip().lower()
     if encoding == b"base64":
         return unbase64(raw)
     if encoding == b"quoted-printable":
-        return binascii.a2b_qp(raw)
+        # White space at the end of a line was added in transport (RFC 2045 6.7 (3)).
+        return binascii.a2b_qp(_TRAILING.sub(b"", raw))
     if encoding in (b"x-uuencode", b"uuencode", b"x-uue", b"uue"):
         return _uudecode(raw)
     return raw

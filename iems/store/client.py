@@ -305,10 +305,19 @@ class StoreClient:
         await self._ask(account, wire.Subscribe(account, name, False))
 
     async def append(
-        self, account: int, mailbox: str, messages: list[NewMessage], quota_octets: int | None = None
+        self,
+        account: int,
+        mailbox: str,
+        messages: list[NewMessage],
+        quota_octets: int | None = None,
+        *,
+        replaces: tuple[int, int] | None = None,
     ) -> tuple[int, list[int]]:
-        """Append all or none; (uidvalidity, uids). Refused: TRYCREATE, OVERQUOTA, LIMIT."""
-        body = wire.Append(account, mailbox, messages, quota_octets)
+        """Append all or none; (uidvalidity, uids). Refused: TRYCREATE, OVERQUOTA, LIMIT.
+
+        replaces: (mailbox id, uid) of a message that is expunged with the same step (RFC 8508); NONEXISTENT without it.
+        """
+        body = wire.Append(account, mailbox, messages, quota_octets, *(replaces or ()))
         uidvalidity, _, uids = _decode_append(await self._ask(account, body))
         return uidvalidity, unpack_uids(uids)
 
@@ -361,6 +370,18 @@ class StoreClient:
         """
         uidvalidity, uids = _decode_undelete(await self._ask(account, wire.Undelete(account, rows, mailbox)))
         return uidvalidity, unpack_uids(uids)
+
+    async def set_metadata(self, account: int, mailbox_id: int, changes: dict[str, bytes | None]) -> None:
+        """Set and (None) remove annotations of a mailbox, or with 0 of the account. Refused: NONEXISTENT, METADATA TOOMANY."""
+        await self._ask(account, wire.SetMetadata(account, mailbox_id, changes))
+
+    async def set_acl(self, account: int, mailbox_id: int, address: str, number: int, rights: str) -> None:
+        """Give an account (by address and number) rights in a mailbox; "" takes all. Refused: NONEXISTENT, LIMIT."""
+        await self._ask(account, wire.SetAcl(account, mailbox_id, address, number, rights))
+
+    async def set_shared(self, account: int, owner: int, on: bool) -> None:
+        """Note that `owner` shares mailboxes with `account`, or no longer does. Refused: LIMIT."""
+        await self._ask(account, wire.SetShared(account, owner, on))
 
     async def drop(self, account: int) -> None:
         """Remove all of an account (its directory entry is gone); bytes go after the undelete time."""

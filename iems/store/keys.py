@@ -15,9 +15,13 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x11 | account | mailbox u32                | Mailbox, msgpack, 1: name, counts, keywords           | R       |
 | 0x12 | account | -                          | subscribed names, msgpack list                        | R       |
 | 0x13 | account | hash of the name u64       | tombstone: uidvalidity u32 the name last showed       |         |
+| 0x14 | account | mailbox u32 (0: the account) | annotations, msgpack: entry -> octets (RFC 5464)    | R       |
+| 0x15 | account | mailbox u32                | ACL, msgpack: address -> (account u32, rights) (RFC 4314) | R     |
+| 0x16 | account | -                          | accounts that share mailboxes with this one, msgpack list | R     |
 | 0x20 | account | mailbox u32, uid u32       | FLAGS, 32 octets: the message exists                  | R       |
 | 0x21 | account | mailbox u32, uid u32       | message row: rope and summary (version in octet 0)    | R       |
 | 0x22 | account | mailbox u32, modseq u64    | vanished: time u32, then uids u32 (little-endian)     | R       |
+| 0x23 | account | mailbox u32, modseq u64    | journal: uids u32 whose flags changed, in large mailboxes | R   |
 
 Accounts start at 1, mailbox ids and uids too. All rows of an account are in the partition its directory entry names.
 """
@@ -37,9 +41,13 @@ ACCOUNT = 0x10
 MAILBOX = 0x11
 SUBSCRIBED = 0x12
 TOMBSTONE = 0x13
+METADATA = 0x14
+ACL = 0x15
+SHARED = 0x16
 FLAGS = 0x20
 MESSAGE = 0x21
 VANISHED = 0x22
+JOURNAL = 0x23
 
 _HEAD = struct.Struct(">IB")
 _MAILBOX = struct.Struct(">IBI")
@@ -82,8 +90,20 @@ def tombstone(number: int, name: str) -> bytes:
     return _HEAD.pack(number, TOMBSTONE) + digest
 
 
+def metadata(number: int, mailbox_id: int) -> bytes:
+    return _MAILBOX.pack(number, METADATA, mailbox_id)
+
+
+def acl(number: int, mailbox_id: int) -> bytes:
+    return _MAILBOX.pack(number, ACL, mailbox_id)
+
+
+def shared(number: int) -> bytes:
+    return _HEAD.pack(number, SHARED)
+
+
 def prefix(number: int, kind: int, mailbox_id: int) -> bytes:
-    """Prefix of the rows of one mailbox (kinds FLAGS, MESSAGE, VANISHED)."""
+    """Prefix of the rows of one mailbox (kinds FLAGS, MESSAGE, VANISHED, JOURNAL)."""
     return _MAILBOX.pack(number, kind, mailbox_id)
 
 
@@ -97,6 +117,10 @@ def message(number: int, mailbox_id: int, uid: int) -> bytes:
 
 def vanished(number: int, mailbox_id: int, modseq: int) -> bytes:
     return _MODSEQ.pack(number, VANISHED, mailbox_id, modseq)
+
+
+def journal(number: int, mailbox_id: int, modseq: int) -> bytes:
+    return _MODSEQ.pack(number, JOURNAL, mailbox_id, modseq)
 
 
 def blob(number: int) -> bytes:

@@ -27,8 +27,10 @@ from iems.store import keys, names, wire
 from iems.store.content import Content, sync_folder
 from iems.store.reclaim import Reclaim
 from iems.store.rows import (
+    ACL_MAX,
     BLOB_OWN,
     BLOB_ROW,
+    CHANGED_UNKNOWN,
     DEDUP_ROW,
     DEFAULT_MAILBOXES,
     DELETED,
@@ -36,7 +38,10 @@ from iems.store.rows import (
     FLAGS_ROW,
     KEYWORD_SHIFT,
     KEYWORDS_MAX,
+    METADATA_ENTRIES_MAX,
+    METADATA_OCTETS_MAX,
     SEEN,
+    SHARED_MAX,
     SIZE_MAX,
     SUMMARY_INLINE_MAX,
     Account,
@@ -64,11 +69,19 @@ DEDUP_S = 30 * 86_400
 ANSWER_S = 3_600
 ORPHAN_S = 3_600
 _VANISHED_PRUNE = 16
+#: Messages of a mailbox from which on changed flags are noted in a journal; changes of one operation that are; how far back.
+JOURNAL_MIN = 20_000
+JOURNAL_UIDS = 1_000
+JOURNAL_MODSEQS = 10_000
+_JOURNAL_PRUNE = 64
 _U32 = struct.Struct("<I")
 _CHANGED = struct.Struct("<IQQ")
 _decode_account = msgspec.msgpack.Decoder(Account).decode
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_meta = msgspec.msgpack.Decoder(Meta).decode
+_decode_metadata = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+_decode_acl = msgspec.msgpack.Decoder(dict[str, tuple[int, str]]).decode
+_decode_numbers = msgspec.msgpack.Decoder(list[int]).decode
 _decode_names = msgspec.msgpack.Decoder(list[str]).decode
 
 _SPECIAL_USES = {"", "\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash", "\\Important"}
@@ -179,6 +192,9 @@ class Partition:
             wire.Recent: self._recent,
             wire.Drop: self._drop,
             wire.Undelete: self._undelete,
+            wire.SetMetadata: self._set_metadata,
+            wire.SetAcl: self._set_acl,
+            wire.SetShared: self._set_shared,
         }
         self.sweep = Sweep(self)
         self._reclaim = Reclaim(self, ORPHAN_S, DEDUP_S, ANSWER_S)
@@ -618,12 +634,20 @@ class Partition:
             raise StoreError("over quota", "OVERQUOTA")
         if box.uidnext + len(body.messages) > UID_MAX + 1:
             raise StoreError("the mailbox has no uid left", "LIMIT")
+        old = old_raw = None
+        if body.replaced_uid:
+            old = self._box(state, body.replaced_box)
+            old_raw = self._txn.get(keys.flags(state.number, old.id, body.replaced_uid))
+            if old_raw is None:
+                raise StoreError("the message to replace is gone", "NONEXISTENT")
         uids = bytearray()
         if body.messages:
             modseq = self._next(state, box, arrival=True)
             for message in body.messages:
                 origin = (self._now * 1000).to_bytes(6, "big") + os.urandom(10)
                 uids += _U32.pack(self._insert(state, box, message, origin, modseq))
+        if old is not None and old_raw is not None:
+            self._remove(state, old, [old_raw])
         return encode((box.uidvalidity, box.id, bytes(uids)))
 
     # Flags
@@ -682,6 +706,7 @@ class Partition:
         bits: int | None = None
         modseq = 0
         answer = bytearray()
+        journal = bytearray()
         for uid in uids:
             key = keys.flags(number, box.id, uid)
             raw = txn.get(key)
@@ -701,10 +726,34 @@ class Partition:
                     modseq = self._next(state, box)
                 at = modseq
                 txn.put(key, FLAGS_ROW.pack(uid, size, new, at, date))
+                journal += raw[:4]
                 box.unseen += (not new & SEEN) - (not old & SEEN)
                 box.deleted += bool(new & DELETED) - bool(old & DELETED)
             answer += _CHANGED.pack(uid, new, at)
+        if modseq:
+            self._note(number, box, modseq, journal)
         return encode(bytes(answer))
+
+    def _note(self, number: int, box: Mailbox, modseq: int, uids: bytearray) -> None:
+        """Name changed messages in the journal, so that who was away need not look at all of a large mailbox."""
+        if box.messages < JOURNAL_MIN or len(uids) > 4 * JOURNAL_UIDS:
+            box.journal_floor = modseq
+            return
+        if box.journal_floor == CHANGED_UNKNOWN:
+            box.journal_floor = modseq - 1
+        self._txn.put(keys.journal(number, box.id, modseq), bytes(uids))
+        if modseq % _JOURNAL_PRUNE:
+            return
+        prefix = keys.prefix(number, keys.JOURNAL, box.id)
+        limit = modseq - JOURNAL_MODSEQS
+        cursor = self._txn.cursor()
+        found = cursor.set_range(prefix)
+        while found and (key := cursor.key()).startswith(prefix):
+            old = int.from_bytes(key[-8:], "big")
+            if old > limit:
+                break
+            box.journal_floor = max(box.journal_floor, old)
+            found = cursor.delete()
 
     @staticmethod
     def _uids(packed: bytes) -> list[int]:
@@ -747,6 +796,12 @@ class Partition:
             rows = [raw for raw in found if raw is not None and raw[8] & DELETED]
         if not rows:
             return encode(b"")
+        return encode(self._remove(state, box, rows))
+
+    def _remove(self, state: _State, box: Mailbox, rows: list[bytes]) -> bytes:
+        """Expunge messages given by their flags rows; their uids, packed."""
+        txn = self._txn
+        number = state.number
         modseq = self._next(state, box)
         due = self._now + self.undelete_s
         gone = bytearray()
@@ -758,7 +813,7 @@ class Partition:
             self._add(state, box, size, flags, -1)
             gone += raw[:4]
         self._vanish(number, box, modseq, bytes(gone))
-        return encode(bytes(gone))
+        return bytes(gone)
 
     def _vanish(self, number: int, box: Mailbox, modseq: int, uids: bytes) -> None:
         """Note expunged uids for QRESYNC (RFC 7162), and let go of what is beyond the horizon."""
@@ -896,7 +951,12 @@ class Partition:
             self._new_mailbox(state, parent)
         if box is not None:
             self._remove_rows(state, box)
-        return self._new_mailbox(state, name, special_use)
+        made = self._new_mailbox(state, name, special_use)
+        above = state.by_name.get(name.rpartition(names.SEPARATOR)[0])
+        if above is not None and (raw := self._txn.get(keys.acl(state.number, above.id))) is not None:
+            # Who may work in a mailbox may work in those made below it (RFC 4314 4).
+            self._txn.put(keys.acl(state.number, made.id), raw)
+        return made
 
     def _children(self, state: _State, name: str) -> list[Mailbox]:
         return [box for other, box in state.by_name.items() if other.startswith(name + names.SEPARATOR)]
@@ -930,6 +990,8 @@ class Partition:
 
     def _remove_rows(self, state: _State, box: Mailbox) -> None:
         self._txn.delete(keys.mailbox(state.number, box.id))
+        self._txn.delete(keys.metadata(state.number, box.id))
+        self._txn.delete(keys.acl(state.number, box.id))
         state.boxes.pop(box.id)
         state.by_name.pop(box.name)
         state.changed.discard(box.id)
@@ -1001,6 +1063,61 @@ class Partition:
         self._txn.put(keys.subscribed(state.number), encode(listed))
         return _NIL
 
+    def _set_metadata(self, body: wire.SetMetadata) -> bytes:
+        state = self._state(body.account)
+        if body.mailbox_id and body.mailbox_id not in state.boxes:
+            raise StoreError("the mailbox is gone", "NONEXISTENT")
+        key = keys.metadata(state.number, body.mailbox_id)
+        raw = self._txn.get(key)
+        kept = _decode_metadata(raw) if raw else {}
+        for entry, value in body.changes.items():
+            if value is None:
+                kept.pop(entry, None)
+            else:
+                kept[entry] = value
+        if len(kept) > METADATA_ENTRIES_MAX or sum(map(len, kept.values())) > METADATA_OCTETS_MAX:
+            raise StoreError("too many annotations", "METADATA TOOMANY")
+        if kept:
+            self._txn.put(key, encode(kept))
+        else:
+            self._txn.delete(key)
+        return _NIL
+
+    def _set_acl(self, body: wire.SetAcl) -> bytes:
+        state = self._state(body.account)
+        if body.mailbox_id not in state.boxes:
+            raise StoreError("the mailbox is gone", "NONEXISTENT")
+        key = keys.acl(state.number, body.mailbox_id)
+        raw = self._txn.get(key)
+        # An address may have changed hands: the number says who it is.
+        kept = {name: held for name, held in (_decode_acl(raw) if raw else {}).items() if held[0] != body.number}
+        kept.pop(body.address, None)
+        if body.rights:
+            if len(kept) >= ACL_MAX:
+                raise StoreError("too many entries in this access control list", "LIMIT")
+            kept[body.address] = (body.number, body.rights)
+        if kept:
+            self._txn.put(key, encode(kept))
+        else:
+            self._txn.delete(key)
+        return _NIL
+
+    def _set_shared(self, body: wire.SetShared) -> bytes:
+        state = self._state(body.account)
+        key = keys.shared(state.number)
+        raw = self._txn.get(key)
+        owners = _decode_numbers(raw) if raw else []
+        if body.on == (body.owner in owners):
+            return _NIL
+        if body.on:
+            if len(owners) >= SHARED_MAX:
+                raise StoreError("too many accounts share with this one", "LIMIT")
+            owners.append(body.owner)
+        else:
+            owners.remove(body.owner)
+        self._txn.put(key, encode(owners))
+        return _NIL
+
     def _drop(self, body: wire.Drop) -> bytes:
         if self._txn.get(keys.account(body.account)) is None:
             return _NIL
@@ -1011,6 +1128,8 @@ class Partition:
             self._remove_rows(state, box)
         self._txn.delete(keys.account(state.number))
         self._txn.delete(keys.subscribed(state.number))
+        for kind in (keys.METADATA, keys.ACL, keys.SHARED):
+            self._delete_prefix(keys.head(state.number, kind))
         self._delete_prefix(keys.head(state.number, keys.TOMBSTONE))
         self._states.pop(state.number, None)
         self._used.pop(state.number, None)

@@ -38,6 +38,9 @@ from iems.store.rows import (
 _native = kernel("store")
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_account = msgspec.msgpack.Decoder(Account).decode
+_decode_metadata = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+_decode_acl = msgspec.msgpack.Decoder(dict[str, tuple[int, str]]).decode
+_decode_numbers = msgspec.msgpack.Decoder(list[int]).decode
 _decode_names = msgspec.msgpack.Decoder(list[str]).decode
 
 #: Items of `fetch_summaries`, in the order wanted.
@@ -250,12 +253,15 @@ class Reader:
         return mailbox, table["uid"].tolist(), table["size"].tolist(), table["flags"].tolist()
 
     def changes(
-        self, account: int, mailbox_id: int, since_modseq: int
+        self, account: int, mailbox_id: int, since_modseq: int, uidnext: int = 0
     ) -> tuple[list[tuple[int, int, int]], list[int], Mailbox | None]:
         """What happened after `since_modseq`: (uid, flags, modseq) changed or new, uids gone, the mailbox now.
 
+        uidnext: as it was then, if known: changes in a large mailbox are then found without looking at all of it.
         Beyond the horizon of the vanished rows all absent uids are named, which RFC 7162 3.2.6 allows.
         """
+        if uidnext and (noted := self.noted(account, mailbox_id, since_modseq, uidnext)) is not None:
+            return noted
         selected = self.select(account, mailbox_id)
         if selected is None:
             return [], [], None
@@ -272,6 +278,40 @@ class Reader:
             )
         )
         return changed, self.vanished(account, mailbox_id, since_modseq), box
+
+    def noted(
+        self, account: int, mailbox_id: int, since: int, uidnext: int
+    ) -> tuple[list[tuple[int, int, int]], list[int], Mailbox] | None:
+        """`changes` from the journal; None if there is no such mailbox, or the journal does not reach back so far."""
+        partition = self._find(account)
+        if partition is None:
+            return None
+        with partition.read() as txn:
+            raw = txn.get(keys.mailbox(account, mailbox_id))
+            if not raw:
+                return None
+            box = _decode_mailbox(raw)
+            if box.changed_modseq <= since:
+                arrived = self.arrivals(account, mailbox_id, uidnext) if box.highestmodseq > since else []
+                return arrived, [], box
+            if box.journal_floor > since or box.vanished_floor > since:
+                return None
+            prefix = keys.prefix(account, keys.JOURNAL, mailbox_id)
+            uids: set[int] = set()
+            cursor = txn.cursor()
+            if cursor.set_range(keys.journal(account, mailbox_id, since + 1)):
+                for key, value in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    uids.update(np.frombuffer(value, "<u4").tolist())
+            changed = []
+            for uid in sorted(uids):
+                row = txn.get(keys.flags(account, mailbox_id, uid)) if uid < uidnext else None
+                if row is not None:
+                    _, _, flags, modseq, _ = FLAGS_ROW.unpack(row)
+                    changed.append((uid, flags, modseq))
+            changed += self.arrivals(account, mailbox_id, uidnext)
+            return changed, self.vanished(account, mailbox_id, since), box
 
     def arrivals(self, account: int, mailbox_id: int, first_uid: int) -> list[tuple[int, int, int]]:
         """(uid, flags, modseq) of the messages from `first_uid` on: all that is new if `Mailbox.changed_modseq` says so."""
@@ -465,6 +505,33 @@ class Reader:
                     if value:
                         found.append(Trashed(due, mailbox_id, self._row(small, value)))
         return found
+
+    def metadata(self, account: int, mailbox_id: int) -> dict[str, bytes]:
+        """The annotations of a mailbox, or with 0 of the account (RFC 5464)."""
+        partition = self._find(account)
+        if partition is None:
+            return {}
+        with partition.read() as txn:
+            raw = txn.get(keys.metadata(account, mailbox_id))
+        return _decode_metadata(raw) if raw else {}
+
+    def acl(self, account: int, mailbox_id: int) -> dict[str, tuple[int, str]]:
+        """The access control list of a mailbox: address -> (account, rights). The owner is not in it."""
+        partition = self._find(account)
+        if partition is None:
+            return {}
+        with partition.read() as txn:
+            raw = txn.get(keys.acl(account, mailbox_id))
+        return _decode_acl(raw) if raw else {}
+
+    def shared(self, account: int) -> list[int]:
+        """The accounts that share mailboxes with this one."""
+        partition = self._find(account)
+        if partition is None:
+            return []
+        with partition.read() as txn:
+            raw = txn.get(keys.shared(account))
+        return _decode_numbers(raw) if raw else []
 
     def usage(self, account: int) -> tuple[int, int]:
         """(octets, messages) of all mailboxes of the account."""

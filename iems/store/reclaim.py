@@ -96,6 +96,8 @@ class Reclaim:
                 txn.delete(keys.flags(account, mailbox, int.from_bytes(row[-4:], "big")))
             if len(found) < ROWS:
                 left = partition.delete_prefix(keys.prefix(account, keys.VANISHED, mailbox), ROWS)
+                if left < ROWS:
+                    left += partition.delete_prefix(keys.prefix(account, keys.JOURNAL, mailbox), ROWS - left)
                 left += partition.delete_prefix(keys.prefix(account, keys.FLAGS, mailbox), ROWS)
                 if left < ROWS:
                     txn.delete(key)

@@ -56,6 +56,15 @@ BLOB_ROW = struct.Struct("<QQII")
 BLOB_OWN = 1  # a segment written by the partition itself
 DEDUP_ROW = struct.Struct("<III")
 
+#: Bounds of annotations (RFC 5464): octets of one value, entries and octets of all values of one mailbox.
+METADATA_VALUE_MAX = 64 << 10
+METADATA_ENTRIES_MAX = 100
+METADATA_OCTETS_MAX = 256 << 10
+
+#: Entries of one access control list; accounts that share with one account.
+ACL_MAX = 200
+SHARED_MAX = 1_000
+
 SIZE_MAX = 0xFFFF_FFFF
 
 #: Rows of MessagePack in one place, so that every process encodes alike.
@@ -91,7 +100,8 @@ class Mailbox(Struct, array_like=True):
     recent_uid: messages from this uid on were not yet shown as \\Recent. noselect: only the name of a parent.
     subscribed, has_children: not stored here, filled in by the reader. changed_modseq, changed_before: of the last change
     that was more than new messages, and of the one before it, so that a reader knows when it need not look at old rows;
-    CHANGED_UNKNOWN in rows from before these fields.
+    CHANGED_UNKNOWN in rows from before these fields. journal_floor: the journal rows name every message whose flags changed
+    after this modseq.
     """
 
     version: int = 1
@@ -114,6 +124,7 @@ class Mailbox(Struct, array_like=True):
     has_children: bool = False
     changed_modseq: int = CHANGED_UNKNOWN
     changed_before: int = CHANGED_UNKNOWN
+    journal_floor: int = CHANGED_UNKNOWN
 
     @property
     def attributes(self) -> list[str]:

@@ -110,6 +110,8 @@ class Append(Struct, array_like=True, tag=8):
     mailbox: str
     messages: list[NewMessage]
     quota_octets: int | None = None
+    replaced_box: int = 0  # mailbox id and uid of a message that goes when these come (RFC 8508)
+    replaced_uid: int = 0
 
 
 class StoreFlags(Struct, array_like=True, tag=9):
@@ -167,9 +169,35 @@ class Undelete(Struct, array_like=True, tag=16):
     mailbox: str = "INBOX"
 
 
+class SetMetadata(Struct, array_like=True, tag=17):
+    """mailbox_id 0: of the account. changes: None removes an entry."""
+
+    account: int
+    mailbox_id: int
+    changes: dict[str, bytes | None]
+
+
+class SetAcl(Struct, array_like=True, tag=18):
+    """rights "": the entry goes. number: of the account the address names."""
+
+    account: int
+    mailbox_id: int
+    address: str
+    number: int
+    rights: str
+
+
+class SetShared(Struct, array_like=True, tag=19):
+    """Note (or no longer) that `owner` shares mailboxes with the account."""
+
+    account: int
+    owner: int
+    on: bool
+
+
 Body = (
     Hello | Deliver | Forget | Ensure | Create | Delete | Rename | Subscribe | Append | StoreFlags
-    | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete
+    | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete | SetMetadata | SetAcl | SetShared
 )
 
 

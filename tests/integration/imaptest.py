@@ -58,6 +58,8 @@ def _parse_list(text: str, pos: int, closing: str) -> tuple[list[Any], int]:
                 raise Failed(f"quoted string not closed: {text!r}")
             values.append(re.sub(r"\\(.)", r"\1", match[1]))
             pos = match.end()
+        elif text.startswith("~{", pos):
+            pos += 1
         elif text.startswith("{{{", pos):
             end = text.index("\n}}}", pos)
             values.append(text[pos + 4 : end].replace("\n", "\r\n"))
@@ -170,11 +172,20 @@ def load(path: Path) -> Script:
     return Script(path.name, headers, groups)
 
 
-def mbox(path: Path) -> list[bytes]:
-    """The messages of an mbox file, with CRLF."""
-    messages: list[bytes] = []
-    for part in re.split(r"(?:^|\n)From [^\n]*\n", path.read_text(encoding="latin-1"))[1:]:
-        messages.append(part.replace("\n", "\r\n").encode("latin-1"))
+def mbox(path: Path) -> list[tuple[str, bytes]]:
+    """The messages of an mbox file, with CRLF, each with the date of its From line as APPEND takes it ("" without one)."""
+    text = path.read_text(encoding="latin-1")
+    if text.endswith("\n\n"):
+        text = text[:-1]  # the empty line that ends each message
+    messages: list[tuple[str, bytes]] = []
+    parts = re.split(r"(?:^|\n)From ([^\n]*)\n", text)[1:]
+    for line, part in zip(parts[::2], parts[1::2], strict=True):
+        found = re.search(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d+) (\d\d:\d\d:\d\d) (\d{4})(?: ([+-]\d{4}))?$", line)
+        date = ""
+        if found is not None:
+            month, day, clock, year, zone = found.groups()
+            date = f'"{int(day):2d}-{month}-{year} {clock} {zone or "+0000"}"'
+        messages.append((date, part.replace("\n", "\r\n").encode("latin-1")))
     return messages
 
 
@@ -363,7 +374,10 @@ class Matcher:
                 names.append(name)
                 pattern += "(.*)"
         pattern += re.escape(wanted[pos:])
-        found = re.fullmatch(pattern, value, re.IGNORECASE | re.DOTALL)
+        # A number as it was when the command began: the server tells these before any EXPUNGE.
+        pattern = re.sub(r"\\\$(?=\d)", "", pattern)
+        pattern = pattern.replace("\\\r", "")  # line ends count as one, whatever they are
+        found = re.fullmatch(pattern, value.replace("\r", ""), re.IGNORECASE | re.DOTALL)
         if found is None:
             return False
         self.variables.update(zip(names, found.groups(), strict=True))
@@ -390,6 +404,7 @@ def run(path: Path, port: int, user: str, password: str) -> str:
             "domain": user.partition("@")[2],
             "password": password,
             "mailbox": "imaptest",
+            "mailbox_url": "imaptest",
         }
     )
     appended = 0
@@ -416,7 +431,8 @@ def run(path: Path, port: int, user: str, password: str) -> str:
             first.ask(b"CREATE imaptest")
         if state in ("appended", "selected"):
             for number in range(count):
-                answer = first.ask(b"APPEND imaptest", messages[number % len(messages)])
+                date, content = messages[number % len(messages)]
+                answer = first.ask(f"APPEND imaptest {date}".rstrip().encode(), content)
                 if not answer.startswith(b"OK"):
                     raise Failed(f"append: {answer!r}")
         if state == "selected":
@@ -430,12 +446,13 @@ def run(path: Path, port: int, user: str, password: str) -> str:
             for step in group:
                 command = matcher.expand(step.command)
                 literal = None
-                if re.fullmatch(r"(?i)append( \S+)?", command):
-                    literal = messages[appended % len(messages)]
+                if re.fullmatch(r"(?i)append( \S+)?( \([^()]*\))?", command):
+                    date, literal = messages[appended % len(messages)]
                     appended += 1
                     if " " not in command:
                         command += " imaptest"
-                tags[connection.send(command.encode("latin-1"), literal)] = step
+                    command = f"{command} {date}".rstrip()
+                tags[connection.send(_literals(command).encode("latin-1"), literal)] = step
             untagged, tagged = connection.until(set(tags))
             replies = [parse(line) for line in untagged]
             originals = _originals(replies)
@@ -450,6 +467,16 @@ def run(path: Path, port: int, user: str, password: str) -> str:
     finally:
         for connection in connections:
             connection.close()
+
+
+def _literals(command: str) -> str:
+    """A command with its `{{{...}}}` as literals that need no answer."""
+
+    def literal(match: re.Match[str]) -> str:
+        text = match[1].replace("\n", "\r\n")
+        return f"{{{len(text)}+}}\r\n{text}"
+
+    return re.sub(r"\{\{\{\n(.*?)\n\}\}\}", literal, command, flags=re.DOTALL)
 
 
 def _originals(replies: list[list[Any]]) -> list[int | None]:

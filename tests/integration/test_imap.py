@@ -16,7 +16,7 @@ from tests.integration import imaptest
 
 @pytest.fixture(scope="module")
 def home():
-    with PrivateHome(4) as home:
+    with PrivateHome(5) as home:
         yield home
 
 
@@ -257,7 +257,7 @@ def test_draining_says_bye():
 @pytest.mark.skipif(shutil.which("offlineimap") is None, reason="offlineimap is not installed")
 def test_offlineimap(home, tmp_path):
     """Both ways: what is there comes, what is written here goes, what is removed here goes there."""
-    client = login(home, "a3@load.test")
+    client = login(home, "a5@load.test")
     for number in range(10):
         client.append("INBOX", "", None, b"Subject: %d\r\nMessage-ID: <%d@x>\r\n\r\nbody\r\n" % (number, number))
     (tmp_path / "rc").write_text(
@@ -274,7 +274,7 @@ localfolders = {tmp_path}/mail
 type = IMAP
 remotehost = 127.0.0.1
 remoteport = {home.port("imap")}
-remoteuser = a3@load.test
+remoteuser = a5@load.test
 remotepass = pw
 ssl = no
 starttls = no

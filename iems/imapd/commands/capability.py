@@ -10,10 +10,13 @@ from iems.imapd.engine import ANY, Command, Spec, State
 if TYPE_CHECKING:
     from iems.imapd.session import Session
 
-_ALWAYS = b"IMAP4rev1 LITERAL+ SASL-IR ID ENABLE"
+_ALWAYS = b"IMAP4rev1 IMAP4rev2 LITERAL+ SASL-IR ID ENABLE"
 _LOGGED_IN = (
     b" IDLE NAMESPACE UIDPLUS MOVE UNSELECT CHILDREN SPECIAL-USE CREATE-SPECIAL-USE LIST-EXTENDED LIST-STATUS "
-    b"CONDSTORE ESEARCH MULTIAPPEND STATUS=SIZE WITHIN"
+    b"CONDSTORE ESEARCH SEARCHRES PARTIAL SORT SORT=DISPLAY ESORT THREAD=ORDEREDSUBJECT THREAD=REFERENCES I18NLEVEL=1 "
+    b"CONTEXT=SEARCH CONTEXT=SORT MULTIAPPEND STATUS=SIZE WITHIN "
+    b"QRESYNC BINARY CATENATE REPLACE UTF8=ACCEPT UIDONLY OBJECTID SAVEDATE PREVIEW "
+    b"QUOTA QUOTA=RES-STORAGE METADATA INPROGRESS NOTIFY ACL RIGHTS=kxte"
 )
 
 
@@ -35,6 +38,8 @@ def capabilities(session: Session) -> bytes:
             parts.append(b" LOGINDISABLED")
     else:
         parts.append(_LOGGED_IN)
+        if not session.compressed:
+            parts.append(b" COMPRESS=DEFLATE")
         limit = session.services.limits.content
         if limit:
             parts.append(b" APPENDLIMIT=%d" % limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iems.imapd.commands.common import no_arguments, selected
+from iems.imapd.commands.common import highest, no_arguments, selected
 from iems.imapd.engine import Command, Spec, State, Updates
 
 if TYPE_CHECKING:
@@ -13,10 +13,15 @@ if TYPE_CHECKING:
 
 async def run(session: Session, command: Command) -> bytes:
     view = selected(session)
-    if not view.read_only:
-        await session.services.store.expunge(session.number, view.mailbox_id, None)
+    code = b""
+    if not view.read_only and (view.rights is None or "e" in view.rights):
+        removed = await session.services.store.expunge(view.account, view.mailbox_id, None)
+        if removed and session.view is view:
+            session.refresh()
+            if session.view is view:
+                code = highest(session, view)
     session.deselect()
-    return b"OK CLOSE completed"
+    return b"OK %bCLOSE completed" % code
 
 
 SPECS = [Spec(b"CLOSE", State.SELECTED, no_arguments, run, Updates.NONE)]

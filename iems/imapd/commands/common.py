@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from iems.imap import names, sequence
-from iems.imap.grammar import Arguments, Refused
+from iems.imap.grammar import SAVED, Arguments, Refused
+from iems.imapd import places
 
 if TYPE_CHECKING:
+    from iems.imapd.places import Place
     from iems.imapd.session import Session
     from iems.imapd.view import View
 
@@ -21,7 +23,7 @@ def no_arguments(arguments: Arguments) -> None:
 def mailbox_argument(arguments: Arguments) -> str:
     """A space and the name of a mailbox."""
     arguments.space()
-    return names.mailbox(arguments.astring())
+    return names.mailbox(arguments.astring(), arguments.utf8)
 
 
 def one_mailbox(arguments: Arguments) -> str:
@@ -49,6 +51,9 @@ def writable(session: Session) -> View:
 
 def chosen(view: View, ranges: sequence.Ranges, uid: bool) -> Sequence[int]:
     """The positions a sequence set stands for in what the client knows."""
+    if ranges is SAVED:
+        found_saved = [view.position(number) for number in view.saved or ()]
+        return [at for at in found_saved if 0 <= at < view.told]
     if uid:
         found = sequence.uid_positions(ranges, view.uids)
         if len(found) and found[-1] >= view.told:
@@ -68,10 +73,22 @@ def present(view: View, positions: Sequence[int]) -> list[int]:
     return [uid for uid in found if uid not in gone] if gone else found
 
 
-def existing(session: Session, name: str, trycreate: bool = False) -> Any:
-    """The mailbox of a name. Raises `Refused` if there is none that holds messages."""
-    mailbox = session.services.reader.mailbox(session.number, name) if name else None
-    if mailbox is None or mailbox.noselect:
+def existing(session: Session, name: str, trycreate: bool = False, right: str = "r") -> Place:
+    """The mailbox of a name. Raises `Refused` if there is none that holds messages, or the session lacks the right."""
+    place = places.find(session, name)
+    if place is None or place.box.noselect:
         code = "[TRYCREATE]" if trycreate else "[NONEXISTENT]"
         raise Refused(f"{code} No such mailbox")
-    return mailbox
+    place.require(right)
+    return place
+
+
+def highest(session: Session, view: View) -> bytes:
+    """The response code that QRESYNC asks for where messages went (RFC 7162 3.2.7); b"" without it."""
+    return b"[HIGHESTMODSEQ %d] " % view.modseq if b"QRESYNC" in session.enabled else b""
+
+
+def permitted(view: View, rights: str) -> None:
+    """Raises `Refused` if the selected mailbox is another's and one of the rights is missing."""
+    if view.rights is not None and any(right not in view.rights for right in rights):
+        raise Refused("[NOPERM] You may not do this here")

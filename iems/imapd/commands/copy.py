@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from iems.imap import sequence
 from iems.imap.grammar import Arguments, Refused
+from iems.imapd import transfer
 from iems.imapd.commands.common import chosen, existing, mailbox_argument, present, selected
 from iems.imapd.engine import Command, Spec, State, Updates
 
@@ -32,15 +33,13 @@ async def run(session: Session, command: Command) -> bytes:
     view = selected(session)
     ranges, name = command.arguments
     positions = chosen(view, ranges, command.spec.name.startswith(b"UID"))
-    target = existing(session, name, trycreate=True)
+    target = existing(session, name, trycreate=True, right="i")
     uids = present(view, positions)
     if not uids:
         if len(positions):
             raise Refused("[EXPUNGEISSUED] The messages no longer exist")
         return b"OK No messages to copy"
-    uidvalidity, sources, targets = await session.services.store.copy(
-        session.number, view.mailbox_id, uids, target.name, quota_octets=session.account.quota_octets
-    )
+    uidvalidity, sources, targets = await transfer.copy(session, view, uids, target)
     if not sources:
         raise Refused("[EXPUNGEISSUED] The messages no longer exist")
     return b"OK " + copyuid(uidvalidity, sources, targets) + b" COPY completed"

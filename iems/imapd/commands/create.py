@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iems.imap import names
+from iems.imap import names, objectid
 from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imapd import places
 from iems.imapd.commands.common import mailbox_argument
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -40,8 +41,17 @@ async def run(session: Session, command: Command) -> bytes:
         special_use = _USES[uses[0]]
         if any(box.special_use == special_use for box in session.services.reader.mailboxes(session.number)):
             raise Refused("[USEATTR] Another mailbox has this use")
-    await session.services.store.create(session.number, names.check_new(name), special_use)
-    return b"OK CREATE completed"
+    account, inner = session.number, names.check_new(name)
+    above = places.parent(session, inner)
+    if above is not None:
+        above[0].require("k")
+        account, inner = above[0].account, above[1]
+        if uses:
+            raise Refused("[USEATTR] Special uses are the owner's to give")
+    elif inner.startswith(places.ROOT) or inner + "/" == places.ROOT:
+        raise Refused("[CANNOT] The names of other users' mailboxes begin so")
+    box = await session.services.store.create(account, inner, special_use)
+    return b"OK [MAILBOXID (%b)] CREATE completed" % objectid.mailbox(account, box.id)
 
 
 SPECS = [Spec(b"CREATE", LOGGED_IN, parse, run)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iems.imap.grammar import Refused
+from iems.imapd import places
 from iems.imapd.commands.common import one_mailbox
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -17,11 +18,12 @@ async def run(session: Session, command: Command) -> bytes:
     if name == "INBOX":
         raise Refused("[CANNOT] INBOX can't be deleted")
     view = session.view
-    mailbox = session.services.reader.mailbox(session.number, name) if name else None
-    if mailbox is None:
+    place = places.find(session, name)
+    if place is None:
         raise Refused("[NONEXISTENT] No such mailbox")
-    await session.services.store.delete(session.number, name)
-    if view is not None and view.mailbox_id == mailbox.id:
+    place.require("x")
+    await session.services.store.delete(place.account, place.box.name)
+    if view is not None and (view.account, view.mailbox_id) == (place.account, place.box.id):
         session.deselect()
     return b"OK DELETE completed"
 

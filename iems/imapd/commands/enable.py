@@ -1,4 +1,4 @@
-"""ENABLE (RFC 5161)."""
+"""ENABLE (RFC 5161): CONDSTORE and QRESYNC (7162), UTF8=ACCEPT (6855), IMAP4rev2 (9051), UIDONLY (9586)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from iems.imapd.engine import LOGGED_IN, Command, Spec
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
+
+#: What can be enabled, as it is written in the answer.
+_NAMES = {
+    b"CONDSTORE": b"CONDSTORE",
+    b"QRESYNC": b"QRESYNC",
+    b"UTF8=ACCEPT": b"UTF8=ACCEPT",
+    b"IMAP4REV2": b"IMAP4rev2",
+    b"UIDONLY": b"UIDONLY",
+}
 
 
 def parse(arguments: Arguments) -> list[bytes]:
@@ -22,11 +31,11 @@ def parse(arguments: Arguments) -> list[bytes]:
 
 def run(session: Session, command: Command) -> bytes:
     # What is unknown or was enabled before is left out of the answer, not refused (RFC 5161 3.1).
-    if b"CONDSTORE" in command.arguments and b"CONDSTORE" not in session.enabled:
+    new = [word for word in dict.fromkeys(command.arguments) if word in _NAMES and word not in session.enabled]
+    if b"CONDSTORE" in new or b"QRESYNC" in new:
         session.want_modseq()
-        session.send(b"* ENABLED CONDSTORE\r\n")
-    else:
-        session.send(b"* ENABLED\r\n")
+    session.enable(new)
+    session.send(b"* ENABLED" + b"".join([b" " + _NAMES[word] for word in new]) + b"\r\n")
     return b"OK ENABLE completed"
 
 

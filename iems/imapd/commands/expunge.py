@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iems.imap.grammar import Arguments
-from iems.imapd.commands.common import chosen, no_arguments, present, writable
+from iems.imapd.commands.common import chosen, highest, no_arguments, permitted, present, writable
 from iems.imapd.engine import Command, Spec, State
 
 if TYPE_CHECKING:
@@ -22,12 +22,13 @@ def parse_uid(arguments: Arguments) -> Ranges:
 
 async def run(session: Session, command: Command) -> bytes:
     view = writable(session)
+    permitted(view, "e")
     uids = None
     if command.arguments is not None:
         uids = present(view, chosen(view, command.arguments, True))
         if not uids:
             return b"OK EXPUNGE completed"
-    removed = await session.services.store.expunge(session.number, view.mailbox_id, uids)
+    removed = await session.services.store.expunge(view.account, view.mailbox_id, uids)
     if session.view is not view:
         return b"OK EXPUNGE completed"
     view.expunged_here(removed)
@@ -35,7 +36,7 @@ async def run(session: Session, command: Command) -> bytes:
     session.refresh()
     if session.view is view:
         session.send(view.updates(True))
-    return b"OK EXPUNGE completed"
+    return b"OK %bEXPUNGE completed" % (highest(session, view) if removed else b"")
 
 
 SPECS = [

@@ -17,19 +17,24 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from iems.errors import StoreError
 from iems.imap import fetch as items
-from iems.imap import response
+from iems.imap import objectid, response, sequence
 from iems.imap.fetch import Request, Section
 from iems.imap.flags import SEEN
-from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imap.grammar import SAVED, Arguments, Bad, Refused
+from iems.imap.results import Returned
 from iems.imap.sequence import Ranges
+from iems.imapd.columns import message_ids
 from iems.imapd.commands.common import chosen, selected
-from iems.imapd.content import INLINE_MAX, Piece, Source, send_pieces
+from iems.imapd.commands.select import earlier
+from iems.imapd.content import INLINE_MAX, Piece, Source, decoded, send_pieces
 from iems.imapd.engine import Command, Shortcut, Spec, State, Updates
+from iems.imapd.view import UIDONLY
 from iems.message import body as body_of
+from iems.message.text import preview
 from iems.store.reader import (
     FETCH_BODYSTRUCTURE,
     FETCH_ENVELOPE,
@@ -52,6 +57,9 @@ SEEN_BATCH = 5000
 ROW_SLICE = 16
 #: Octets of responses the kernel builds in one turn.
 KERNEL_OCTETS = 128 * 1024
+
+#: Octets of a large message that are looked at for PREVIEW.
+PREVIEW_OCTETS = 256 * 1024
 
 _KERNEL_ITEMS = {
     b"UID": FETCH_UID,
@@ -84,7 +92,7 @@ def parse_uid(arguments: Arguments) -> Fetch:
     request = found.request
     if b"UID" not in request.simple:
         # The answer to a UID command always tells the UID (RFC 3501 6.4.8).
-        request = Request((b"UID", *request.simple), request.sections, request.changed_since)
+        request = structs.replace(request, simple=(b"UID", *request.simple))
     return Fetch(found.ranges, request)
 
 
@@ -183,6 +191,15 @@ def run(session: Session, command: Command) -> Coroutine[Any, Any, bytes | None]
     uid_form = command.spec.name.startswith(b"UID")
     if view.stale:
         session.refresh(False)  # so that the flags told are not yesterday's
+    if fetch.request.vanished:
+        if not uid_form or b"QRESYNC" not in session.enabled or fetch.ranges is SAVED:
+            raise Bad("VANISHED is for UID FETCH with QRESYNC enabled")
+        assert fetch.request.changed_since is not None
+        gone = earlier(session, view, fetch.request.changed_since, fetch.ranges)
+        if gone:
+            session.send(b"* VANISHED (EARLIER) " + sequence.render(gone) + b"\r\n")
+    if fetch.request.partial is not None and not uid_form:
+        raise Bad("PARTIAL is for UID FETCH")
     positions = chosen(view, fetch.ranges, uid_form)
     if view.unreported and b"FLAGS" in fetch.request.simple and fetch.request.changed_since is None:
         if view.new_keywords:
@@ -190,6 +207,14 @@ def run(session: Session, command: Command) -> Coroutine[Any, Any, bytes | None]
             view.new_keywords = False
         view.unreported -= {view.uids[at] for at in positions}
     return _general(session, command, view, positions, fetch.request, uid_form)
+
+
+async def tell(session: Session, view: View, positions: Sequence[int], request: Request) -> None:
+    """Send the items of a request for messages nobody asked for now (RFC 5465 5.2)."""
+    if b"UID" not in request.simple:
+        request = structs.replace(request, simple=(b"UID", *request.simple))
+    seen = await _set_seen(session, view, positions) if request.sets_seen else frozenset()
+    await _with_content(session, view, positions, request, seen)
 
 
 async def _general(
@@ -200,16 +225,16 @@ async def _general(
     if request.changed_since is not None:
         since = request.changed_since
         positions = [at for at in positions if view.modseqs[at] > since]
+    if request.partial is not None:
+        positions = Returned(frozenset(), request.partial).cut(positions)
     simple = request.simple
     if len(positions) == 0:
         complete = True
-    elif request.sections:
+    elif request.sections or view.mode & UIDONLY or not _KERNEL_ITEMS.keys() >= set(simple):
         seen = await _set_seen(session, view, positions) if request.sets_seen else frozenset()
         complete = await _with_content(session, view, positions, request, seen)
     elif _MEMORY_ITEMS.issuperset(simple) and len(positions) <= MEMORY_MAX:
         complete = _from_view(session, view, positions, simple)
-    elif b"BODY" in simple:
-        complete = await _with_content(session, view, positions, request, frozenset())
     else:
         complete = await _from_kernel(session, view, positions, simple)
     if not complete:
@@ -225,7 +250,7 @@ def _check(session: Session, view: View) -> None:
 
 async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> frozenset[int]:
     """Set \\Seen where it is not; the uids of the messages that got it, to be told with their flags."""
-    if view.read_only:
+    if view.read_only or (view.rights is not None and "s" not in view.rights):
         return frozenset()
     unseen = [view.uids[at] for at in positions if not view.flags[at] & SEEN]
     if not unseen:
@@ -234,7 +259,7 @@ async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> f
     try:
         for start in range(0, len(unseen), SEEN_BATCH):
             changed += await session.services.store.store_flags(
-                session.number, view.mailbox_id, unseen[start : start + SEEN_BATCH], "+", ["\\Seen"]
+                view.account, view.mailbox_id, unseen[start : start + SEEN_BATCH], "+", ["\\Seen"]
             )
     except StoreError as fault:
         # Reading goes on while nothing can be written; the messages stay unread.
@@ -285,7 +310,7 @@ async def _from_kernel(
             _check(session, view)
         try:
             text, start = reader.fetch_summaries(
-                session.number, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS, view.recent_uid
+                view.account, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS, view.recent_uid
             )
         except KeyError:
             raise Refused("The mailbox is gone") from None
@@ -307,7 +332,7 @@ async def _with_content(
     uids = [view.uids[at] for at in positions]
     for start in range(0, len(uids), ROW_SLICE):
         part = uids[start : start + ROW_SLICE]
-        rows = services.reader.messages(session.number, view.mailbox_id, part)
+        rows = services.reader.messages(view.account, view.mailbox_id, part)
         for uid, row in zip(part, rows, strict=True):
             if row is None:
                 complete = False
@@ -330,7 +355,7 @@ async def _message(
     session: Session, view: View, at: int, row: Any, simple: tuple[bytes, ...], sections: tuple[Section, ...]
 ) -> None:
     """Send the response for one message."""
-    source = Source(session.services, (session.number, view.mailbox_id, row.uid), row)
+    source = Source(session.services, (view.account, view.mailbox_id, row.uid), row)
     parts = []
     for item in simple:
         if item == b"UID":
@@ -349,9 +374,21 @@ async def _message(
             parts.append(b"MODSEQ (%d)" % view.modseqs[at])
         elif item == b"BODY":
             parts.append(b"BODY " + bytes(await source.examine(body_of)))
-    pieces: list[Piece] = [b"* %d FETCH (" % (at + 1) + b" ".join(parts)]
+        else:
+            parts.append(await _extra(session, view, row, source, item))
+    if view.mode & UIDONLY:
+        if len(parts) + len(sections) > 1:
+            parts = [part for part in parts if not part.startswith(b"UID ")]
+        head = b"* %d UIDFETCH (" % row.uid
+    else:
+        head = b"* %d FETCH (" % (at + 1)
+    pieces: list[Piece] = [head + b" ".join(parts)]
     separator = b" " if parts else b""
     for section in sections:
+        if section.binary:
+            pieces.append(separator + await _binary(source, section))
+            separator = b" "
+            continue
         found = await source.section(section)
         if found is None:
             pieces.append(separator + section.label + b" NIL")
@@ -362,6 +399,35 @@ async def _message(
         separator = b" "
     pieces.append(b")\r\n")
     send_pieces(session.stream, pieces, session.corked)
+
+
+async def _extra(session: Session, view: View, row: Any, source: Source, item: bytes) -> bytes:
+    """EMAILID, THREADID (RFC 8474), SAVEDATE (8514), PREVIEW (8970)."""
+    if item == b"EMAILID":
+        return b"EMAILID (%b)" % objectid.email(row.origin, view.account, view.mailbox_id, row.uid)
+    if item == b"THREADID":
+        found = objectid.thread(*message_ids(await source.header()))
+        return b"THREADID NIL" if found is None else b"THREADID (%b)" % found
+    if item == b"SAVEDATE":
+        return b"SAVEDATE " + (response.internaldate(row.saved_s) if row.saved_s else b"NIL")
+    if row.size > PREVIEW_OCTETS:
+        text = preview(await source.range(0, PREVIEW_OCTETS))
+    else:
+        text = preview(await source.whole())
+    return b"PREVIEW " + (response.utf8_string(text) if session.engine.utf8 else response.string(text.encode()))
+
+
+async def _binary(source: Source, section: Section) -> bytes:
+    """A section with its transfer encoding undone, with its label (RFC 3516). Raises `Refused`."""
+    octets: bytes | None = await source.examine(lambda content: decoded(content, section.part))
+    if octets is None:
+        return section.label + b" NIL"
+    if section.size:
+        return section.label + b" %d" % len(octets)
+    if section.origin >= 0:
+        octets = octets[section.origin : section.origin + section.count]
+    mark = b"~" if b"\0" in octets else b""
+    return section.label + b" %b{%d}\r\n" % (mark, len(octets)) + octets
 
 
 SPECS = [

@@ -8,9 +8,10 @@ from msgspec import Struct
 
 from iems.imap import names
 from iems.imap.grammar import Arguments, Bad
-from iems.imap.response import mailbox as mailbox_text
+from iems.imapd import places
 from iems.imapd.commands import status
 from iems.imapd.engine import LOGGED_IN, Command, Spec
+from iems.imapd.places import Place
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
@@ -36,6 +37,7 @@ class Entry(Struct):
     box: Any = None
     subscribed: bool = False
     has_children: bool = False
+    place: Place | None = None  # of a mailbox another account shares
 
 
 _SELECTION = {b"SUBSCRIBED", b"REMOTE", b"RECURSIVEMATCH", b"SPECIAL-USE"}
@@ -62,7 +64,9 @@ def _options(arguments: Arguments, known: set[bytes]) -> tuple[frozenset[bytes],
     return frozenset(found), items
 
 
-def _decoded(pattern: bytes) -> str:
+def _decoded(pattern: bytes, utf8: bool = False) -> str:
+    if utf8:
+        return names.plain(pattern)
     # A lone & is no modified UTF-7, yet people type it: take such a pattern as it is.
     try:
         return names.decode(pattern)
@@ -80,20 +84,20 @@ def parse(arguments: Arguments) -> Request:
         if b"RECURSIVEMATCH" in selection and not selection - {b"RECURSIVEMATCH", b"REMOTE"}:
             raise Bad("RECURSIVEMATCH needs another selection option")
         arguments.space()
-    reference = _decoded(arguments.astring())
+    reference = _decoded(arguments.astring(), arguments.utf8)
     arguments.space()
     if arguments.accept(b"("):
         extended = True
         patterns = []
         while True:
-            patterns.append(_decoded(arguments.list_mailbox()))
+            patterns.append(_decoded(arguments.list_mailbox(), arguments.utf8))
             if len(patterns) > MAX_PATTERNS:
                 raise Bad("Too many patterns")
             if arguments.accept(b")"):
                 break
             arguments.space()
     else:
-        patterns = [_decoded(arguments.list_mailbox())]
+        patterns = [_decoded(arguments.list_mailbox(), arguments.utf8)]
     returned: frozenset[bytes] = frozenset()
     items: tuple[bytes, ...] = ()
     if arguments.accept(b" "):
@@ -113,6 +117,11 @@ def entries(session: Session, subscribed_too: bool) -> list[Entry]:
     """All names of the account: its mailboxes and, if wanted, subscribed names that have none."""
     reader = session.services.reader
     found = {box.name: Entry(box.name, box, box.subscribed) for box in reader.mailboxes(session.number)}
+    shared = list(places.foreign(session))
+    if shared:
+        subscribed = set(reader.subscriptions(session.number))
+        for place in shared:
+            found.setdefault(place.name, Entry(place.name, place.box, place.name in subscribed, False, place))
     if subscribed_too:
         for name in reader.subscriptions(session.number):
             if name not in found:
@@ -137,7 +146,7 @@ def _attributes(entry: Entry, request: Request) -> list[bytes]:
         found.append(rb"\Subscribed")
     if not request.extended or b"CHILDREN" in request.returned:
         found.append(rb"\HasChildren" if entry.has_children else rb"\HasNoChildren")
-    if entry.box is not None and entry.box.special_use:
+    if entry.box is not None and entry.box.special_use and entry.place is None:
         found.append(entry.box.special_use.encode())
     return found
 
@@ -165,14 +174,16 @@ def run(session: Session, command: Command) -> bytes:
             continue
         info = b' ("CHILDINFO" ("SUBSCRIBED"))' if entry.name in above else b""
         wanted = not only_subscribed or entry.subscribed
-        if only_special and not (entry.box is not None and entry.box.special_use):
+        if only_special and not (entry.box is not None and entry.box.special_use and entry.place is None):
             wanted = False
         if not wanted and not info:
             continue
         attributes = b" ".join(_attributes(entry, request))
-        parts.append(b'* LIST (%b) "/" %b%b\r\n' % (attributes, mailbox_text(entry.name), info))
+        parts.append(b'* LIST (%b) "/" %b%b\r\n' % (attributes, session.mailbox_text(entry.name), info))
         if request.status_items and entry.box is not None and not entry.box.noselect:
-            parts.append(status.response(session, entry.box, request.status_items))
+            account = session.number if entry.place is None else entry.place.account
+            if entry.place is None or entry.place.may("r"):
+                parts.append(status.response(session, account, entry.box, entry.name, request.status_items))
     session.send(b"".join(parts))
     return b"OK LIST completed"
 

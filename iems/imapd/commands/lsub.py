@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from iems.imap import names
 from iems.imap.grammar import Arguments, Bad
-from iems.imap.response import mailbox as mailbox_text
 from iems.imapd.commands.list import _decoded
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
 
 def parse(arguments: Arguments) -> tuple[str, str]:
     arguments.space()
-    reference = _decoded(arguments.astring())
+    reference = _decoded(arguments.astring(), arguments.utf8)
     arguments.space()
-    pattern = _decoded(arguments.list_mailbox())
+    pattern = _decoded(arguments.list_mailbox(), arguments.utf8)
     arguments.end()
     if len(reference) + len(pattern) > names.MAX_NAME_OCTETS:
         raise Bad("Pattern too long")
@@ -44,7 +43,7 @@ def run(session: Session, command: Command) -> bytes:
                 if pattern.matches(parent):
                     shown.setdefault(parent, rb"\Noselect")
     lines = [
-        b'* LSUB (%b) "/" %b\r\n' % (shown[name], mailbox_text(name))
+        b'* LSUB (%b) "/" %b\r\n' % (shown[name], session.mailbox_text(name))
         for name in sorted(shown, key=lambda name: (name != "INBOX", name))
     ]
     session.send(b"".join(lines))

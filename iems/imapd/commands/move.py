@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iems.imap.grammar import Refused
-from iems.imapd.commands.common import chosen, existing, present, writable
+from iems.imapd import transfer
+from iems.imapd.commands.common import chosen, existing, highest, permitted, present, writable
 from iems.imapd.commands.copy import copyuid, parse
 from iems.imapd.engine import Command, Spec, State
 
@@ -17,20 +18,14 @@ async def run(session: Session, command: Command) -> bytes:
     view = writable(session)
     ranges, name = command.arguments
     positions = chosen(view, ranges, command.spec.name.startswith(b"UID"))
-    target = existing(session, name, trycreate=True)
+    permitted(view, "te")
+    target = existing(session, name, trycreate=True, right="i")
     uids = present(view, positions)
     if not uids:
         if len(positions):
             raise Refused("[EXPUNGEISSUED] The messages no longer exist")
         return b"OK No messages to move"
-    uidvalidity, sources, targets = await session.services.store.copy(
-        session.number,
-        view.mailbox_id,
-        uids,
-        target.name,
-        move=True,
-        quota_octets=session.account.quota_octets,
-    )
+    uidvalidity, sources, targets = await transfer.copy(session, view, uids, target, move=True)
     if not sources:
         raise Refused("[EXPUNGEISSUED] The messages no longer exist")
     # COPYUID comes before the EXPUNGEs that make its source uids unknown (RFC 6851 4.3).
@@ -38,10 +33,10 @@ async def run(session: Session, command: Command) -> bytes:
     if session.view is view:
         session.refresh()
         if session.view is view:
-            if target.id != view.mailbox_id:
+            if (target.account, target.box.id) != (view.account, view.mailbox_id):
                 view.expunged_here(sources)
             session.send(view.updates(True))
-    return b"OK MOVE completed"
+    return b"OK %bMOVE completed" % highest(session, view)
 
 
 SPECS = [Spec(b"MOVE", State.SELECTED, parse, run), Spec(b"UID MOVE", State.SELECTED, parse, run)]

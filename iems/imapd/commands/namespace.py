@@ -1,4 +1,4 @@
-"""NAMESPACE (RFC 2342): one personal namespace; shared mailboxes come later."""
+"""NAMESPACE (RFC 2342): the own mailboxes, and those other users share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(session: Session, command: Command) -> bytes:
-    session.send(b'* NAMESPACE (("" "/")) NIL NIL\r\n')
+    session.send(b'* NAMESPACE (("" "/")) (("Other Users/" "/")) NIL\r\n')
     return b"OK NAMESPACE completed"
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from iems.imap import names
 from iems.imap.grammar import Arguments, Refused
+from iems.imapd import places
 from iems.imapd.commands.common import mailbox_argument
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -25,6 +26,8 @@ async def run(session: Session, command: Command) -> bytes:
     new = names.check_new(new)
     if new == "INBOX":
         raise Refused("[ALREADYEXISTS] INBOX is there")
+    if new.startswith(places.ROOT) or new + "/" == places.ROOT:
+        raise Refused("[CANNOT] The names of other users' mailboxes begin so")
     if not old:
         raise Refused("[NONEXISTENT] No such mailbox")
     await session.services.store.rename(session.number, old, new)

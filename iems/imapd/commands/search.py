@@ -1,4 +1,5 @@
-"""SEARCH (RFC 3501 6.4.4) and UID SEARCH, with ESEARCH (RFC 4731), MODSEQ (7162), YOUNGER and OLDER (5032).
+"""SEARCH (RFC 3501 6.4.4) and UID SEARCH, with ESEARCH (RFC 4731), SEARCHRES (5182), PARTIAL (9394), UPDATE (5267), MODSEQ (7162),
+YOUNGER and OLDER (5032).
 
 First every message is judged by what the view and the flags rows know, in vectors: yes, no, or it depends. Only what is
 left is looked at one by one, its header first and its body last; this gives other sessions a turn every few milliseconds.
@@ -6,16 +7,19 @@ left is looked at one by one, its header first and its body last; this gives oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec import Struct
 
-from iems.imap import flags, search, sequence
-from iems.imap.grammar import Arguments, Bad, Refused
-from iems.imap.response import string
-from iems.imapd.commands.common import selected
+from iems.imap import flags, objectid, results, search, sequence
+from iems.imap.grammar import SAVED, Arguments, Bad, Refused
+from iems.imap.results import Returned
+from iems.imapd import columns, contexts
+from iems.imapd.commands.common import chosen, selected
 from iems.imapd.content import Source
 from iems.imapd.engine import Command, Spec, State, Updates
 from iems.message.address import parse_addresses
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from iems.imapd.session import Session
     from iems.imapd.view import View
 
+#: Messages left to look at up to which they are looked at one by one, instead of all of the mailbox.
+FEW = 50
 #: Time one search may hold the loop, and rows read in one transaction.
 SLICE_S = 0.005
 ROWS = 200
@@ -38,49 +44,66 @@ class Request(Struct, frozen=True):
     """key: the tree. returned: options of RETURN, None for a plain SEARCH."""
 
     key: Any
-    returned: frozenset[bytes] | None
-
-
-_RETURN = {b"MIN", b"MAX", b"ALL", b"COUNT"}
+    returned: Returned | None
+    charset: bool = False  # whether one was named
 
 
 def parse(arguments: Arguments) -> Request:
     arguments.space()
-    returned = None
-    if arguments.data[arguments.pos : arguments.pos + 8].upper() == b"RETURN (":
-        arguments.pos += 8
-        found = set()
-        if not arguments.accept(b")"):
-            while True:
-                word = arguments.word()
-                if word not in _RETURN:
-                    raise Bad("Unknown RETURN option")
-                found.add(word)
-                if arguments.accept(b")"):
-                    break
-                arguments.space()
-        returned = frozenset(found or {b"ALL"})
-        arguments.space()
-    return Request(search.parse(arguments), returned)
+    returned = results.parse(arguments)
+    charset = arguments.data[arguments.pos : arguments.pos + 8].upper() == b"CHARSET "
+    return Request(search.parse(arguments), returned, charset)
+
+
+@contextmanager
+def saving(view: View, returned: Returned | None) -> Iterator[None]:
+    """With SAVE, a search that fails leaves nothing saved (RFC 5182 2.1)."""
+    try:
+        yield
+    except BaseException:
+        if returned is not None and b"SAVE" in returned.options:
+            view.saved = None
+        raise
+
+
+def save(view: View, returned: Returned | None, positions: Sequence[int]) -> None:
+    """Keep what SAVE asks for."""
+    if returned is not None and b"SAVE" in returned.options:
+        view.saved = array("I", sorted(view.uids[at] for at in returned.saved(positions)))
+
+
+def answers(returned: Returned) -> bool:
+    """Whether an ESEARCH response is sent: not if all that is asked is SAVE (RFC 5182 2.1)."""
+    return returned.partial is not None or bool(returned.options - {b"SAVE", b"CONTEXT"})
 
 
 async def run(session: Session, command: Command) -> bytes:
     view = selected(session)
     request: Request = command.arguments
+    returned = request.returned
+    if returned is None and b"IMAP4REV2" in session.enabled:
+        returned = Returned()  # RFC 9051 7.3.4 has no other response
     uid_form = command.spec.name.startswith(b"UID")
+    if request.charset and b"UTF8=ACCEPT" in session.enabled:
+        raise Bad("All is UTF-8 after ENABLE UTF8=ACCEPT")  # RFC 6855 3
+    if b"UIDONLY" in session.enabled and search.uses_numbers(request.key):
+        raise Bad("[UIDREQUIRED] Only UIDs are used in this session")
     with_modseq = search.uses_modseq(request.key)
     if with_modseq:
         session.want_modseq()
     session.refresh()
     if session.view is not view:
         raise Refused("The mailbox is gone")
-    positions = await find(session, view, request.key)
+    with saving(view, returned):
+        positions = await find(session, view, request.key, tag=command.tag)
+        save(view, returned, positions)
     numbers = [view.uids[at] for at in positions] if uid_form else [at + 1 for at in positions]
     name = command.spec.name
-    highest = (
-        max((view.modseqs[at] for at in _told(positions, request.returned)), default=0) if with_modseq else 0
-    )
-    if request.returned is None:
+    highest = 0
+    if with_modseq:
+        told = positions if returned is None else returned.told(positions)
+        highest = max((view.modseqs[at] for at in told), default=0)
+    if returned is None:
         text = b"* SEARCH"
         if numbers:
             text += b" " + " ".join(map(str, numbers)).encode()
@@ -88,44 +111,24 @@ async def run(session: Session, command: Command) -> bytes:
                 text += b" (MODSEQ %d)" % highest
         session.send(text + b"\r\n")
     else:
-        session.send(_extended(command, request.returned, numbers, uid_form, highest))
+        contexts.begin(session, command, returned, request.key, (), positions)
+        if answers(returned):
+            session.send(results.esearch(command.tag, uid_form, returned, numbers, highest))
     return b"OK " + name + b" completed"
 
 
-def _told(positions: list[int], returned: frozenset[bytes] | None) -> list[int]:
-    """The positions whose highest mod-sequence is told (RFC 7162 3.1.10): of MIN and MAX alone, only those two."""
-    if returned is None or returned & {b"ALL", b"COUNT"} or not positions:
-        return positions
-    return [positions[0]] * (b"MIN" in returned) + [positions[-1]] * (b"MAX" in returned)
+async def find(
+    session: Session, view: View, key: Any, among: Sequence[int] | None = None, tag: bytes = b""
+) -> list[int]:
+    """The positions of the messages a key holds for, ascending.
 
-
-def _extended(
-    command: Command, returned: frozenset[bytes], numbers: list[int], uid_form: bool, highest: int
-) -> bytes:
-    parts = [b"* ESEARCH (TAG " + string(command.tag) + b")"]
-    if uid_form:
-        parts.append(b"UID")
-    if numbers:
-        if b"MIN" in returned:
-            parts.append(b"MIN %d" % numbers[0])
-        if b"MAX" in returned:
-            parts.append(b"MAX %d" % numbers[-1])
-        if b"ALL" in returned:
-            parts.append(b"ALL " + sequence.render(numbers))
-    if b"COUNT" in returned:
-        parts.append(b"COUNT %d" % len(numbers))
-    if highest and numbers:
-        parts.append(b"MODSEQ %d" % highest)
-    return b" ".join(parts) + b"\r\n"
-
-
-async def find(session: Session, view: View, key: Any) -> list[int]:
-    """The positions of the messages a key holds for, ascending."""
+    among: only these are looked at. tag: of the command whose progress is told.
+    """
     count = view.told
     loop_now = session.services.now
     now_s = int(session.services.clock())
     judged = _Vectors(
-        view, count, now_s, lambda: session.services.reader.table(session.number, view.mailbox_id)
+        view, count, now_s, lambda: session.services.reader.table(view.account, view.mailbox_id)
     )
     must, may = judged.of(key)
     if view.gone:
@@ -135,25 +138,36 @@ async def find(session: Session, view: View, key: Any) -> list[int]:
             if 0 <= at < count:
                 alive[at] = False
         must, may = must & alive, may & alive
+    if among is not None:
+        wanted = np.zeros(count, bool)
+        wanted[np.array(among, np.int64)] = True
+        must, may = must & wanted, may & wanted
+    if (names := _column_names(key)) and np.count_nonzero(may & ~must) > FEW:
+        judged.columns = await session.services.columns.of(session, view, names)
+        if session.view is not view:
+            raise Refused("The mailbox is gone")
+        again = judged.of(key)
+        must, may = again[0] & may, again[1] & may
     open_questions = np.nonzero(may & ~must)[0].tolist()
     found: list[int] = np.nonzero(must)[0].tolist()
     if not open_questions:
         return found
-    started = loop_now()
+    started = told_s = loop_now()
     key = _prepared(key, judged)
     reader = session.services.reader
     for start in range(0, len(open_questions), ROWS):
         part = open_questions[start : start + ROWS]
-        rows = reader.messages(session.number, view.mailbox_id, [view.uids[at] for at in part])
+        rows = reader.messages(view.account, view.mailbox_id, [view.uids[at] for at in part])
         for at, row in zip(part, rows, strict=True):
             if row is not None:
-                source = Source(session.services, (session.number, view.mailbox_id, row.uid), row)
+                source = Source(session.services, (view.account, view.mailbox_id, row.uid), row)
                 if await _holds(key, at, source):
                     found.append(at)
             if loop_now() - started > SLICE_S:
                 await session.room()
                 if session.view is not view:
                     raise Refused("The mailbox is gone")
+                told_s = session.progress(tag, told_s, start, len(open_questions))
                 started = loop_now()
     found.sort()
     return found
@@ -167,6 +181,7 @@ class _Vectors:
         self._now_s = now_s
         self._read = read
         self._table: tuple[Mask, Any, Any] | None = None
+        self.columns: dict[str, list[Any]] = {}
         self.count = count
         self.uids = np.frombuffer(view.uids.tobytes(), np.uint32)[:count]
         self.bits = np.frombuffer(view.flags.tobytes(), np.uint64)[:count]
@@ -195,7 +210,7 @@ class _Vectors:
             return np.zeros(self.count, bool), np.ones(self.count, bool)
         return mask, mask
 
-    def _rows(self) -> tuple[Mask, Any, Any]:
+    def rows(self) -> tuple[Mask, Any, Any]:
         """(which messages are still there, their sizes, their dates), read once; 0 for the others."""
         if self._table is None:
             there = np.zeros(self.count, bool)
@@ -225,28 +240,60 @@ class _Vectors:
             case search.Sequence(ranges, uid):
                 mask = np.zeros(self.count, bool)
                 positions: Sequence[int]
-                if uid:
+                if ranges is SAVED:
+                    positions = chosen(self.view, ranges, uid)
+                elif uid:
                     positions = sequence.uid_positions(ranges, self.view.uids)
                 else:
                     positions = sequence.positions(ranges, self.count, strict=False)
                 if isinstance(positions, range):
                     mask[positions.start : positions.stop] = True
                 else:
-                    chosen = np.array(positions, np.int64)
-                    mask[chosen[chosen < self.count]] = True
+                    places = np.array(positions, np.int64)
+                    mask[places[places < self.count]] = True
                 return mask
+            case search.Envelope(name, text):
+                column = self.columns.get(name.decode())
+                if column is None:
+                    return None
+                wanted_text = fold(text)
+                found = [wanted_text in held for held in column[: self.count]]
+                if not text:
+                    found = [bool(held) for held in column[: self.count]]
+                return np.array(found, bool)
             case search.Modseq(value):
                 return self.modseqs >= np.uint64(value)
             case search.Size(octets, larger):
-                there, sizes, _ = self._rows()
+                there, sizes, _ = self.rows()
                 return there & (sizes > octets if larger else sizes < octets)
             case search.Age(seconds, younger):
-                there, _, dates = self._rows()
+                there, _, dates = self.rows()
                 return there & ((dates >= self._now_s - seconds) == younger)
             case search.Date(day, op, False):
-                there, _, dates = self._rows()
+                there, _, dates = self.rows()
                 return there & _compare(dates // 86400, op, day)
         return None
+
+
+def _column_names(key: Any) -> list[str]:
+    """The columns the keys of a tree ask for."""
+    match key:
+        case search.And(keys):
+            return list(dict.fromkeys(name for part in keys for name in _column_names(part)))
+        case search.Or(left, right):
+            return list(dict.fromkeys(_column_names(left) + _column_names(right)))
+        case search.Not(inner):
+            return _column_names(inner)
+        case search.Envelope(name, _):
+            return [name.decode()]
+    return []
+
+
+def sizes_and_dates(session: Session, view: View) -> tuple[list[int], list[int]]:
+    """RFC822.SIZE and INTERNALDATE (seconds since 1970) of every message of the view; 0 for what is gone."""
+    read = lambda: session.services.reader.table(view.account, view.mailbox_id)  # noqa: E731
+    _, sizes, dates = _Vectors(view, len(view), 0, read).rows()
+    return sizes.tolist(), dates.tolist()
 
 
 class _Known(Struct, frozen=True):
@@ -268,6 +315,8 @@ def _prepared(key: Any, judged: _Vectors) -> Any:
             return search.Not(_prepared(inner, judged))
         case search.Header(name, text):
             return search.Header(name, fold(text))
+        case search.Envelope(name, text) if name.decode() not in judged.columns:
+            return search.Envelope(name, fold(text))
         case search.Text(text, header):
             return search.Text(fold(text), header)
     mask = judged.exact(key)
@@ -282,7 +331,9 @@ def _cost(key: Any) -> int:
             return max(_cost(left), _cost(right))
         case search.Not(inner):
             return _cost(inner)
-        case search.Header() | search.Date():
+        case search.Envelope():
+            return 1
+        case search.Header() | search.Date() | search.ObjectId(b"THREADID"):
             return 2
         case search.Text():
             return 3
@@ -305,8 +356,17 @@ async def _holds(key: Any, at: int, source: Source) -> bool:
         case search.Date(day, op, _):
             actual = _sent_day(await source.header())
             return actual is not None and bool(_compare(actual, op, day))
+        case search.Envelope(name, text):
+            held = columns.value(name.decode(), source.row)
+            return text in held if text else bool(held)
         case search.Header(name, text):
             return _in_header(await source.header(), name, text)
+        case search.Saved(day, op):
+            return bool(_compare(source.row.saved_s // 86400, op, day))
+        case search.ObjectId(b"EMAILID", wanted):
+            return objectid.email(source.row.origin, *source.key) == wanted
+        case search.ObjectId(_, wanted):
+            return objectid.thread(*columns.message_ids(await source.header())) == wanted
         case search.Text(text, header):
             if not text:
                 return True

@@ -23,7 +23,7 @@ def run(session: Session, command: Command) -> None:
     session.engine.discard_input()
     session.failures = 0
     session.stream.uncork()
-    session.stream.start_tls(context)
+    session.stream.start_tls(context)  # type: ignore[union-attr]  # COMPRESS is for after login
 
 
 SPECS = [Spec(b"STARTTLS", State.NOT_AUTHENTICATED, no_arguments, run)]

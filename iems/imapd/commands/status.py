@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from iems.imap import objectid
+from iems.imap.flags import DELETED
 from iems.imap.grammar import Arguments, Bad
-from iems.imap.response import mailbox as mailbox_text
 from iems.imapd.commands.common import existing, mailbox_argument
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -22,6 +23,8 @@ _KNOWN = {
     b"SIZE",
     b"DELETED",
     b"APPENDLIMIT",
+    b"MAILBOXID",
+    b"DELETED-STORAGE",
 }
 
 
@@ -47,14 +50,14 @@ def parse(arguments: Arguments) -> tuple[str, tuple[bytes, ...]]:
     return name, wanted
 
 
-def response(session: Session, box: Any, wanted: tuple[bytes, ...]) -> bytes:
-    """The STATUS response of a mailbox."""
+def response(session: Session, account: int, box: Any, name: str, wanted: tuple[bytes, ...]) -> bytes:
+    """The STATUS response of a mailbox. name: as the client names it."""
     parts = []
     for item in wanted:
         if item == b"MESSAGES":
             value = box.messages
         elif item == b"RECENT":
-            value = _recent(session, box)
+            value = _recent(session, account, box)
         elif item == b"UIDNEXT":
             value = box.uidnext
         elif item == b"UIDVALIDITY":
@@ -68,26 +71,40 @@ def response(session: Session, box: Any, wanted: tuple[bytes, ...]) -> bytes:
             value = box.size
         elif item == b"DELETED":
             value = box.deleted
+        elif item == b"DELETED-STORAGE":
+            value = _deleted_octets(session, account, box)
+        elif item == b"MAILBOXID":
+            parts.append(b"MAILBOXID (%b)" % objectid.mailbox(account, box.id))
+            continue
         else:
             value = session.services.limits.content
             if not value:
                 parts.append(b"APPENDLIMIT NIL")
                 continue
         parts.append(b"%b %d" % (item, value))
-    return b"* STATUS %b (%b)\r\n" % (mailbox_text(box.name), b" ".join(parts))
+    return b"* STATUS %b (%b)\r\n" % (session.mailbox_text(name), b" ".join(parts))
 
 
-def _recent(session: Session, box: Any) -> int:
+def _deleted_octets(session: Session, account: int, box: Any) -> int:
+    """Octets of the messages that EXPUNGE would remove (RFC 9208 4.1.4)."""
+    found = session.services.reader.table(account, box.id) if box.deleted else None
+    if found is None:
+        return 0
+    table = found[1]
+    return int(table["size"][(table["flags"] & DELETED) != 0].sum(dtype="u8"))
+
+
+def _recent(session: Session, account: int, box: Any) -> int:
     if box.recent_uid >= box.uidnext:
         return 0
-    selected = session.services.reader.select(session.number, box.id)
+    selected = session.services.reader.select(account, box.id)
     return 0 if selected is None else sum(1 for uid in selected.uids if uid >= box.recent_uid)
 
 
 def run(session: Session, command: Command) -> bytes:
     name, wanted = command.arguments
-    box = existing(session, name)
-    session.send(response(session, box, wanted))
+    place = existing(session, name)
+    session.send(response(session, place.account, place.box, place.name, wanted))
     return b"OK STATUS completed"
 
 

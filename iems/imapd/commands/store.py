@@ -8,12 +8,16 @@ from msgspec import Struct
 
 from iems.imap import flags, sequence
 from iems.imap.grammar import Arguments, Bad, Refused
+from iems.imap.rights import flag_right
 from iems.imap.sequence import Ranges
 from iems.imapd.commands.common import chosen, present, writable
 from iems.imapd.engine import Command, Spec, State, Updates
+from iems.imapd.view import UIDONLY
+from iems.store.rows import SYSTEM_FLAGS
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
+    from iems.imapd.view import View
 
 #: Messages changed by one request to the store, so that one huge STORE does not hold up everybody's commits.
 BATCH = 5000
@@ -63,6 +67,22 @@ def parse(arguments: Arguments) -> Request:
     return Request(ranges, mode, word == b"FLAGS.SILENT", flags.settable(names), unchangedsince)
 
 
+def _permitted(view: View, request: Request) -> list[tuple[str, list[str]]]:
+    """What STORE does with the rights the session has (RFC 4314 4): (mode, flags) one after the other. Raises `Refused`."""
+    held = view.rights or ""
+    given = [name for name in request.names if flag_right(name) in held]
+    if request.mode != "=":
+        if not given and request.names:
+            raise Refused("[NOPERM] You may not change these flags")
+        return [(request.mode, given)]
+    known = [*SYSTEM_FLAGS, *(name for name in view.keywords if name)]
+    lower = {name.lower() for name in request.names}
+    cleared = [name for name in known if flag_right(name) in held and name.lower() not in lower]
+    if not given and not cleared:
+        raise Refused("[NOPERM] You may not change flags")
+    return [("+", given), ("-", cleared)]
+
+
 async def run(session: Session, command: Command) -> bytes:
     view = writable(session)
     request: Request = command.arguments
@@ -75,15 +95,16 @@ async def run(session: Session, command: Command) -> bytes:
     uids = present(view, chosen(view, request.ranges, uid))
     missing = len(uids) != len(chosen(view, request.ranges, uid))
     changed: list[tuple[int, int, int]] = []
+    steps = [(request.mode, request.names)] if view.rights is None else _permitted(view, request)
     for start in range(0, len(uids), BATCH):
-        changed += await session.services.store.store_flags(
-            session.number,
-            view.mailbox_id,
-            uids[start : start + BATCH],
-            request.mode,
-            request.names,
-            request.unchangedsince,
-        )
+        part, unchangedsince = uids[start : start + BATCH], request.unchangedsince
+        for mode, flag_names in steps:
+            done = await session.services.store.store_flags(
+                view.account, view.mailbox_id, part, mode, flag_names, unchangedsince
+            )
+            # A second step goes on where the first one was allowed to.
+            part, unchangedsince = [item[0] for item in done], None
+        changed += done
         if session.view is not view:
             raise Refused("The mailbox is gone")
     if any(name[0] != "\\" and not flags.keyword_bit(name.encode(), view.keywords) for name in request.names):
@@ -110,7 +131,10 @@ async def run(session: Session, command: Command) -> bytes:
         if not request.silent:
             parts.append(view.fetch_flags(at, uid))
         elif view.condstore:
-            parts.append(b"* %d FETCH (UID %d MODSEQ (%d))\r\n" % (at + 1, number, view.modseqs[at]))
+            if view.mode & UIDONLY:
+                parts.append(b"* %d UIDFETCH (MODSEQ (%d))\r\n" % (number, view.modseqs[at]))
+            else:
+                parts.append(b"* %d FETCH (UID %d MODSEQ (%d))\r\n" % (at + 1, number, view.modseqs[at]))
     session.send(b"".join(parts))
     if modified:
         numbers = modified if uid else [view.position(number) + 1 for number in modified]

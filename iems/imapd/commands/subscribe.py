@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from iems.imap import names
 from iems.imap.grammar import Refused
+from iems.imapd import places
 from iems.imapd.commands.common import one_mailbox
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 async def subscribe(session: Session, command: Command) -> bytes:
     name = names.check_new(command.arguments)
-    if session.services.reader.mailbox(session.number, name) is None:
+    if places.find(session, name) is None:
         raise Refused("[NONEXISTENT] No such mailbox")
     await session.services.store.subscribe(session.number, name)
     return b"OK SUBSCRIBE completed"

@@ -57,7 +57,7 @@ def test_search_keys():
     assert key == search.And(
         [
             search.Or(
-                search.And([search.Flag(flags.SEEN, True), search.Header(b"FROM", "x")]),
+                search.And([search.Flag(flags.SEEN, True), search.Envelope(b"FROM", "x")]),
                 search.Not(search.Size(5, True)),
             ),
             search.Sequence([(2, 1 << 32)], False),

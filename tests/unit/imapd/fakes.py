@@ -62,6 +62,7 @@ class FakeStore:
         self.uidvalidity = 1000
         self.watchers: list[tuple[int, Any]] = []
         self.octets = 0
+        self.annotations: dict[int, dict[str, bytes]] = {}
         self.unavailable = False
         self.fast = 0  # refreshes that did not look at old rows
 
@@ -102,7 +103,7 @@ class FakeStore:
             [(row.uid, row.size, row.flags, row.modseq, row.internaldate_s) for row in rows], FLAGS_DTYPE
         )
 
-    def changes(self, account: int, mailbox_id: int, since: int) -> Any:
+    def changes(self, account: int, mailbox_id: int, since: int, uidnext: int = 0) -> Any:
         box = self.boxes.get(mailbox_id)
         if box is None:
             return [], [], None
@@ -113,6 +114,9 @@ class FakeStore:
         self.fast += 1
         rows = self.boxes[mailbox_id].rows
         return [(uid, rows[uid].flags, rows[uid].modseq) for uid in sorted(rows) if uid >= first_uid]
+
+    def vanished(self, account: int, mailbox_id: int, since: int) -> list[int]:
+        return sorted(uid for uid, modseq in self.boxes[mailbox_id].vanished if modseq > since)
 
     def message(self, account: int, mailbox_id: int, uid: int) -> Row | None:
         return self.boxes[mailbox_id].rows.get(uid)
@@ -162,6 +166,23 @@ class FakeStore:
                 out += b"* %d FETCH (%b)\r\n" % (seqs[start], b" ".join(parts))
             start += 1
         return out, start
+
+    def acl(self, account: int, mailbox_id: int) -> dict[str, tuple[int, str]]:
+        return {}
+
+    def shared(self, account: int) -> list[int]:
+        return []
+
+    def metadata(self, account: int, mailbox_id: int) -> dict[str, bytes]:
+        return self.annotations.get(mailbox_id, {})
+
+    async def set_metadata(self, account: int, mailbox_id: int, changes: dict[str, bytes | None]) -> None:
+        kept = self.annotations.setdefault(mailbox_id, {})
+        for entry, value in changes.items():
+            if value is None:
+                kept.pop(entry, None)
+            else:
+                kept[entry] = value
 
     def usage(self, account: int) -> tuple[int, int]:
         return self.octets, 0
@@ -252,7 +273,7 @@ class FakeStore:
         if name in self.names:
             self.names.remove(name)
 
-    async def append(self, account: int, name: str, messages: Any, quota: int | None = None) -> Any:
+    async def append(self, account: int, name: str, messages: Any, quota: int | None = None, *, replaces: Any = None) -> Any:
         await asyncio.sleep(0)
         box = self._named(name, "TRYCREATE")
         uids = []
@@ -277,6 +298,10 @@ class FakeStore:
             uids.append(uid)
             self._step(box, arrival=True)
             box.rows[uid].modseq = self.modseq
+        if replaces is not None:
+            old = self.boxes[replaces[0]]
+            del old.rows[replaces[1]]
+            old.vanished.append((replaces[1], self._step(old)))
         self._push(box)
         return box.mailbox.uidvalidity, uids
 

@@ -61,7 +61,7 @@ def test_content(step):
     data = b"a APPEND x (\\Seen) {5}\r\n12\r\n3 {2+}\r\nyz\r\nb NOOP\r\n"
     found, out = events(engine(), data, step)
     assert [bytes(octets) for _, octets in found[:2]] == [b"12\r\n3", b"yz"]
-    assert found[0][0].name == b"x"
+    assert found[0][0].name == "x"
     assert isinstance(found[2], Command)
     assert found[3].tag == b"b"
     assert out == b"+ OK\r\n"

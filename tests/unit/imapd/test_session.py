@@ -190,7 +190,7 @@ def test_bye_waits_for_the_running_command():
         assert idle.stream.take() == b"* BYE Server is shutting down\r\n"
         assert not busy.stream.closed
         await busy.settle()
-        assert busy.stream.take() == b"a OK CREATE completed\r\n* BYE Server is shutting down\r\n"
+        assert busy.stream.take() == b"a OK [MAILBOXID (F1-7)] CREATE completed\r\n* BYE Server is shutting down\r\n"
         assert busy.stream.closed
 
     run(test)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from iems.store import partition as partition_module
 from iems.store import wire
 from iems.store.rows import DELETED, FLAGGED, SEEN
 from tests.unit.store.home import Home, delivery, message, origin, pack, unpack
@@ -141,6 +142,10 @@ class Model:
             if name in self.since and self.since[name][0] == box.id:
                 _, modseq, known, uidnext = self.since[name]
                 changed, vanished, _ = reader.changes(1, box.id, modseq)
+                noted = reader.noted(1, box.id, modseq, uidnext)
+                if noted is not None:
+                    assert sorted(noted[0]) == sorted(changed)
+                    assert noted[1] == vanished
                 if box.changed_modseq <= modseq:
                     # Nothing but new messages, says the mailbox: then these are all.
                     assert sorted(changed) == reader.arrivals(1, box.id, uidnext) and not vanished
@@ -150,7 +155,11 @@ class Model:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_operations(tmp_path: Path, seed: int) -> None:
+def test_random_operations(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With a journal of flag changes as only large mailboxes have it, short enough to be pruned.
+    monkeypatch.setattr(partition_module, "JOURNAL_MIN", 3 * (seed % 2))
+    monkeypatch.setattr(partition_module, "JOURNAL_MODSEQS", 100)
+    monkeypatch.setattr(partition_module, "_JOURNAL_PRUNE", 4)
     rng = random.Random(seed)
     home = Home(tmp_path)
     model = Model(home, rng)

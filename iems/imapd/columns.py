@@ -1,0 +1,269 @@
+"""Header values of whole mailboxes, for SEARCH, SORT and THREAD: one list a mailbox and value, made from the index rows.
+
+A message never changes, so a value once read stays right for its uid; new messages are added at the end. Each worker keeps
+the columns lately used, bounded in octets.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iems.imap import envelope as envelopes
+from iems.imap.envelope import Envelope
+from iems.imap.grammar import Refused
+from iems.imap.subjects import base_subject, casemap
+from iems.imapd.content import Source
+from iems.message import header_fields
+from iems.message.date import parse_date
+from iems.message.header import values
+from iems.message.text import fold
+from iems.store.reader import FETCH_ENVELOPE
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+    from iems.imapd.view import View
+
+#: Octets of all columns a worker keeps.
+MAX_OCTETS = 48 << 20
+#: Octets of rows looked at in one turn of the loop.
+TURN_OCTETS = 128 << 10
+#: Messages whose header is read in one transaction.
+ROWS = 100
+#: Message ids of one message that are kept (RFC 5256 needs the nearest).
+MAX_IDS = 100
+
+_FETCH = b"FETCH (ENVELOPE "
+_START = re.compile(rb"\* (\d+) FETCH \(ENVELOPE ")
+# A quoted string has no line end: what looks like a response at the start of a line is one.
+_SUBJECT = re.compile(
+    rb'^\* (\d+) FETCH \(ENVELOPE \((?:NIL|"[^"\\]*(?:\\.[^"\\]*)*") (NIL|"[^"\\]*(?:\\.[^"\\]*)*") [^\n]*\n', re.MULTILINE
+)
+#: What makes a subject more than its text: encoded words, escapes, controls, white space that folds.
+_ODD = re.compile(rb'=\?|\\|[\x00-\x09\x0b-\x1f\x7f]|  |^" | "$', re.MULTILINE)
+_LITERAL = re.compile(rb"\{(\d+)\}\r\n")
+_ID = re.compile(rb"<[^<>\s]{1,998}>")
+_PLACES = {
+    "FROM": envelopes.FROM,
+    "TO": envelopes.TO,
+    "CC": envelopes.CC,
+    "BCC": envelopes.BCC,
+}
+
+
+def _date(envelope: Envelope) -> int:
+    moment = parse_date(envelope.text(envelopes.DATE) or b"")
+    return NO_DATE if moment is None else int(moment.timestamp())
+
+
+def _texts(place: int) -> Callable[[Envelope], str]:
+    return lambda envelope: fold("\n".join(envelopes.address_texts(envelope, place)))
+
+
+def _base(envelope: Envelope) -> tuple[str, bool]:
+    base, reply = base_subject(envelopes.subject(envelope))
+    return casemap(base), reply
+
+
+#: Stands for a Date field that is missing or can't be read.
+NO_DATE = -(1 << 62)
+
+#: What can be read from an ENVELOPE: the name of the column and how its value is made.
+COLUMNS: dict[str, Callable[[Envelope], Any]] = {
+    "SUBJECT": lambda envelope: fold(envelopes.subject(envelope)),
+    **{name: _texts(place) for name, place in _PLACES.items()},
+    "BASE": _base,
+    "DATE": _date,
+    **{
+        "SORT-" + name: (lambda envelope, place=place: casemap(envelopes.first_mailbox(envelope, place)))  # type: ignore[misc]
+        for name, place in _PLACES.items()
+        if name != "BCC"
+    },
+    "DISPLAYFROM": lambda envelope: casemap(envelopes.display(envelope, envelopes.FROM)),
+    "DISPLAYTO": lambda envelope: casemap(envelopes.display(envelope, envelopes.TO)),
+}
+#: (own Message-ID, those it answers from the oldest on), from the header.
+IDS = "IDS"
+_EMPTY: dict[str, Any] = {"BASE": ("", False), "DATE": NO_DATE, IDS: (b"", ())}
+
+Key = tuple[int, int, str]
+
+
+class _Column:
+    __slots__ = ("octets", "uids", "values")
+
+    def __init__(self) -> None:
+        self.uids: array[int] = array("I")
+        self.values: list[Any] = []
+        self.octets = 0
+
+    def add(self, uid: int, value: Any) -> None:
+        self.uids.append(uid)
+        self.values.append(value)
+        self.octets += 12 + _octets(value)
+
+
+def _octets(value: Any) -> int:
+    if isinstance(value, tuple):
+        return 60 + sum(map(_octets, value))
+    return sys.getsizeof(value)
+
+
+class Columns:
+    """The columns a worker keeps; the one not used for longest goes first."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Key, _Column] = {}
+        self.octets = 0
+
+    async def of(self, session: Session, view: View, names: list[str]) -> dict[str, list[Any]]:
+        """The values of all messages of the view, in the order of its positions, by the name of the column."""
+        found: dict[str, list[Any]] = {}
+        for name in names:
+            key = (view.account, view.mailbox_id, name)
+            column = self._kept.pop(key, None)
+            if column is None:
+                column = _Column()
+            else:
+                self.octets -= column.octets
+            last = column.uids[-1] if column.uids else 0
+            if view.uids and view.uids[-1] > last:
+                if name == IDS:
+                    await _fill_ids(session, view, last, column)
+                else:
+                    await _fill(session, view, last, column, COLUMNS[name])
+            found[name] = _aligned(view, column, _EMPTY.get(name, ""))
+            # Two sessions may have filled one each meanwhile: the longer one stays.
+            other = self._kept.pop(key, None)
+            if other is not None:
+                self.octets -= other.octets
+                if len(other.uids) > len(column.uids):
+                    column = other
+            self._kept[key] = column
+            self.octets += column.octets
+            while self.octets > MAX_OCTETS and self._kept:
+                oldest = next(iter(self._kept))
+                self.octets -= self._kept.pop(oldest).octets
+        return found
+
+
+def _aligned(view: View, column: _Column, empty: Any) -> list[Any]:
+    if column.uids == view.uids:
+        return column.values
+    have = np.frombuffer(column.uids.tobytes(), np.uint32)
+    want = np.frombuffer(view.uids.tobytes(), np.uint32)
+    if not len(have):
+        return [empty] * len(want)
+    at = np.searchsorted(have, want)
+    at[at == len(have)] = 0
+    same = have[at] == want
+    values_ = column.values
+    return [values_[place] if known else empty for place, known in zip(at.tolist(), same.tolist(), strict=True)]
+
+
+async def _fill(
+    session: Session, view: View, last: int, column: _Column, make: Callable[[Envelope], Any]
+) -> None:
+    """Add the messages after uid `last` from the kernel's ENVELOPE responses."""
+    uids = np.frombuffer(view.uids.tobytes(), np.uint32)
+    uids = uids[uids > last]
+    start = 0
+    while start < len(uids):
+        try:
+            text, start = session.services.reader.fetch_summaries(
+                view.account, view.mailbox_id, uids, uids, [FETCH_ENVELOPE], start, TURN_OCTETS, 1 << 32
+            )
+        except KeyError:
+            raise Refused("The mailbox is gone") from None
+        if make is not COLUMNS["SUBJECT"] or not _plain_subjects(text, column):
+            for uid, raw in _responses(text):
+                column.add(uid, make(Envelope(raw)))
+        if start < len(uids):
+            await session.room()
+
+
+def _plain_subjects(text: bytes, column: _Column) -> bool:
+    """Add the subjects of FETCH responses at once, as most are: ASCII on one line each. False: one has to be decoded."""
+    if b"}\r\n" in text:
+        return False
+    found = _SUBJECT.findall(text)
+    if not found or len(found) != text.count(b"\r\n"):
+        return False
+    joined = b"\n".join([raw for _, raw in found])
+    if not joined.isascii() or _ODD.search(joined):
+        return False
+    lines = joined.decode("ascii").lower().split("\n")
+    column.uids.extend(map(int, [uid for uid, _ in found]))
+    column.values += ["" if line == "nil" else line[1:-1] for line in lines]
+    column.octets += len(joined) + 60 * len(found)
+    return True
+
+
+def _responses(text: bytes) -> list[tuple[int, bytes]]:
+    """(number, ENVELOPE) of each FETCH response."""
+    found = []
+    if b"}\r\n" not in text:  # no literal: a line is a response
+        for line in text.split(b"\r\n")[:-1]:
+            number, _, rest = line[2:].partition(b" ")
+            found.append((int(number), rest[len(_FETCH) : -1]))
+        return found
+    pos = 0
+    while pos < len(text):
+        match = _START.match(text, pos)
+        if match is None:
+            break
+        begin = pos = match.end()
+        while True:
+            end = text.index(b"\r\n", pos)
+            literal = _LITERAL.match(text, text.rfind(b"{", pos, end)) if text[end - 1] == 125 else None
+            if literal is None or literal.end() != end + 2:
+                break
+            pos = literal.end() + int(literal.group(1))
+        found.append((int(match.group(1)), text[begin : end - 1]))
+        pos = end + 2
+    return found
+
+
+async def _fill_ids(session: Session, view: View, last: int, column: _Column) -> None:
+    """Add the messages after uid `last` from their headers: References is in no row."""
+    services = session.services
+    started = services.now()
+    uids = [uid for uid in view.uids if uid > last]
+    for start in range(0, len(uids), ROWS):
+        part = uids[start : start + ROWS]
+        for uid, row in zip(part, services.reader.messages(view.account, view.mailbox_id, part), strict=True):
+            if row is None:
+                continue
+            source = Source(services, (view.account, view.mailbox_id, uid), row)
+            column.add(uid, message_ids(await source.header()))
+            if services.now() - started > 0.005:
+                await session.room()
+                if session.view is not view:
+                    raise Refused("The mailbox is gone")
+                started = services.now()
+
+
+def message_ids(header: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """(Message-ID, the ids it refers to, oldest first) of a header; without References, of In-Reply-To the first."""
+    part = header_fields(header, (b"MESSAGE-ID", b"REFERENCES", b"IN-REPLY-TO"))
+    own = references = b""
+    answered = b""
+    for value in values(part, b"Message-ID")[:1]:
+        match = _ID.search(value)
+        own = match.group() if match else b""
+    for value in values(part, b"References")[:1]:
+        references = value
+    for value in values(part, b"In-Reply-To")[:1]:
+        answered = value
+    ids = _ID.findall(references)[-MAX_IDS:] or _ID.findall(answered)[:1]
+    return own, tuple(ids)
+
+
+def value(name: str, row: Any) -> Any:
+    """The value of a column for one message row."""
+    return COLUMNS[name](Envelope(row.envelope))

@@ -1,0 +1,74 @@
+"""GETQUOTA, GETQUOTAROOT and SETQUOTA (RFC 9208, 2087): one root, the account, with what its directory entry allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iems.imap.grammar import Arguments, Refused
+from iems.imap.response import astring
+from iems.imapd import places
+from iems.imapd.commands.common import one_mailbox
+from iems.imapd.engine import LOGGED_IN, Command, Spec
+
+if TYPE_CHECKING:
+    from iems.imapd.session import Session
+
+
+def parse_root(arguments: Arguments) -> bytes:
+    arguments.space()
+    root = arguments.astring()
+    arguments.end()
+    return root
+
+
+def parse_set(arguments: Arguments) -> None:
+    arguments.space()
+    arguments.astring()
+    arguments.space()
+    arguments.expect(b"(")
+    if not arguments.accept(b")"):
+        while True:
+            arguments.word()
+            arguments.space()
+            arguments.number64()
+            if arguments.accept(b")"):
+                break
+            arguments.space()
+    arguments.end()
+
+
+def _quota(session: Session, account: int, root: bytes, limit: int | None) -> bytes:
+    if limit is None:
+        return b"* QUOTA %b ()\r\n" % root
+    used = session.services.reader.usage(account)[0]
+    return b"* QUOTA %b (STORAGE %d %d)\r\n" % (root, -(-used // 1024), limit // 1024)
+
+
+def run_get(session: Session, command: Command) -> bytes:
+    if command.arguments:
+        raise Refused("[NONEXISTENT] No such quota root")
+    session.send(_quota(session, session.number, b'""', session.account.quota_octets))
+    return b"OK GETQUOTA completed"
+
+
+def run_root(session: Session, command: Command) -> bytes:
+    name = command.arguments
+    place = places.find(session, name)
+    if place is None:
+        raise Refused("[NONEXISTENT] No such mailbox")
+    place.require("r")
+    root = b'""' if place.rights is None else astring(place.address.encode())
+    text = _quota(session, place.account, root, place.quota_octets)
+    session.send(b"* QUOTAROOT %b %b\r\n" % (session.mailbox_text(name), root) + text)
+    return b"OK GETQUOTAROOT completed"
+
+
+def run_set(session: Session, command: Command) -> bytes:
+    raise Refused("[NOPERM] Quotas are set by the administrator")
+
+
+SPECS = [
+    Spec(b"GETQUOTA", LOGGED_IN, parse_root, run_get),
+    Spec(b"GETQUOTAROOT", LOGGED_IN, one_mailbox, run_root),
+    Spec(b"SETQUOTA", LOGGED_IN, parse_set, run_set),
+]

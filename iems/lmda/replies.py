@@ -60,6 +60,8 @@ def redirected(
         recipients=[Recipient(_lower_domain(to), to, notify=notify)],
         received_ns=now_ns,
         size=len(head) + len(content),
+        client_ip=parent.client_ip,  # with the verdicts: who gets it here decides by his own spam control
+        verdicts=parent.verdicts,
         body=parent.body,
         smtputf8=parent.smtputf8 or not address.isascii(),
         ret=parent.ret,

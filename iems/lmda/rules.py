@@ -85,8 +85,11 @@ class Rules:
         except (OSError, EOFError) as error:
             self._ctx.log.error("the content can't be read for a script", error, item.id)
             raise _Later from None
+        # Scripts see what readers will: the tags are in the lines in front.
         message = ContentMessage(
-            content, _text(item.envelope.reverse_path), _text(filtered.recipient.original or filtered.recipient.address)
+            filtered.lines + content,
+            _text(item.envelope.reverse_path),
+            _text(filtered.recipient.original or filtered.recipient.address),
         )
         wanted = self._run(item.id, filtered, message)
         allowed = False
@@ -189,7 +192,15 @@ class Rules:
                     self._ctx.log.event("loop", item.id, recipient.address, to=action.address)
                     places.append(Place(INBOX))
                     continue
-                sent = redirected(item, message.content, owner, action.address, recipient.notify, hostname, now_ns)
+                sent = redirected(
+                    item,
+                    message.content[len(filtered.lines) :],
+                    owner,
+                    action.address,
+                    recipient.notify,
+                    hostname,
+                    now_ns,
+                )
                 made.append(Made(first, sent, "forwarded", True))
             elif allowed:
                 try:

@@ -50,6 +50,7 @@ class Peer:
         return self.ask(b'AUTHENTICATE "PLAIN" "' + base64.b64encode(f"\0{who}\0{password}".encode()) + b'"')
 
 
+@pytest.mark.filterwarnings("ignore:Credentials are sent")
 def test_a_client_of_others(server: PrivateHome) -> None:
     client = Client("127.0.0.1", server.port("sieve"))
     assert client.connect(USER, PASSWORD, starttls=False, authmech="PLAIN")

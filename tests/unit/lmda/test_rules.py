@@ -109,7 +109,7 @@ def test_discard_and_reject(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_spam_control_comes_first_and_scripts_see_its_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = (
         'require ["variables", "vnd.iems.variables", "fileinto", "vacation"]; vacation "x";'
-        'if string "${iems.verdict}" "spam" { if string :contains "${iems.tags}" "bl.test" { fileinto "Tagged"; } }'
+        'if allof(string "${iems.verdict}" "spam", header "x-spam-status" "YES", header "delivered-to" "me@x") { if string :contains "${iems.tags}" "bl.test" { fileinto "Tagged"; } }'
     )
 
     async def test(ctx: FakeContext, spool: FakeSpool, store: FakeStore, scripts: Scripts) -> None:

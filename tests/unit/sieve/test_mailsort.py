@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sievelib.parser import Parser
 
 from iems.sieve import Environment, ScriptError, compile_script, run
 from iems.sieve.actions import Action, FileInto, Keep, Redirect, Reject, Vacation
@@ -99,6 +100,12 @@ def test_refused_answers() -> None:
             write(MailSort([], answer))
     with pytest.raises(RuleRefused, match="set one first"):
         write(MailSort([Rule("from", "a", "vacation")]))
+
+
+def test_other_parsers_read_what_we_write() -> None:
+    rules = [Rule("subject", 'q"\\x', "copy", "C", True), Rule("to", "jörg", "forward", "a@b.c"), Rule("cc", "x", "vacation")]
+    parser = Parser()
+    assert parser.parse(write(MailSort(rules, AWAY))), parser.error
 
 
 def test_edits_by_hand_are_seen() -> None:

@@ -20,8 +20,8 @@ from iems.sieve.errors import RunError
 if TYPE_CHECKING:
     from iems.sieve.run import Run
 
-#: Memory of one pattern, and characters in one.
-PATTERN_OCTETS = 1 << 21
+#: Memory of one pattern at most (as many are kept as the caches below hold), and characters in one.
+PATTERN_OCTETS = 1 << 19
 PATTERN_MAX = 4_096
 
 _UPPER = {code: code + 32 for code in range(65, 91)}
@@ -63,7 +63,7 @@ def _options(ignore_case: bool) -> Any:
     return options
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def wildcard(pattern: str) -> Any:
     """The RE2 of a pattern with * and ? (RFC 5228 2.7.1), each a group that takes as little as it can."""
     out = [r"(?s)\A"]
@@ -80,10 +80,10 @@ def wildcard(pattern: str) -> Any:
             out.append("(.)" if char == "?" else re2.escape(char))
         at += 1
     out.append(r"\z")
-    return compiled("".join(out), False)
+    return compiled.__wrapped__("".join(out), False)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def compiled(pattern: str, ignore_case: bool) -> Any:
     """The RE2 of an expression. Raises ValueError for one that is none, or too large."""
     if len(pattern) > PATTERN_MAX * 4:
@@ -137,14 +137,17 @@ class Matcher(Struct, frozen=True):
     def _pattern(self, run: Run, value: str, key: str) -> bool:
         if len(key) > PATTERN_MAX:
             raise RunError("a pattern is too long")
-        run.spend(50 + len(key) + len(value) // 2)
+        run.spend(50 + len(key))
         fold = self.comparator == CASEMAP
         try:
             if self.kind == "matches":
                 pattern = wildcard(casemap(key) if fold else key)
-                found = pattern.search(casemap(value) if fold else value)
+                text = casemap(value) if fold else value
             else:
-                found = compiled(key, fold).search(value)
+                pattern, text = compiled(key, fold), value
+            # At its worst RE2 looks at all of its program for each character; what stars and marks become is no such case.
+            run.spend(8 * pattern.programsize + len(text) * (1 + pattern.programsize // (16 if self.kind == "matches" else 6)))
+            found = pattern.search(text)
         except ValueError as error:
             if isinstance(error, UnicodeError):
                 return False  # lone surrogates: no text of any pattern

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -201,6 +203,15 @@ def test_work_on_one_message_is_bounded() -> None:
     script = compile_script(ALL + "".join(f'if body :raw :matches [{keys}] {{ keep; }}' for _ in range(8)))
     outcome = run(script, ContentMessage(b"Subject: x\r\n\r\n" + b"ab" * 50_000, "", ""))
     assert outcome.actions == [Keep()] and "too long" in outcome.error
+
+
+@pytest.mark.parametrize("pattern", ["[ab]*a[ab]{200}z", "(a|ab|b)*a(a|b){100}c$", "a[ab]{900}q", "((a?){30}){10}z"])
+def test_patterns_at_their_worst(pattern: str) -> None:
+    script = compile_script(ALL + "".join(f'if body :raw :regex "{pattern}{n}" {{ keep; }}' for n in range(600)))
+    body = bytes(random.Random(5228).choices(b"ab", k=3000))
+    start = time.process_time()
+    assert "too long" in run(script, ContentMessage(b"Subject: x\r\n\r\n" + body, "", "")).error
+    assert time.process_time() - start < 4
 
 
 def test_evil_patterns_take_linear_time() -> None:

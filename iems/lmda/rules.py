@@ -211,6 +211,8 @@ class Rules:
         slot: Result | int
         if result is not None:
             slot = result
+            if places:  # copies; the sender is refused all the same
+                self._delivery(work, filtered, places, summary, octets, batch)
         elif places or not any(isinstance(action, Redirect) for action in wanted.actions):
             slot = self._delivery(work, filtered, places, summary, octets, batch)
         else:

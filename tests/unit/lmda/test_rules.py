@@ -106,6 +106,14 @@ def test_discard_and_reject(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     with_script(monkeypatch, tmp_path, script, test)
 
 
+def test_a_copy_of_what_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def test(ctx: FakeContext, spool: FakeSpool, store: FakeStore, scripts: Scripts) -> None:
+        await deliver(ctx, spool, mail(HEAD + b"\r\n"))
+        assert [d.mailbox for d in store.delivered] == ["A"] and outcomes(spool.messages[0].settled) == {1: [Outcome.FAILED]}
+
+    with_script(monkeypatch, tmp_path, 'require ["fileinto","copy","reject"]; fileinto :copy "A"; reject "no";', test)
+
+
 def test_spam_control_comes_first_and_scripts_see_its_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = (
         'require ["variables", "vnd.iems.variables", "fileinto", "vacation"]; vacation "x";'

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from iems.directory import Account, Authenticator, Directory
-from iems.errors import DirectoryUnavailable
+from iems.errors import DirectoryUnavailable, LoginHeldBack
 from iems.net.stream import Stream
 from iems.sieve import ScriptError, compile_script
 from iems.sieve.scripts import Refused, Scripts, scripts_of
@@ -188,6 +188,10 @@ class Session:
         services, engine = self.services, self.engine
         try:
             account = await services.authenticator.check(event.login, event.password, self.peer_ip)
+        except LoginHeldBack:
+            text = "Too many failed logins from your network, try again later"
+            engine.refuse_login(text, wrong=True, code="TRYLATER")
+            return
         except DirectoryUnavailable as fault:
             services.error("login can't be checked", fault)
             engine.refuse_login("Try again later", code="TRYLATER")

@@ -27,9 +27,7 @@ class Worker:
         self.max_sessions = config.sieved.max_sessions
         self.last_descriptor = last_descriptor()
         self.directory = Directory(ctx.home / "directory", who="sieved")
-        self.authenticator = Authenticator(
-            self.directory, threads=config.auth.threads, keep_s=config.auth.cache_s
-        )
+        self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="scripts")
         self.sessions: set[Session] = set()
         self.services = Services(

@@ -181,21 +181,23 @@ class Planner:
                         work.decisions[recipient.address] = chosen[found.number]
                 else:
                     lines = header_lines(envelope.reverse_path, recipient.address)
-                    action = IGNORE
+                    action = None
                     if envelope.verdicts:
                         action, lines = self._tagged(work, found, recipient, lines, head)
                         chosen[found.number] = work.decisions[recipient.address]
                         if action.kind == "bounce":
                             work.slots.append(Result(recipient, Outcome.FAILED, spamcontrol.REFUSED))
                             continue
-                    if found.filtered and action.kind == IGNORE.kind:
+                        if action.kind == IGNORE.kind:
+                            action = None
+                    if found.filtered and action is None:
                         work.slots.append(self._to_filter(work, recipient, found, lines))
                         continue
                     made = self.delivery(item, found, lines, summary, octets)
                     if made is None:
                         work.slots.append(Result(recipient, Outcome.FAILED, TOO_LARGE))
                         continue
-                    if action.kind != IGNORE.kind:
+                    if action is not None:
                         made.mailbox = action.mailbox or "INBOX"
                         made.discard = action.kind == "discard"
                         made.create = bool(action.mailbox)

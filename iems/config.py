@@ -177,6 +177,7 @@ class Ports(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(ge=0, le=10000, description="Prometheus text. On 127.0.0.1 and ::1 only, whatever bind says."),
     ] = 9100
+    sieve: Annotated[int, Meta(ge=0, le=10000, description="ManageSieve with STARTTLS (RFC 5804).")] = 4190
 
 
 class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -695,6 +696,20 @@ class Pop3d(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     login_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a login.")] = 60.0
 
 
+class Sieved(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Workers that serve ManageSieve, by which mail programs edit a user's scripts."""
+
+    enabled: Enabled = True
+    workers: Workers = 1
+    max_sessions: Annotated[
+        int, Meta(ge=0, description="Sessions at once over all workers. 0: bounded by descriptors.")
+    ] = 0
+    timeout_s: Annotated[
+        float, Meta(ge=1800, description="Wait for the next command; RFC 5804 1.8 asks for at least 1800.")
+    ] = 1800.0
+    login_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a login.")] = 60.0
+
+
 def _pickup_host(value: str) -> None:
     if not value or not value.isprintable() or " " in value:
         raise ValueError("must be a host name or an IP address")
@@ -1059,6 +1074,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bsmtp: Bsmtp = field(default_factory=Bsmtp)
     authres: Authres = field(default_factory=Authres)
     dkim: Dkim = field(default_factory=Dkim)
+    sieved: Sieved = field(default_factory=Sieved)
 
     def spool_path(self, home: Path) -> Path:
         """The spool's folder."""

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed (the reason on standard error), 2 usage. Standard o
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -64,7 +65,9 @@ class Home:
         path = self.place()
         become_owner(path)
         try:
-            return Directory(path / "directory")
+            found = Directory(path / "directory")
+            click.get_current_context().call_on_close(found.close)
+            return found
         except DirectoryUnavailable as error:
             raise Failed(f"{error}; was the home made with iemsctl init?") from error
 
@@ -125,7 +128,26 @@ _password_option = click.option(
 )
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+#: Groups of commands in modules of their own, imported when used.
+GROUPS = {"mailsort": "filters", "sieve": "filters", "vacation": "filters"}
+
+
+class Lazy(Group):
+    """The group of all commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands."""
+        return sorted([*super().list_commands(ctx), *GROUPS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None if there is none of that name."""
+        if cmd_name not in GROUPS:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(importlib.import_module(f"iems.cli.{GROUPS[cmd_name]}"), cmd_name)
+        return found
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--home",
     type=click.Path(path_type=Path),
@@ -178,7 +200,10 @@ def create(home: Home, address: str, password_stdin: bool, quota: str) -> None:
 @click.pass_obj
 def delete(home: Home, address: str) -> None:
     """Remove a user; the mail goes with the number, which is never used again."""
+    from iems.sieve.scripts import Scripts, folder
+
     account = home.directory().delete_account(address)
+    Scripts(folder(home.config().store_path(home.place()), account.address, account.number)).remove_all()
     say(f"deleted {account.address}")
 
 

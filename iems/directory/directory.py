@@ -686,6 +686,10 @@ class Directory:
 
         self._write("sender revoke", change, policy=False)
 
+    def set_filtered(self, address: str, filtered: bool) -> None:
+        """Note that an account has, or no longer has, an active script for its mail. Raises DirectoryRefusal."""
+        self._set(address, "account filtered", {"iemsFiltered": ["TRUE"] if filtered else []})
+
     def _set(self, address: str, action: str, values: dict[str, list[str]]) -> None:
         def change(work: Change) -> None:
             number, entry = work.account(address)

@@ -119,6 +119,7 @@ class Account(Struct, frozen=True):
 
     spam: what its owner wants done with tagged mail, None if nothing was chosen.
     keys: what else is kept of the password, see stored.py. send_as: addresses, domains and `*.DOMAIN` it may send from beside its own.
+    filtered: it has an active script (MailSort, Sieve) that its mail goes through.
     """
 
     number: int
@@ -131,6 +132,7 @@ class Account(Struct, frozen=True):
     spam: SpamControl | None = None
     keys: tuple[str, ...] = ()
     send_as: tuple[str, ...] = ()
+    filtered: bool = False
 
 
 class Retired(Struct, frozen=True):
@@ -186,4 +188,5 @@ def account_of(entry: Entry) -> Account:
         spam=spamcontrol.read(attributes),
         keys=tuple(attributes.get(ATTRIBUTE, ())),
         send_as=tuple(attributes.get("iemsSendAs", ())),
+        filtered=entry.first("iemsFiltered") == "TRUE",
     )

@@ -79,15 +79,16 @@ class ForwardingLookup:
                 return structs.replace(self._directory.resolve(back, explain), ours=True)
         return self._directory.resolve(address, explain)
 
-    def reverse_path(self, reverse_path: bytes, recipients: list[bytes]) -> bytes:
-        """The reverse path for mail that leaves. recipients: as they were given; one in a local domain makes it a forward.
+    def reverse_path(self, reverse_path: bytes, recipients: list[bytes] | None) -> bytes:
+        """The reverse path for mail that leaves. recipients: as they were given; one in a local domain makes it a forward. None: it
+        is one.
 
         Raises DirectoryUnavailable.
         """
         local = self._directory.is_local
         if not reverse_path or local(_domain(reverse_path)):
             return reverse_path
-        if not any(local(_domain(recipient)) for recipient in recipients):
+        if recipients is not None and not any(local(_domain(recipient)) for recipient in recipients):
             return reverse_path
         return self._rewriter.encode(reverse_path, int(self._now()) // _DAY_S)
 

@@ -15,8 +15,8 @@ from iems.errors import DirectoryUnavailable
 from iems.lmda import spamcontrol
 from iems.lmda.spamcontrol import Decision
 from iems.message import summarize, tag
-from iems.model import Extent, Outcome, Recipient, Reply, Result
-from iems.spool.items import Item
+from iems.model import Outcome, Recipient, Reply, Result
+from iems.spool.items import Item, Message
 from iems.store.wire import Delivered, Delivery
 
 NO_SUCH_MAILBOX = Reply(550, 1, 1, "No such mailbox here")
@@ -44,6 +44,7 @@ class Account(Protocol):
     partition: int
     may_receive: bool
     spam: SpamControl | None
+    filtered: bool
 
 
 class Policy(Struct, frozen=True):
@@ -59,15 +60,42 @@ class Policy(Struct, frozen=True):
     spam: Action = IGNORE
 
 
+class Filtered(Struct):
+    """A recipient whose mail goes through a script of his: `Rules` fills the slots. lines: what stands before the content.
+    variables: what the script can read of checks made before it, as `iems.NAME` -> value."""
+
+    recipient: Recipient
+    account: Any
+    lines: bytes
+    slots: list[int] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+class Made(Struct):
+    """A message that a script has made, which counts with the outcome in `slot`. event: its name in the log.
+
+    always: it counts even if delivery fails for good.
+    """
+
+    slot: int
+    message: Message
+    event: str
+    always: bool
+
+
 class Work(Struct):
     """One item on its way: `slots` holds for each recipient its result, or the index of its delivery in the batch.
 
-    decisions: of tagged mail, recipient's address -> what its owner's rules made of it.
+    decisions: of tagged mail, recipient's address -> what its owner's rules made of it. filtered: recipients still to go through
+    their scripts, by account number; None if there are none. made: what scripts send. dropped: deliveries that scripts discard.
     """
 
     item: Item
     slots: list[Result | int] = field(default_factory=list)
     decisions: dict[bytes, Decision] = field(default_factory=dict)
+    filtered: dict[int, Filtered] | None = None
+    made: list[Made] = field(default_factory=list)
+    dropped: set[int] | None = None
 
 
 def fallback_summary(size: int) -> tuple[bytes, bytes]:
@@ -97,6 +125,16 @@ def summary(content: bytes) -> tuple[tuple[bytes, bytes], Exception | None]:
     except Exception as error:
         # A message the parser can't take must not stay in the queue for ever: it is delivered, readable as octets.
         return fallback_summary(len(content)), error
+
+
+def messages_due(work: Work, results: list[Result]) -> list[Made]:
+    """What scripts send, as far as it belongs to the outcomes: nothing for a recipient that is tried again."""
+    due = []
+    for made in work.made:
+        outcome = results[made.slot].outcome
+        if outcome != Outcome.DEFERRED and (made.always or outcome != Outcome.FAILED):
+            due.append(made)
+    return due
 
 
 class Planner:
@@ -143,39 +181,71 @@ class Planner:
                         work.decisions[recipient.address] = chosen[found.number]
                 else:
                     lines = header_lines(envelope.reverse_path, recipient.address)
-                    action = IGNORE
+                    action = None
                     if envelope.verdicts:
                         action, lines = self._tagged(work, found, recipient, lines, head)
                         chosen[found.number] = work.decisions[recipient.address]
                         if action.kind == "bounce":
                             work.slots.append(Result(recipient, Outcome.FAILED, spamcontrol.REFUSED))
                             continue
-                    size = len(lines) + octets
-                    if size > _SIZE_MAX:
+                        if action.kind == IGNORE.kind:
+                            action = None
+                    if found.filtered and action is None:
+                        work.slots.append(self._to_filter(work, recipient, found, lines))
+                        continue
+                    made = self.delivery(item, found, lines, summary, octets)
+                    if made is None:
                         work.slots.append(Result(recipient, Outcome.FAILED, TOO_LARGE))
                         continue
-                    rope: list[Extent | bytes] = [lines, *item.rope]
+                    if action is not None:
+                        made.mailbox = action.mailbox or "INBOX"
+                        made.discard = action.kind == "discard"
+                        made.create = bool(action.mailbox)
                     slot = seen[found.number] = len(batch)
-                    batch.append(
-                        Delivery(
-                            found.number,
-                            item.id,
-                            rope,
-                            size,
-                            envelope.received_ns // 1_000_000_000,
-                            summary[0],
-                            summary[1],
-                            action.mailbox or "INBOX",
-                            found.partition,
-                            [],
-                            envelope.dot_free,
-                            found.quota_octets,
-                            action.kind == "discard",
-                            bool(action.mailbox),
-                        )
-                    )
+                    batch.append(made)
             work.slots.append(slot)
         return work
+
+    @staticmethod
+    def delivery(
+        item: Item, account: Any, lines: bytes, summary: tuple[bytes, bytes], octets: int
+    ) -> Delivery | None:
+        """The delivery to the INBOX of an account under `lines`; None if the message is too large for any mailbox."""
+        size = len(lines) + octets
+        if size > _SIZE_MAX:
+            return None
+        envelope = item.envelope
+        return Delivery(
+            account.number,
+            item.id,
+            [lines, *item.rope],
+            size,
+            envelope.received_ns // 1_000_000_000,
+            summary[0],
+            summary[1],
+            "INBOX",
+            account.partition,
+            [],
+            envelope.dot_free,
+            account.quota_octets,
+        )
+
+    def _to_filter(self, work: Work, recipient: Recipient, account: Any, lines: bytes) -> Result:
+        """Note a recipient for `Rules`; what stands in his slot until then."""
+        if work.filtered is None:
+            work.filtered = {}
+        known = work.filtered.get(account.number)
+        if known is None:
+            known = work.filtered[account.number] = Filtered(recipient, account, lines)
+            decision = work.decisions.get(recipient.address)
+            if decision is not None:
+                known.variables = {
+                    "iems.verdict": "good" if decision.rule == spamcontrol.WHITE_LIST else "spam",
+                    "iems.tags": "\n".join(map(str, work.item.envelope.verdicts)),
+                }
+        # Two of its addresses lead to one mailbox: its script runs once.
+        known.slots.append(len(work.slots))
+        return self.deferred(recipient, work.item, LOCAL_FAULT)
 
     def _tagged(
         self, work: Work, account: Account, recipient: Recipient, lines: bytes, head: bytes
@@ -215,12 +285,17 @@ class Planner:
     def answer(self, work: Work, answers: list[Delivered]) -> list[Result]:
         """The results of all recipients of `work`, from the store's answers to its deliveries."""
         item = work.item
-        return [
+        results = [
             self._result(recipient, item, answers[slot], work.decisions.get(recipient.address))
             if isinstance(slot, int)
             else slot
             for recipient, slot in zip(item.envelope.recipients, work.slots, strict=True)
         ]
+        if work.dropped is not None:
+            for result, place in zip(results, work.slots, strict=True):
+                if isinstance(place, int) and place in work.dropped and result.outcome == Outcome.DELIVERED:
+                    result.outcome, result.reply = Outcome.DISCARDED, None
+        return results
 
     def _result(
         self, recipient: Recipient, item: Item, answer: Delivered, decision: Decision | None

@@ -17,10 +17,10 @@ from iems.blobs import Blobs
 from iems.directory.directory import Directory
 from iems.directory.spamcontrol import action_of
 from iems.errors import SpoolError, StoreUnavailable
-from iems.lmda.delivery import Planner, Policy, Work
+from iems.lmda.delivery import Made, Planner, Policy, Work, messages_due
 from iems.lmda.delivery import summary as summarized
 from iems.lmda.spamcontrol import Decision
-from iems.model import Channel, Outcome, rope_length
+from iems.model import Channel, Outcome, id_text, rope_length
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
 from iems.spool.verify import ContentDamaged, Verifier, quarantine
@@ -28,6 +28,7 @@ from iems.store.client import StoreClient
 from iems.store.wire import Delivered, Delivery
 
 if TYPE_CHECKING:
+    from iems.lmda.rules import Rules
     from iems.master.child import WorkerContext
 
 #: Batches on their way to the store at once.
@@ -82,6 +83,7 @@ class Worker:
         self._reader_verifier = Verifier(self._reader_blobs)
         self._store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
         self._planner = Planner(self._account, self._policy, self._spool.age_s)
+        self._rules: Rules | None = None
         ctx.on_wake(self._pump_soon)
         self._pump_soon()
 
@@ -90,6 +92,14 @@ class Worker:
         if account is not None:
             self._partitions[account.number] = account.partition
         return account
+
+    async def _filter(self, work: Work, summary: tuple[bytes, bytes], octets: int, batch: list[Delivery]) -> None:
+        """Run the scripts of the recipients that have one."""
+        if self._rules is None:
+            from iems.lmda.rules import Rules
+
+            self._rules = Rules(self._ctx, self._directory, self._planner, self._reader)
+        await self._rules.apply(work, self._reader_blobs.read, summary, octets, batch)
 
     def _partition_of(self, account: int) -> int:
         return self._partitions.get(account, 0)
@@ -181,7 +191,10 @@ class Worker:
             if error is not None:
                 ctx.log.error("no summary" if summary else "the content can't be read", error, item.id)
             head = self._spool.blobs.read_range(item.rope, 0, HEAD_OCTETS) if item.envelope.verdicts and summary else b""
-            works.append(self._planner.plan(item, summary, octets, batch, head))
+            work = self._planner.plan(item, summary, octets, batch, head)
+            if work.filtered is not None and summary is not None:
+                await self._filter(work, summary, octets, batch)
+            works.append(work)
         ctx.working_on(None)
         try:
             answers = await self._ask(batch)
@@ -189,7 +202,12 @@ class Worker:
             self._pause("the store is not available", error)
             return False
         outcomes = [Settlement(work.item, self._planner.answer(work, answers)) for work in works]
-        return await self._settle(works, outcomes, batch, answers)
+        made = {
+            number: made
+            for number, work in enumerate(works)
+            if work.made and (made := messages_due(work, outcomes[number].results))
+        }
+        return await self._settle(works, outcomes, batch, answers, made)
 
     def _put_aside(self, item: Item, error: ContentDamaged) -> None:
         """Quarantine a message whose octets are not those that were accepted; a person decides."""
@@ -212,12 +230,23 @@ class Worker:
         return answers
 
     async def _settle(
-        self, works: list[Work], outcomes: list[Settlement], batch: list[Delivery], answers: list[Delivered]
+        self,
+        works: list[Work],
+        outcomes: list[Settlement],
+        batch: list[Delivery],
+        answers: list[Delivered],
+        made: dict[int, list[Made]],
     ) -> bool:
+        """made: by place in `outcomes` the messages of scripts, recorded together with the outcome."""
         settlements: list[Settlement] = []
         messages: list[Message] = []
-        for settlement in outcomes:
+        told = 0
+        for number, settlement in enumerate(outcomes):
             notices = self._notices(settlement)
+            told += len(notices)
+            for sent in made.get(number, ()):
+                sent.message.settled = [settlement]
+                notices.append(sent.message)
             if notices:
                 messages += notices
             else:
@@ -227,7 +256,11 @@ class Worker:
         except SpoolError as error:
             self._pause("outcomes can't be recorded", error)
             return False
-        self._tell(works, outcomes, len(messages))
+        self._tell(works, outcomes, told)
+        for number, all_sent in made.items():
+            for sent in all_sent:
+                to = sent.message.envelope.recipients[0].address
+                self._ctx.log.event(sent.event, outcomes[number].item.id, to, child=id_text(sent.message.id))
         # What failed and what was deferred has no dedup row: nothing to forget.
         self._settled += [
             (delivery.origin, delivery.account)
@@ -294,7 +327,15 @@ class Worker:
                     continue
                 if outcome == Outcome.DISCARDED:
                     discarded += 1
-                    event("discarded", item.id, recipient, **_because(decisions[recipient]))
+                    decision = decisions.get(recipient)
+                    if decision is not None and decision.action.kind == "discard":
+                        event("discarded", item.id, recipient, **_because(decision))
+                    else:
+                        event("discarded", item.id, recipient, why="a rule of the recipient")
+                    continue
+                if outcome == Outcome.EXPANDED:
+                    delivered += 1  # to others, in messages of their own
+                    event("redirected", item.id, recipient)
                     continue
                 reply = result.reply
                 said = f"{reply.code} {reply.status} {reply.text}" if reply is not None else ""
@@ -366,6 +407,8 @@ class Worker:
                 pass  # the rows stay until their time is over; nothing is delivered twice
         self._store.close()
         self._reader.shutdown(wait=True)
+        if self._rules is not None:
+            self._rules.close()
         self._reader_blobs.close()
         self._spool.close()
         self._directory.close()

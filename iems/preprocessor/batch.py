@@ -61,7 +61,7 @@ class Planner:
 
     resolve: `Directory.resolve`. read: (rope, start, length) -> octets of the content. hostname: as in own Received
     lines. max_trips: own lines at which mail is a loop. tags: what is done with tags of suspect mail. ends_loops: whether a loop ends on
-    the way from an input to an output channel. reverse_path: (reverse path, recipients as they were given) -> the reverse
+    the way from an input to an output channel. reverse_path: (reverse path, recipients as they were given, None for a forward) -> the reverse
     path with which mail leaves by SMTPC; None to keep it.
     """
 
@@ -71,7 +71,7 @@ class Planner:
         read: Callable[[Rope, int, int], bytes],
         hostname: str,
         max_trips: int,
-        reverse_path: Callable[[bytes, list[bytes]], bytes] | None = None,
+        reverse_path: Callable[[bytes, list[bytes] | None], bytes] | None = None,
         tags: Tags | None = None,
         ends_loops: Callable[[int, int], bool] = lambda input_channel, output_channel: True,
     ) -> None:
@@ -109,7 +109,9 @@ class Planner:
         if self._reverse_path is not None:
             for part in routed.parts:
                 if part.channel == Channel.SMTPC:
-                    given = [source.address for source in part.sources]
+                    # What a user's rule sends on is a forward, whatever its addresses look like.
+                    forward = envelope.input_channel == Channel.LOCALOUT
+                    given = None if forward else [source.address for source in part.sources]
                     part.reverse_path = self._reverse_path(envelope.reverse_path, given)
         if clean is not None:
             for part in routed.parts:

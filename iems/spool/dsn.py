@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Final, Literal
 
+from iems.message.build import encode_quoted_printable
 from iems.model import Channel, Envelope, Notify, Outcome, Recipient, Result, child_id, id_text, rope_length
 
 if TYPE_CHECKING:
@@ -200,13 +201,16 @@ def compose(
             result, kind, remote.get(result.recipient.address, ""), field, retry_until_ns
         )
 
-    text = octets(people)
+    text, how = people.encode("utf-8", "replace"), b""
+    if not utf8 and not people.isascii():
+        # A reason that a recipient gave may be in any script; quoted, the report stays 7bit.
+        text, how = encode_quoted_printable(text), b"Content-Transfer-Encoding: quoted-printable\r\n"
     report = b"".join(status)
     dash = b"\r\n--%b\r\n" % boundary
     body = [
         dash[2:],
-        b"Content-Type: text/plain; charset=%b\r\n" % (b"us-ascii" if text.isascii() else b"utf-8"),
-        _encoding(text),
+        b"Content-Type: text/plain; charset=%b\r\n" % (b"us-ascii" if people.isascii() else b"utf-8"),
+        how or _encoding(text),
         b"\r\n",
         text,
         dash,

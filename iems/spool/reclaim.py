@@ -99,9 +99,13 @@ _SUM = {
 }
 
 
+#: Channels whose mail was made here because of other mail, which has its own outcomes.
+_MADE = frozenset({int(Channel.MTA), int(Channel.LOCALOUT)})
+
+
 def add_outcomes(totals: dict[str, int], done: Done) -> None:
-    """Add outcomes to the sums: those of accepted mail, not of notices made here."""
-    if done.origin != Channel.MTA:
+    """Add outcomes to the sums: those of accepted mail, not of notices and forwards made here."""
+    if done.origin not in _MADE:
         for _, outcome in done.results:
             name = _SUM.get(outcome)
             if name:

@@ -553,17 +553,14 @@ class Partition:
             state = self._state(delivery.account)
         except StoreError as error:
             return Delivered("error", text=str(error))
-        box = state.by_name.get(delivery.mailbox) or state.by_name.get(names.normal(delivery.mailbox))
-        if (box is None or box.noselect) and delivery.create:
-            try:
-                box = self._make(state, names.checked(delivery.mailbox), "")
-            except StoreError as error:
-                return Delivered("nomailbox", text=str(error))
-        if box is None or box.noselect:
-            return Delivered("nomailbox")
         quota = None if delivery.discard else delivery.quota_octets
-        if quota is not None and state.row.octets + delivery.size > quota:
+        if quota is not None and state.row.octets + delivery.size * (1 + len(delivery.also)) > quota:
             return Delivered("overquota")
+        box = state.by_name.get(delivery.mailbox) or state.by_name.get(names.normal(delivery.mailbox))
+        if box is None or box.noselect:
+            box = self._instead(state, delivery.mailbox, delivery.create, delivery.or_inbox)
+            if box is None:
+                return Delivered("nomailbox")
         if box.uidnext > UID_MAX:
             return Delivered("error", text="the mailbox has no uid left")
         modseq = self._next(state, box, arrival=True)
@@ -571,6 +568,8 @@ class Partition:
         if delivery.discard:
             self._discard(state, box, uid)
         txn.put(dedup, DEDUP_ROW.pack(box.id, uid, self._now))
+        if delivery.also:
+            self._deliver_copies(state, box, delivery)
         return Delivered("ok", uid, box.id)
 
     def _discard(self, state: _State, box: Mailbox, uid: int) -> None:
@@ -580,6 +579,30 @@ class Partition:
         self._add(state, box, size, flags, -1)
         row = FLAGS_ROW.pack(uid, size, flags | DISCARDED, modseq, date)
         self._txn.put(keys.trash(self._now + self.undelete_s, state.number, box.id, uid), row)
+
+    def _instead(self, state: _State, name: str, create: bool, or_inbox: bool) -> Mailbox | None:
+        """The mailbox for mail whose mailbox is not there: made now, or INBOX, or None."""
+        if create:
+            try:
+                made = self._make(state, names.checked(name))
+                self._subscribe(wire.Subscribe(state.number, made.name))
+                return made
+            except StoreError:
+                pass  # no name for a mailbox, or too many of them
+        return state.by_name.get("INBOX") if or_inbox else None
+
+    def _deliver_copies(self, state: _State, first: Mailbox, delivery: Delivery) -> None:
+        """The further mailboxes of a delivery; each mailbox gets it once."""
+        done = {first.id}
+        for place in delivery.also:
+            box = state.by_name.get(names.normal(place.mailbox))
+            if box is None or box.noselect:
+                box = self._instead(state, place.mailbox, place.create, delivery.or_inbox)
+            if box is None or box.id in done or box.uidnext > UID_MAX:
+                continue
+            done.add(box.id)
+            entry = msgspec.structs.replace(delivery, flags=place.flags)
+            self._insert(state, box, entry, delivery.origin, self._next(state, box, arrival=True))
 
     def _insert(self, state: _State, box: Mailbox, entry: Delivery | NewMessage, origin: bytes, modseq: int) -> int:
         """Write the two rows of a new message; its uid. Everything was checked."""
@@ -939,8 +962,8 @@ class Partition:
             raise StoreError("no such special use", "USEATTR")
         return encode(self._make(state, name, body.special_use))
 
-    def _make(self, state: _State, name: str, special_use: str) -> Mailbox:
-        """A new mailbox with its missing parents. Raises StoreError."""
+    def _make(self, state: _State, name: str, special_use: str = "") -> Mailbox:
+        """A new mailbox with all levels above it; name: checked. Raises StoreError."""
         box = state.by_name.get(name)
         if box is not None and not box.noselect:
             raise StoreError("the mailbox exists", "ALREADYEXISTS")

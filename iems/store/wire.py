@@ -21,12 +21,21 @@ BUSY = 2
 PUSH = 3
 
 
+class Place(Struct, array_like=True):
+    """One more mailbox that gets a delivery. create: make it if it is not there."""
+
+    mailbox: str
+    flags: list[str] = field(default_factory=list)
+    create: bool = False
+
+
 class Delivery(Struct, array_like=True):
     """One message for one account. origin: the id given at acceptance; (origin, account) is delivered once.
 
     rope: with the lines this recipient gets prepended. size: octets of the rope. quota_octets: None is no limit.
     envelope, bodystructure: of `iems.message.summarize`. flags: names. discard: into the trash, from where `Undelete` brings it
-    back. create: make the mailbox if there is none.
+    back. create: make the mailbox if there is none. or_inbox: where it is not there and is not made, INBOX takes its place.
+    also: further mailboxes, in the same transaction.
     """
 
     account: int
@@ -43,6 +52,8 @@ class Delivery(Struct, array_like=True):
     quota_octets: int | None = None
     discard: bool = False
     create: bool = False
+    or_inbox: bool = False
+    also: list[Place] = field(default_factory=list)
 
 
 class Delivered(Struct, array_like=True):

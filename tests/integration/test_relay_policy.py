@@ -5,6 +5,8 @@ from __future__ import annotations
 import imaplib
 import json
 import smtplib
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -92,6 +94,23 @@ def test_a_forward_comes_back_by_its_rewritten_path(home: PrivateHome, next_hop:
         assert back.startswith(b"MAIL FROM:<>") and rcpt == [b"RCPT TO:<Bob@out.test>"]
         client.mail("")
         assert client.rcpt("SRS0=aaaaaa=aa=out.test=Bob@load.test")[0] == 550
+
+
+def test_a_rule_of_a_user_forwards_with_a_rewritten_path(home: PrivateHome, next_hop: SmtpServer) -> None:
+    before = len(next_hop.messages)
+    done = subprocess.run(
+        [sys.executable, "-m", "iems.cli.iemsuser", "--home", str(home.path), "mailsort", "add", "a1@load.test",
+         "--header", "subject", "--contains", "onward", "--forward", "anna@else.test"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
+        client.sendmail("Bob@out.test", ["a1@load.test"], b"Subject: onward\r\n\r\nx\r\n")
+        client.sendmail("", ["a1@load.test"], b"Subject: onward, a report\r\n\r\nx\r\n")
+    until(lambda: len(next_hop.messages) == before + 2)
+    paths = sorted(mail.split(b"<")[1].split(b">")[0] for mail, _, _ in next_hop.messages[before:])
+    assert paths[0] == b"" and paths[1].startswith(b"SRS0=") and paths[1].endswith(b"=out.test=Bob@load.test")
+    assert all(b"\nX-Loop: a1@load.test" in content for _, _, content in next_hop.messages[before:])
 
 
 def test_relay_domains_take_known_recipients_only(home: PrivateHome, next_hop: SmtpServer) -> None:

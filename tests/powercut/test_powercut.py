@@ -22,7 +22,7 @@ from tests.support.senders import delivered
 
 CLIENT = Path(__file__).with_name("client.py")
 #: Roles that a restored home needs to finish its queue.
-NEEDED = {f"{role}.enabled": False for role in ("smtpd", "imapd", "pop3d", "smtpc")}
+NEEDED = {f"{role}.enabled": False for role in ("smtpd", "imapd", "pop3d", "smtpc", "sieved")}
 
 
 class Case:

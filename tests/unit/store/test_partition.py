@@ -435,3 +435,24 @@ def test_delivery_makes_its_mailbox(home: Home) -> None:
     assert home.deliver(delivery(2, mailbox="bad\x01name", create=True))[0].status == "nomailbox"
     assert home.deliver(delivery(3, mailbox="A/B", create=True))[0].mailbox_id == answer.mailbox_id
     check_counts(home)
+
+
+def test_a_delivery_to_several_mailboxes(home: Home) -> None:
+    places = [wire.Place("Made/Below", ["\\Seen"], True), wire.Place("Archive"), wire.Place("archive-not-there"), wire.Place("Archive", ["x"])]
+    entry = delivery(1, mailbox="Spam", flags=["kw"], or_inbox=True, also=places)
+    assert [answer.status for answer in home.deliver(entry, entry)] == ["ok", "duplicate"]
+    found = {box.name: (box.messages, box.unseen, box.subscribed) for box in home.reader.mailboxes(1) if box.messages}
+    assert found == {"Spam": (1, 1, True), "Made/Below": (1, 0, True), "Archive": (1, 1, True), "INBOX": (1, 1, True)}
+    check_counts(home)
+
+
+def test_a_delivery_whose_mailbox_is_not_there(home: Home) -> None:
+    assert home.deliver(delivery(1, mailbox="No"))[0].status == "nomailbox"
+    assert home.deliver(delivery(2, mailbox="No", or_inbox=True))[0].mailbox_id == INBOX
+    made = home.deliver(delivery(3, mailbox="No", create=True))[0]
+    assert made.status == "ok" and home.reader.mailbox(1, "No").messages == 1  # type: ignore[union-attr]
+    assert home.deliver(delivery(4, mailbox="a//b", create=True, or_inbox=True))[0].mailbox_id == INBOX
+    assert home.deliver(delivery(5, mailbox="a*b", create=True))[0].status == "nomailbox"
+    full = delivery(6, also=[wire.Place("Archive")], quota_octets=4 * 117 + 50)
+    assert home.deliver(full)[0].status == "overquota"
+    check_counts(home)

@@ -1,0 +1,163 @@
+"""MailSort, Sieve and vacation with a started server: mail goes in by SMTP, what scripts made of it is read by IMAP."""
+
+from __future__ import annotations
+
+import contextlib
+import imaplib
+import json
+import os
+import signal
+import smtplib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from iems.perf.home import PASSWORD, PrivateHome
+
+A, B, C = "a1@load.test", "a2@load.test", "a3@load.test"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivateHome]:
+    with PrivateHome(3) as home:
+        yield home
+
+
+def user(home: PrivateHome, *arguments: str, stdin: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "iems.cli.iemsuser", "--home", str(home.path), *arguments],
+        input=stdin, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def send(home: PrivateHome, sender: str, to: str, subject: str, head: str = "") -> str:
+    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=20) as client:
+        client.ehlo()
+        client.mail(sender)
+        client.rcpt(to)
+        code, text = client.data(f"From: {sender}\r\nTo: {to}\r\nSubject: {subject}\r\nMessage-ID: <{subject}@t>\r\n{head}\r\nbody\r\n")
+        assert code == 250
+        return text.decode().split()[-1]
+
+
+def subjects(home: PrivateHome, who: str, mailbox: str = "INBOX", flags: str = "ALL") -> list[str]:
+    with imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=20) as client:
+        client.login(who, PASSWORD)
+        if client.select(f'"{mailbox}"', readonly=True)[0] != "OK":
+            return []
+        numbers = client.search(None, flags)[1][0].split()
+        found = []
+        for number in numbers:
+            parts = client.fetch(number.decode(), "(BODY.PEEK[HEADER.FIELDS (SUBJECT)])")[1]
+            found.append(parts[0][1].decode().partition(":")[2].strip())  # type: ignore[index, union-attr]
+        return found
+
+
+def wait(home: PrivateHome, who: str, subject: str, mailbox: str = "INBOX") -> None:
+    until = time.monotonic() + 10
+    while subject not in (found := subjects(home, who, mailbox)):
+        assert time.monotonic() < until, (who, mailbox, found, (home.path / "log/mail.log").read_text()[-3000:])
+        time.sleep(0.05)
+
+
+def test_mailsort_moves_copies_forwards_and_rejects(server: PrivateHome) -> None:
+    for rule in (
+        ["--header", "subject", "--contains", "COPY", "--copy", "Copies", "--continue"],
+        ["--header", "subject", "--contains", "forward", "--forward", B, "--continue"],
+        ["--header", "from", "--contains", "friend", "--move", "Friends/Old"],
+        ["--header", "subject", "--contains", "nö", "--reject", "Nö!"],
+    ):
+        user(server, "mailsort", "add", A, *rule)
+    send(server, "friend@far.test", A, "copy-of-a-friend")
+    wait(server, A, "copy-of-a-friend", "Friends/Old")
+    wait(server, A, "copy-of-a-friend", "Copies")
+    send(server, "x@far.test", A, "forward-this")
+    wait(server, A, "forward-this")
+    wait(server, B, "forward-this")
+    send(server, C, A, "=?utf-8?q?n=C3=B6?=")
+    wait(server, C, "Undelivered mail returned to sender")
+    assert subjects(server, A) == ["forward-this"]
+    balance = json.loads(server.ctl("audit", "--json"))
+    assert (balance["missing"], balance["dsn"], balance["queued"]) == (0, 1, 0)
+    assert balance["accepted"] == balance["delivered"] + balance["dsn"]
+    user(server, "mailsort", "remove", A, "4")
+
+
+def test_a_loop_of_two_forwards_ends(server: PrivateHome) -> None:
+    user(server, "mailsort", "add", B, "--header", "subject", "--contains", "forward", "--forward", A)
+    send(server, "x@far.test", A, "forward-round")
+    wait(server, B, "forward-round")
+    until = time.monotonic() + 10
+    while subjects(server, A).count("forward-round") < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert server.waiting() == 0 and subjects(server, B).count("forward-round") == 1
+
+
+def test_vacation_once_and_not_to_lists(server: PrivateHome) -> None:
+    user(server, "vacation", "set", B, "--subject", "Away", "--body-stdin", stdin="Back in May.\n")
+    message = send(server, C, B, "first")
+    wait(server, C, "Away")
+    send(server, C, B, "second")
+    send(server, "other@load.test", B, "list-mail", "List-Id: <l.test>\r\n")
+    wait(server, B, "second")
+    wait(server, B, "list-mail")
+    assert subjects(server, C).count("Away") == 1
+    events = [json.loads(line) for line in server.ctl("trace", message, "--json").splitlines()]
+    assert [e["event"] for e in events if e["role"] == "lmda"][:3] == ["leased", "delivered", "vacation"]
+    user(server, "vacation", "clear", B)
+
+
+def test_no_crash_forwards_or_answers_twice(server: PrivateHome) -> None:
+    """The LMDA is killed twice while it works on mail that is forwarded and answered."""
+    user(
+        server, "sieve", "put", A, "storm", "--activate",
+        stdin='require ["vacation", "copy"]; vacation :subject "Storm" "x"; redirect :copy "a3@load.test";',
+    )  # fmt: skip
+    names = [f"storm-{n}" for n in range(30)]
+    server.ctl("queue", "hold", "--channel", "LOCAL")
+    for name in names:
+        send(server, B, A, name)
+    server.ctl("queue", "release", "--channel", "LOCAL")
+    for _ in range(2):  # a third death with the same message in work would put it aside
+        for pid in server.roles().get("lmda", ()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)  # let it get somewhere, never the same place
+    until = time.monotonic() + 30
+    while not all(set(names) <= set(subjects(server, who)) for who in (A, C)):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    wait(server, B, "Storm")
+    until = time.monotonic() + 20
+    while server.waiting():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for who in (A, C):
+        assert sorted(s for s in subjects(server, who) if s.startswith("storm")) == sorted(names)
+    assert subjects(server, B).count("Storm") == 1
+    assert json.loads(server.ctl("audit", "--json"))["missing"] == 0
+    user(server, "sieve", "activate", A, "--none")
+
+
+def test_a_script_of_the_user(server: PrivateHome) -> None:
+    user(
+        server, "sieve", "put", C, "mine", "--activate",
+        stdin='require ["fileinto", "imap4flags", "envelope", "body"];\n'
+        'if allof(envelope :domain "from" "far.test", body :contains "BODY") { addflag "\\\\Flagged"; fileinto "Archive"; }\n'
+        'elsif header "subject" "gone" { discard; }\n',
+    )  # fmt: skip
+    send(server, "x@far.test", C, "kept-by-script")
+    wait(server, C, "kept-by-script", "Archive")
+    assert subjects(server, C, "Archive", "FLAGGED") == ["kept-by-script"]
+    message = send(server, B, C, "gone")
+    send(server, B, C, "after")
+    wait(server, C, "after")
+    assert "gone" not in subjects(server, C)
+    assert '"discarded"' in server.ctl("trace", message, "--json")
+    assert json.loads(server.ctl("audit", "--json"))["discarded"] == 1

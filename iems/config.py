@@ -541,6 +541,10 @@ class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             extra={"check": _spam_action},
         ),
     ] = "ignore"
+    bayes_prior: Annotated[
+        str,
+        Meta(description="File with the site-wide prior of the Bayesian filters (`iemsctl bayes prior`); relative to the home. Empty: none."),
+    ] = ""
 
 
 class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

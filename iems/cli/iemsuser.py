@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,12 @@ import click
 from iems.cli.common import Failed, Group, become_owner, json_option, say, say_json, table
 from iems.cli.spam import spam, undelete
 from iems.cli.transfer import export_mail, import_mail
+from iems.cli.userbayes import bayes
 from iems.config import Config, load
 from iems.directory import Account, Directory
 from iems.directory.stored import Forms
 from iems.errors import DirectoryUnavailable
+from iems.store.homes import bayes_folder
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
@@ -191,6 +194,8 @@ def create(home: Home, address: str, password_stdin: bool, quota: str) -> None:
         partitions=config.store.partitions,
         forms=Forms.of(config.auth),
     )
+    # What the filter of an earlier user of the address has learnt is not the new one's.
+    shutil.rmtree(bayes_folder(config.store_path(home.place()), account.address), ignore_errors=True)
     say(f"created {account.address}")
 
 
@@ -323,6 +328,7 @@ def enable(home: Home, address: str) -> None:
 
 cli.add_command(_home_option(spam))
 cli.add_command(_home_option(undelete))
+cli.add_command(_home_option(bayes))
 cli.add_command(_home_option(export_mail))
 cli.add_command(_home_option(import_mail))
 

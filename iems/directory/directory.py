@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
 import msgspec
@@ -58,6 +58,9 @@ from iems.directory.view import ROOT, Change, Policy, View
 from iems.errors import DirectoryUnavailable
 from iems.model import Channel
 
+if TYPE_CHECKING:
+    from iems.directory.bayeschoice import BayesChoice
+
 MAX_CACHED = 16_384
 #: Addresses and domains granted to one account.
 MAX_SENDERS = 1000
@@ -89,6 +92,7 @@ class Directory:
         self._resolutions: dict[bytes, Resolution] = {}
         self._accounts: dict[str | int, Account | None] = {}
         self._cached_version = -1
+        self._bayes_version, self._bayes = -1, False
         #: The version that the last look-up of this process saw; what hangs on it need not ask again while it stands.
         self.seen = -1
         self._policy = Policy()
@@ -685,6 +689,20 @@ class Directory:
             work.replace(number, entry, {"iemsSendAs": [text for text in granted if text != name]})
 
         self._write("sender revoke", change, policy=False)
+
+    def any_bayes(self) -> bool:
+        """Whether any account has a Bayesian filter; asked again only after a change."""
+        version = self.version
+        if version != self._bayes_version:
+            self._bayes = any(account.bayes is not None for account in self.list_accounts())
+            self._bayes_version = version
+        return self._bayes
+
+    def set_bayes(self, address: str, choice: BayesChoice | None) -> None:
+        """Switch an account's Bayesian filter on, with what it does, or off (None). Raises DirectoryRefusal."""
+        from iems.directory import bayeschoice
+
+        self._set(address, "account bayes", bayeschoice.written(choice))
 
     def set_filtered(self, address: str, filtered: bool) -> None:
         """Note that an account has, or no longer has, an active script for its mail. Raises DirectoryRefusal."""

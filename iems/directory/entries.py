@@ -16,6 +16,7 @@ from iems.errors import IemsError
 from iems.model import Channel, Reply
 
 if TYPE_CHECKING:
+    from iems.directory.bayeschoice import BayesChoice
     from iems.directory.spamcontrol import SpamControl
 
 # Object classes. Standard ones where they exist: domain (RFC 4524), inetOrgPerson (RFC 2798), nisMailAlias (RFC 2307).
@@ -119,7 +120,7 @@ class Account(Struct, frozen=True):
 
     spam: what its owner wants done with tagged mail, None if nothing was chosen.
     keys: what else is kept of the password, see stored.py. send_as: addresses, domains and `*.DOMAIN` it may send from beside its own.
-    filtered: it has an active script (MailSort, Sieve) that its mail goes through.
+    filtered: it has an active script (MailSort, Sieve) that its mail goes through. bayes: what its Bayesian filter does, None: it is off.
     """
 
     number: int
@@ -133,6 +134,7 @@ class Account(Struct, frozen=True):
     keys: tuple[str, ...] = ()
     send_as: tuple[str, ...] = ()
     filtered: bool = False
+    bayes: BayesChoice | None = None
 
 
 class Retired(Struct, frozen=True):
@@ -189,4 +191,14 @@ def account_of(entry: Entry) -> Account:
         keys=tuple(attributes.get(ATTRIBUTE, ())),
         send_as=tuple(attributes.get("iemsSendAs", ())),
         filtered=entry.first("iemsFiltered") == "TRUE",
+        bayes=_bayes(attributes),
     )
+
+
+def _bayes(attributes: dict[str, list[str]]) -> BayesChoice | None:
+    if "iemsBayes" not in attributes:
+        return None
+    # Imported where somebody uses it: the filter brings numpy.
+    from iems.directory import bayeschoice
+
+    return bayeschoice.read(attributes)

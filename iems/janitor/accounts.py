@@ -27,6 +27,11 @@ class DeletedAccounts:
         self._version = -1
         self._look_at = 0.0
 
+    @property
+    def directory(self) -> Directory | None:
+        """The directory, once there is one; a process opens it once."""
+        return self._directory
+
     async def round(self) -> None:
         """Remove what is due."""
         now = time.monotonic()

@@ -43,6 +43,8 @@ class Worker:
         self._deaths = 0
         self._accounts = DeletedAccounts(ctx)
         self._reports: Any = None
+        self._training: asyncio.Future[None] | None = None
+        self._teacher: Any = None
 
     async def start(self) -> None:
         """Begin with a first round in the background, so that the ports open at once."""
@@ -97,6 +99,8 @@ class Worker:
         publish_queue(self.ctx, index)
         self.spool.ballast.restore()
         await self._accounts.round()
+        if self._training is None or self._training.done():
+            self._training = asyncio.ensure_future(self._train())
         await self._report()
         if index.is_rebuilding():
             # beside the rounds: workers die while an index is built, too
@@ -114,6 +118,19 @@ class Worker:
             self._reports = DmarcReports(self.ctx, self.spool)
         if self._reports is not None:
             await self._reports.round()
+
+    async def _train(self) -> None:
+        """Teach the Bayesian filters, beside the rounds: recovery must not wait for it."""
+        directory = self._accounts.directory
+        if directory is None or not directory.any_bayes():
+            return
+        if self._teacher is None:
+            from iems.janitor.training import Training
+
+            config = self.ctx.config
+            prior = config.lmda.bayes_prior
+            self._teacher = Training(self.ctx, config.store_path(self.ctx.home), self.ctx.home / prior if prior else None)
+        await self._teacher.round(directory)
 
     async def _verify(self) -> None:
         """Have the index read by a process of its own, before this one might die of it."""
@@ -184,6 +201,10 @@ class Worker:
             _, late = await asyncio.wait(self._tasks, timeout=deadline_s)
             for task in late:
                 task.cancel()
+        if self._training is not None:
+            await asyncio.wait((self._training,), timeout=deadline_s)
+        if self._teacher is not None:
+            self._teacher.close()
         self._accounts.close()
         if self._reports is not None:
             await self._reports.close()

@@ -5,8 +5,8 @@ Pure but for the account look-up and the reader of contents it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct, field
 
@@ -18,6 +18,9 @@ from iems.message import summarize, tag
 from iems.model import Outcome, Recipient, Reply, Result
 from iems.spool.items import Item, Message
 from iems.store.wire import Delivered, Delivery
+
+if TYPE_CHECKING:
+    from iems.bayes.filter import Score
 
 NO_SUCH_MAILBOX = Reply(550, 1, 1, "No such mailbox here")
 DISABLED = Reply(550, 2, 1, "Mailbox disabled, not accepting messages")
@@ -45,6 +48,7 @@ class Account(Protocol):
     may_receive: bool
     spam: SpamControl | None
     filtered: bool
+    bayes: Any
 
 
 class Policy(Struct, frozen=True):
@@ -88,6 +92,7 @@ class Work(Struct):
 
     decisions: of tagged mail, recipient's address -> what its owner's rules made of it. filtered: recipients still to go through
     their scripts, by account number; None if there are none. made: what scripts send. dropped: deliveries that scripts discard.
+    unjudged: accounts whose Bayesian filter is still to be asked; then the item is planned again with its scores.
     """
 
     item: Item
@@ -96,6 +101,7 @@ class Work(Struct):
     filtered: dict[int, Filtered] | None = None
     made: list[Made] = field(default_factory=list)
     dropped: set[int] | None = None
+    unjudged: list[Any] | None = None
 
 
 def fallback_summary(size: int) -> tuple[bytes, bytes]:
@@ -125,6 +131,19 @@ def summary(content: bytes) -> tuple[tuple[bytes, bytes], Exception | None]:
     except Exception as error:
         # A message the parser can't take must not stay in the queue for ever: it is delivered, readable as octets.
         return fallback_summary(len(content)), error
+
+
+def _verdict(decision: Decision) -> str:
+    """What a script reads of the checks before it: good, unsure or spam."""
+    if decision.rule == spamcontrol.WHITE_LIST:
+        return "good"
+    words = decision.rule.partition(", ")[2].split()
+    return words[0] if words else "spam"
+
+
+def _is_allowed(decision: Decision | None) -> bool:
+    """Whether a white list has spoken: then no filter is asked."""
+    return decision is not None and decision.rule == spamcontrol.WHITE_LIST
 
 
 def messages_due(work: Work, results: list[Result]) -> list[Made]:
@@ -157,10 +176,12 @@ class Planner:
         octets: int,
         batch: list[Delivery],
         head: bytes = b"",
+        scores: Mapping[int, Score] | None = None,
     ) -> Work:
         """Append the item's deliveries to `batch`. summary: None if the content can't be read; every recipient waits then.
 
-        octets: length of the item's rope. head: start of the content, needed of tagged mail only.
+        octets: length of the item's rope. head: start of the content, needed of tagged mail only. scores: account number ->
+        what its Bayesian filter says; None before any was asked.
         """
         work = Work(item)
         envelope = item.envelope
@@ -190,6 +211,16 @@ class Planner:
                             continue
                         if action.kind == IGNORE.kind:
                             action = None
+                    if found.bayes is not None and action is None and not _is_allowed(chosen.get(found.number)):
+                        score = scores.get(found.number) if scores is not None else None
+                        if score is None:
+                            if scores is None:
+                                work.unjudged = [*(work.unjudged or ()), found]
+                        else:
+                            action, lines = self._judged(work, found, recipient, lines, score)
+                            chosen[found.number] = work.decisions[recipient.address]
+                            if action.kind == IGNORE.kind:
+                                action = None
                     if found.filtered and action is None:
                         work.slots.append(self._to_filter(work, recipient, found, lines))
                         continue
@@ -240,7 +271,7 @@ class Planner:
             decision = work.decisions.get(recipient.address)
             if decision is not None:
                 known.variables = {
-                    "iems.verdict": "good" if decision.rule == spamcontrol.WHITE_LIST else "spam",
+                    "iems.verdict": _verdict(decision),
                     "iems.tags": "\n".join(map(str, work.item.envelope.verdicts)),
                 }
         # Two of its addresses lead to one mailbox: its script runs once.
@@ -263,6 +294,16 @@ class Planner:
         )
         status = b"" if decision.rule == spamcontrol.WHITE_LIST else tag.STATUS
         return decision.action, lines + shown + status
+
+    def _judged(
+        self, work: Work, account: Account, recipient: Recipient, lines: bytes, score: Score
+    ) -> tuple[Action, bytes]:
+        """What the owner's filter makes of a message, and the lines in front of it with the verdict."""
+        from iems.lmda import bayesian
+
+        decision = bayesian.decide(score, account.bayes)
+        work.decisions[recipient.address] = decision
+        return decision.action, lines + bayesian.for_reader(score, account.bayes, decision.action)
 
     def _find(self, recipient: Recipient, item: Item) -> Any:
         """The account, or a result if there is none to deliver to."""

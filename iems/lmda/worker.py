@@ -28,6 +28,8 @@ from iems.store.client import StoreClient
 from iems.store.wire import Delivered, Delivery
 
 if TYPE_CHECKING:
+    from iems.bayes.filter import Score
+    from iems.lmda.bayesian import Judge
     from iems.lmda.rules import Rules
     from iems.master.child import WorkerContext
 
@@ -84,6 +86,7 @@ class Worker:
         self._store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
         self._planner = Planner(self._account, self._policy, self._spool.age_s)
         self._rules: Rules | None = None
+        self._judge: Judge | None = None
         ctx.on_wake(self._pump_soon)
         self._pump_soon()
 
@@ -92,6 +95,23 @@ class Worker:
         if account is not None:
             self._partitions[account.number] = account.partition
         return account
+
+    async def _scores(self, item: Item, accounts: list[Any]) -> dict[int, Score]:
+        """What the Bayesian filters of these accounts say; nothing where that can't be had."""
+        return await self._loop.run_in_executor(self._reader, self._score, item, accounts)
+
+    def _score(self, item: Item, accounts: list[Any]) -> dict[int, Score]:
+        try:
+            if self._judge is None:
+                from iems.lmda.bayesian import Judge
+
+                prior = self._ctx.config.lmda.bayes_prior
+                self._judge = Judge(self._ctx.config.store_path(self._ctx.home), self._ctx.home / prior if prior else None)
+            return self._judge.scores(self._reader_blobs.read(item.rope), accounts)
+        except Exception as error:
+            # A filter that fails must not keep mail back.
+            self._ctx.log.error("a Bayesian filter can't judge", error, item.id)
+            return {}
 
     async def _filter(self, work: Work, summary: tuple[bytes, bytes], octets: int, batch: list[Delivery]) -> None:
         """Run the scripts of the recipients that have one."""
@@ -191,7 +211,12 @@ class Worker:
             if error is not None:
                 ctx.log.error("no summary" if summary else "the content can't be read", error, item.id)
             head = self._spool.blobs.read_range(item.rope, 0, HEAD_OCTETS) if item.envelope.verdicts and summary else b""
+            planned = len(batch)
             work = self._planner.plan(item, summary, octets, batch, head)
+            if work.unjudged is not None:
+                del batch[planned:]
+                scores = await self._scores(item, work.unjudged)
+                work = self._planner.plan(item, summary, octets, batch, head, scores)
             if work.filtered is not None and summary is not None:
                 await self._filter(work, summary, octets, batch)
             works.append(work)
@@ -439,4 +464,5 @@ def _parts(batch: list[Delivery]) -> Sequence[list[Delivery]]:
 
 def _because(decision: Decision) -> dict[str, str]:
     """What the log says of a recipient's own choice."""
-    return {"action": decision.action.text, "why": f"spam control: {decision.rule}"}
+    rule = decision.rule
+    return {"action": decision.action.text, "why": rule if rule.startswith("bayesian filter") else f"spam control: {rule}"}

@@ -23,6 +23,7 @@ from msgspec import Struct, field
 from iems.errors import IemsError
 from iems.sieve.compiler import SCRIPT_MAX, Script, compile_script
 from iems.spool.recovery import write_durably
+from iems.store.homes import home_of
 
 if TYPE_CHECKING:
     from iems.directory import Account, Directory
@@ -57,8 +58,7 @@ _decode = msgspec.msgpack.Decoder(Kept).decode
 
 def folder(store: Path, address: str, number: int) -> Path:
     """Where the scripts of an account lie. store: the store's folder. An address can't lead out of it, whatever is in it."""
-    name = re.sub(r"[^A-Za-z0-9@._+=-]", lambda m: "".join(f"%{octet:02X}" for octet in m[0].encode()), address)
-    return store / "home" / (("%2E" + name[1:]) if name.startswith(".") else name)[:250] / f"sieve.{number}"
+    return home_of(store, address) / f"sieve.{number}"
 
 
 def checked_name(name: str) -> str:

@@ -244,7 +244,7 @@ def test_many_recipients_go_in_requests_of_bounded_size(monkeypatch: pytest.Monk
 
     async def test(ctx: FakeContext, worker: Worker, spool: FakeSpool, store: FakeStore) -> None:
         worker._directory.account = lambda address: Account(  # type: ignore[assignment, method-assign]
-            number=int(address.split("@")[0]), enabled=True, may_receive=True, quota_octets=None, partition=0, filtered=False
+            number=int(address.split("@")[0]), enabled=True, may_receive=True, quota_octets=None, partition=0, filtered=False, bayes=None
         )
         sizes: list[int] = []
         deliver = store.deliver

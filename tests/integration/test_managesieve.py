@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import imaplib
 import os
 import signal
 import socket
@@ -126,3 +127,14 @@ def test_scripts_outlive_the_server_and_accounts_are_apart(server: PrivateHome) 
     assert subjects(server, "a2@load.test") == []
     user(server, "disable", "a2@load.test")
     assert peer.ask(b"LISTSCRIPTS").startswith(b"NO")
+
+
+def test_guessing_here_is_held_back_as_everywhere() -> None:
+    settings = {"smtpd.limit_loopback": True, "auth.lockout_failures": 2, "auth.failure_delay_s": 0.0, "auth.max_failures": 9}
+    with PrivateHome(1, settings) as home:
+        peer = Peer(home)
+        for _ in range(2):
+            assert peer.login(password="wrong") == b'NO "Wrong name or password"\r\n'
+        assert peer.login().startswith(b"NO (TRYLATER)"), "even the right one waits now"
+        with pytest.raises(imaplib.IMAP4.error), imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=10) as client:
+            client.login(USER, PASSWORD)

@@ -57,6 +57,8 @@ def whole(folder: Path, name: str, home: Path) -> int:
                 new.flush()
                 os.fsync(new.fileno())
         _new_validity(target / "index")
+    if (place / "store" / "home").is_dir():
+        shutil.copytree(place / "store" / "home", part / "store" / "home", dirs_exist_ok=True)
     for folder_name in ("log", "run", "spool"):
         (part / folder_name).mkdir(mode=0o700)
     if home.exists():

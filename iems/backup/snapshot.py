@@ -163,12 +163,8 @@ def take(home: Path, store: Path, folder: Path, version: str, now_s: float | Non
     for partition in _partitions(store):
         copied += _take_partition(store / partition, folder, place, partition, found)
     found.rows["directory/data.mdb"] = _copy_rows(home / "directory", place / "directory")
-    for source in sorted((home / "conf").rglob("*")):
-        if source.is_file():
-            target = place / "conf" / source.relative_to(home / "conf")
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            found.rows[str(target.relative_to(place))] = _copy(source, target)
-            os.chmod(target, source.stat().st_mode & 0o777)
+    for tree, below in ((home / "conf", place / "conf"), (store / "home", place / "store" / "home")):
+        _copy_tree(tree, below, place, found)
     _sync(place)
     part = place / ".manifest.json"
     with open(part, "wb") as file:
@@ -179,6 +175,20 @@ def take(home: Path, store: Path, folder: Path, version: str, now_s: float | Non
     _sync(place)
     _sync(place.parent)
     return name, found, copied
+
+
+def _copy_tree(tree: Path, below: Path, place: Path, found: Manifest) -> None:
+    """Copy small files that are only ever replaced whole: settings, scripts, what filters have learnt."""
+    for source in sorted(tree.rglob("*")) if tree.is_dir() else ():
+        if not source.is_file() or source.is_symlink() or source.name.endswith((".new", ".part", "lock")):
+            continue
+        target = below / source.relative_to(tree)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            found.rows[str(target.relative_to(place))] = _copy(source, target)
+            os.chmod(target, source.stat().st_mode & 0o777)
+        except FileNotFoundError:
+            continue  # replaced or removed this moment
 
 
 def _partitions(store: Path) -> Iterator[str]:

@@ -38,6 +38,9 @@ def test_hot_and_back_again(tmp_path):
     with PrivateHome(3) as home:
         (tmp_path / "one.eml").write_bytes(b"Subject: kept\r\n\r\nwords\r\n")
         user(home, "import", "a1@load.test", str(tmp_path / "one.eml"), "--mailbox", "Deep/Box")
+        (tmp_path / "s.sieve").write_text('require "fileinto"; fileinto "Sorted";')
+        put = [sys.executable, "-m", "iems.cli.iemsuser", "--home", str(home.path), "sieve", "put", "a3@load.test", "mine"]
+        subprocess.run(put, input=(tmp_path / "s.sieve").read_bytes(), check=True, capture_output=True)
         senders = Senders(home.port("smtp"), [f"a{n}@load.test" for n in (1, 2, 3)], body=b"x" * 3000, pause_s=0.005)
         time.sleep(0.5)
         first = json.loads(home.ctl("backup", "make", str(folder), "--json"))
@@ -74,6 +77,7 @@ def test_hot_and_back_again(tmp_path):
     assert f"restored {second['messages']} messages" in ctl("restore", "home", str(folder), str(target))
     assert (target / "conf/iems.toml").read_text() == conf
     assert "not empty" in ctl("restore", "home", str(folder), str(target), fails=True)
+    assert list((target / "store/home/a3@load.test").rglob("scripts")), "scripts of users come back"
     back = PrivateHome.over(target, free_base())
     text = conf.replace(f"\nbase = {home.base}", f"\nbase = {back.base}")
     assert text != conf

@@ -834,6 +834,10 @@ class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ge=0, description="File given up on a full disk, so that settling and expunging go on; 0: none."
         ),
     ] = 16_777_216
+    double_bounces: Annotated[
+        Literal["postmaster", "discard"],
+        Meta(description="Who hears of a delivery report of ours that failed: the postmaster, once, or nobody."),
+    ] = "postmaster"
 
 
 class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

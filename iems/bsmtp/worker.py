@@ -102,6 +102,7 @@ class Worker:
         self._config = ctx.config.bsmtp
         self._domain = ctx.config.domain or ctx.hostname
         self._postmaster = f"postmaster@{self._domain}"
+        self._double_bounces = ctx.config.spool.double_bounces == "postmaster"
         self._stop = asyncio.Event()
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -314,6 +315,7 @@ class Worker:
             postmaster=self._postmaster,
             content_head=head,
             now_ns=time.time_ns(),
+            double_bounces=self._double_bounces,
         )
         if report is None:
             await self._spool.settle([settlement])
@@ -325,7 +327,7 @@ class Worker:
         ctx.count("messages_failed_total", len(settlement.results))
         for result in settlement.results:
             ctx.log.event("failed", item.id, result.recipient.address, reply=_said(reply))
-            if not item.envelope.reverse_path:
+            if not dsn.heard(item.envelope, result.recipient, self._double_bounces):
                 # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                 ctx.log.event("discarded", item.id, result.recipient.address, why="double bounce")
 

@@ -41,6 +41,7 @@ from iems.smtpc.engine import Stage, Transaction, Wait
 from iems.smtpc.mx import Host, HostTable, Resolution, Route, Router, listening_addresses
 from iems.smtpc.profiles import NEXT_RUN, Profiles, policy_of, refusal_of
 from iems.smtpc.security import NEEDS, Need, Security, validating, verifying_tls
+from iems.smtpc.siblings import Siblings, grouped
 from iems.smtpc.sts import PolicyStore
 from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
@@ -63,6 +64,8 @@ BUSY: Final = 8
 GATHER_S: Final = 0.003
 #: Outcomes recorded at once.
 SETTLE: Final = 256
+#: The same, where senders hear of them.
+TOLD: Final = 16
 #: Connections that may break under one message in one attempt.
 TRIES: Final = 3
 #: How long a host that failed is passed over, and a destination without a working one is not tried, at most.
@@ -276,6 +279,8 @@ class Worker:
         self._octets_now = 0
         self._empty: asyncio.Event = asyncio.Event()
         self._peers = NONE
+        self._double_bounces = ctx.config.spool.double_bounces == "postmaster"
+        self._siblings = Siblings(self._loop, self._tell)
 
     async def start(self) -> None:
         """Open the spool and begin to take."""
@@ -425,6 +430,8 @@ class Worker:
             destination.profile = profile
         self._ctx.log.event("leased", item.id, channel="SMTPC", destination=name, attempts=item.attempts)
         self._in_hand += 1
+        if item.fanout > len(recipients):
+            self._siblings.came(item)
         held = self._held[name] = self._held.get(name, 0) + 1
         if held >= DESTINATION_IN_HAND and name not in self._limited:
             self._limited.add(name)
@@ -855,6 +862,8 @@ class Worker:
         item = work.item
         self._ctx.log.event("relayed", item.id, recipient.address, host=host, reply=_said(reply))
         work.content = None
+        if self._siblings:
+            self._siblings.left(item)
         self._plain.append(Done(work, Settlement(item, [Result(recipient, _RELAYED, reply)]), _NO_NOTICES))
         self._relayed_now += 1
         self._octets_now += work.size
@@ -948,6 +957,7 @@ class Worker:
         event = self._ctx.log.event
         results = work.results
         relayed = deferred = failed = 0
+        double = False
         decision = None
         kinds: list[tuple[dsn.Kind, list[Result]]] = []
         delayed: list[Result] = []
@@ -983,9 +993,11 @@ class Worker:
             else:
                 failed += 1
                 event("failed", item.id, address, host=host, reply=said)
-                if not item.envelope.reverse_path:
+                if not dsn.heard(item.envelope, recipient, self._double_bounces):
                     # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                     event("discarded", item.id, address, why="double bounce")
+                elif not item.envelope.reverse_path:
+                    double = True
         count = self._ctx.count
         if relayed:
             count("messages_relayed_total", relayed)
@@ -1003,14 +1015,24 @@ class Worker:
                 kinds.append(
                     ("relayed", [result for result in results if result.recipient.address in work.silent])
                 )
+        elif double:
+            kinds.append(("failed", results))
         work.content = None
         done = Done(work, Settlement(item, results), kinds)
+        siblings = self._siblings
+        if siblings:
+            siblings.left(item)
         if kinds:
-            self._told.append(done)
-            self._settle_soon("told")
+            if self._stopped or not siblings.hold(done):
+                self._tell([done])
         else:
             self._plain.append(done)
             self._settle_soon("plain")
+
+    def _tell(self, ends: list[Done]) -> None:
+        """Settle items whose sender is to hear of it."""
+        self._told += ends
+        self._settle_soon("told")
 
     def _decide(self, work: Work, not_before_s: float) -> Any:
         item = work.item
@@ -1065,15 +1087,12 @@ class Worker:
         """Record outcomes together with the notices that follow from them, in a lane of their own: a notice needs room on the
         disk, a mere outcome hardly any."""
         while self._told:
-            batch = self._told[:16]
-            del self._told[:16]
+            batch = self._told[:TOLD]
+            del self._told[:TOLD]
             messages: list[Message] = []
-            settlements: list[Settlement] = []
-            for done in batch:
-                made = await self._notices(done)
-                messages += made
-                if not made:
-                    settlements.append(done.settlement)
+            for group in grouped(batch):
+                messages += await self._notices(group)
+            settlements = [done.settlement for done in batch]  # the spool passes over those a message carries
             await self._record(settlements, messages)
             if messages:
                 self._ctx.count("dsn_total", len(messages))
@@ -1098,9 +1117,17 @@ class Worker:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 10.0)
 
-    async def _notices(self, done: Done) -> list[Message]:
-        work = done.work
-        item = work.item
+    async def _notices(self, group: list[Done]) -> list[Message]:
+        """The reports about ends of one message: one for each kind, whatever the destinations."""
+        item = group[0].work.item
+        remote: dict[bytes, str] = {}
+        kinds: dict[dsn.Kind, tuple[list[Result], list[Settlement]]] = {}
+        for done in group:
+            remote |= done.work.remote
+            for kind, results in done.kinds:
+                told, settled = kinds.setdefault(kind, ([], []))
+                told += results
+                settled.append(done.settlement)
         try:
             head = await read_range(self._loop, self._spool.blobs, item.rope, 0, dsn.HEAD_OCTETS)
         except (OSError, EOFError) as fault:
@@ -1108,9 +1135,10 @@ class Worker:
             head = b""
         config = self._ctx.config
         now_ns = time.time_ns()
-        left_s = self._policy_of(item).lifetime_s - self._spool.age_s(item)
+        lifetime_s = min(self._policy_of(done.work.item).lifetime_s for done in group)
+        left_s = lifetime_s - self._spool.age_s(item)
         messages = []
-        for kind, results in done.kinds:
+        for kind, (results, settled) in kinds.items():
             message = dsn.make(
                 item,
                 results,
@@ -1119,11 +1147,12 @@ class Worker:
                 postmaster=f"postmaster@{config.domain or config.hostname}",
                 content_head=head,
                 now_ns=now_ns,
-                remote=work.remote,
+                remote=remote,
                 retry_until_ns=now_ns + int(max(left_s, 0.0) * 1e9),
+                double_bounces=self._double_bounces,
             )
             if message is not None:
-                message.settled = [done.settlement]
+                message.settled = settled
                 messages.append(message)
         return messages
 
@@ -1203,6 +1232,7 @@ class Worker:
 
     async def _stop(self, limit_s: float | None) -> None:
         self._stopped = True
+        self._siblings.let_all_go()
         if self._timer is not None:
             self._timer.cancel()
         for destination in self._destinations.values():
@@ -1224,6 +1254,7 @@ class Worker:
         self._spool.give_back([work.item for work in untouched])
         self._in_hand -= len(untouched)
         for work in untouched:
+            self._siblings.left(work.item)
             name = work.item.destination
             self._held[name] -= 1
             if not self._held[name]:

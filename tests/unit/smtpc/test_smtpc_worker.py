@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from iems.config import Config, Smtpc
+from iems.config import Spool as SpoolSettings
 from iems.directory import Directory
 from iems.model import INPUT, Channel, Envelope, Notify, Outcome, Recipient, Reply
 from iems.smtpc import worker as module
@@ -300,6 +301,62 @@ def test_success_notice_only_where_the_next_host_sends_none(tmp_path):
     assert notices == [] and b"NOTIFY=SUCCESS" in server.messages[0][1][0]
 
 
+def test_three_recipients_that_asked_for_success(tmp_path):
+    """RFC 3461 5.2.2, 5.2.3: a host without DSN is where we say "relayed"; a host with it is told, and we say nothing."""
+    async def scenario(bench, server):
+        await bench.queue(*(Recipient(b"%b@%b.test" % (n, n), notify=Notify.SUCCESS) for n in (b"a", b"b", b"c")), envid=b"E1")
+        await bench.settled(3)
+        return bench.notices(), server
+
+    notices, _ = run(tmp_path / "1", scenario, SmtpServer(extensions=("PIPELINING",)))
+    ((item, message),) = notices  # three domains, three items, one report
+    assert item.envelope.reverse_path == b"" and message.get_content_type() == "multipart/report"
+    assert message.get_payload()[1].get_payload()[0]["Original-Envelope-Id"] == "E1"
+    assert sorted(s["Final-Recipient"] for s in status_of(message)) == [f"rfc822; {n}@{n}.test" for n in "abc"]
+    assert {s["Action"] for s in status_of(message)} == {"relayed"} and {s["Status"] for s in status_of(message)} == {"2.0.0"}
+    notices, server = run(tmp_path / "2", scenario, SmtpServer())
+    assert notices == [] and sum(len(rcpt) for _, rcpt, _ in server.messages) == 3
+    assert all(b"NOTIFY=SUCCESS" in rcpt and b"ENVID=E1" in mail for mail, (rcpt,), _ in server.messages)
+
+
+def test_failures_at_several_destinations_are_one_report(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(b"a@a.test", b"b@b.test", b"c@c.test", b"d@d.test")
+        await bench.settled(4)
+        return bench.notices(), bench.waiting()
+
+    def script(connection, verb, line):
+        return "550 5.1.1 no" if verb == "RCPT" and b"c@c" not in line else None
+
+    notices, waiting = run(tmp_path, scenario, SmtpServer(script))
+    ((_, message),) = notices
+    assert sorted(s["Final-Recipient"] for s in status_of(message)) == [f"rfc822; {n}@{n}.test" for n in "abd"]
+    assert waiting == []
+
+
+@pytest.mark.parametrize("setting", ["postmaster", "discard"])
+def test_a_notice_that_fails(tmp_path, setting):
+    # A notice of ours enters by MTA, which this bench keeps back: so it is put into the queue by hand.
+    async def own(bench, server):
+        head = Envelope(Channel.MTA, b"", [Recipient(b"gone@x.test")], time.time_ns(), parent=b"p" * 16)
+        message = Message(bench.spool.new_id(), head, [BODY % 1])
+        assert await bench.spool.append([message]) == [None]
+        ((item,), _) = bench.spool.take(INPUT, 64)
+        bench.spool.move([(item, [Item(item.id, Channel.SMTPC, "x.test", item.envelope, item.rope)])])
+        await bench.settled(1)
+        return bench.notices(), bench.ctx.log.of("discarded")
+
+    refusing = SmtpServer(lambda c, v, line: "550 no" if v == "RCPT" else None)
+    notices, discarded = run(tmp_path, own, refusing, spool=SpoolSettings(double_bounces=setting))
+    if setting == "discard":
+        assert notices == [] and len(discarded) == 1
+    else:
+        ((item, message),) = notices
+        assert [r.address for r in item.envelope.recipients] == [b"postmaster@example.test"] and discarded == []
+        assert item.envelope.recipients[0].notify == Notify.NEVER and item.envelope.reverse_path == b""
+        assert status_of(message)[0]["Final-Recipient"] == "rfc822; gone@x.test"
+
+
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "END", "drop-after"])
 def test_a_connection_lost_once(tmp_path, verb):
     hits = []
@@ -479,7 +536,8 @@ def test_by_mx(tmp_path):
     assert {a for a, (what, _) in outcomes.items() if what == "relayed"} == {b"a@ok.test", b"b@ok.test", b"f@plain.test", b"g@[127.0.0.1]"}
     assert outcomes[b"c@null.test"][1].startswith("556 5.1.10") and outcomes[b"d@nowhere.test"][1].startswith("550 5.1.2")
     assert outcomes[b"e@sick.test"][0] == "deferred" and [i.destination for i in waiting] == ["sick.test"]
-    assert sorted(status_of(m)[0]["Status"] for _, m in notices) == ["5.1.10", "5.1.2"]
+    ((_, report),) = notices  # one for both, as they ended together
+    assert sorted(s["Status"] for s in status_of(report)) == ["5.1.10", "5.1.2"]
     assert all(status_of(m)[0]["Remote-MTA"] is None for _, m in notices)
     # a domain's recipients share one transaction; domains with one host share a connection where one is free
     assert sorted(len(m[1]) for m in server.messages) == [1, 1, 2]

@@ -543,6 +543,18 @@ class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "ignore"
 
 
+def _weight_ranges(value: list[str]) -> None:
+    from iems.spool.weight import ranges
+
+    ranges(value)
+
+
+def _weight_words(value: list[str]) -> None:
+    from iems.spool.weight import words
+
+    words(value)
+
+
 class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that relay mail to other hosts."""
 
@@ -638,6 +650,54 @@ class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Secret for SRS, 16 octets or more, relative to the home; made if missing. Empty: conf/srs.key."
         ),
     ] = ""
+    run_interval_s: Annotated[
+        float, Meta(ge=0, description="Seconds between two looks at the queue; 0: mail leaves as it comes.")
+    ] = 0.0
+    run_size: Annotated[
+        int, Meta(ge=0, description="Messages taken in one run, per worker, with a run_interval_s; 0: any number.")
+    ] = 0
+    weight_precedence: Annotated[
+        int,
+        Meta(
+            ge=-1000,
+            le=1000,
+            description="Multiplier of precedence_values. What has the lowest sum of the three leaves first; all 0: in order of time.",
+        ),
+    ] = 0
+    weight_size: Annotated[
+        int, Meta(ge=-1000, le=1000, description="Multiplier of size_values.")
+    ] = 0
+    weight_deferred: Annotated[
+        int,
+        Meta(
+            ge=-1000,
+            le=1000,
+            description="Multiplier of deferred_values. Below 0, mail that waited longer goes first.",
+        ),
+    ] = 0
+    precedence_values: Annotated[
+        list[str],
+        Meta(
+            description="WORD:VALUE for each word of the header field Precedence; `*`: any other, and none.",
+            extra={"check": _weight_words},
+        ),
+    ] = field(
+        default_factory=lambda: ["special-delivery:0", "first-class:1", "*:2", "list:4", "bulk:6", "junk:10"]
+    )
+    size_values: Annotated[
+        list[str],
+        Meta(
+            description="LIMIT:VALUE, by size: below LIMIT thousand octets it counts VALUE; the last LIMIT is `*`.",
+            extra={"check": _weight_ranges},
+        ),
+    ] = field(default_factory=lambda: ["10:0", "1000:2", "10000:4", "*:10"])
+    deferred_values: Annotated[
+        list[str],
+        Meta(
+            description="LIMIT:VALUE, by hours since acceptance, for mail tried before; what is new counts as 0 hours.",
+            extra={"check": _weight_ranges},
+        ),
+    ] = field(default_factory=lambda: ["1:1", "6:4", "12:6", "*:20"])
 
 
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -47,6 +47,7 @@ from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
 from iems.spool.verify import Verifier
+from iems.spool.weight import Weights
 
 if TYPE_CHECKING:
     import ssl
@@ -125,6 +126,7 @@ class Work:
         "silent",
         "size",
         "tries",
+        "weight",
     )
 
     def __init__(self, item: Item, destination: Destination) -> None:
@@ -138,6 +140,7 @@ class Work:
         first = rope[0] if len(rope) == 1 else b""
         self.size = first.length if isinstance(first, Extent) else rope_length(rope)
         self.tries = 0
+        self.weight = 0
         self.open = 0
         self.content: Content | None = None
 
@@ -281,6 +284,9 @@ class Worker:
         self._peers = NONE
         self._double_bounces = ctx.config.spool.double_bounces == "postmaster"
         self._siblings = Siblings(self._loop, self._tell)
+        self._weights = Weights.of(config)
+        self._next_run_s = 0.0
+        self._run_left = config.run_size if config.run_size and config.run_interval_s else MAX_IN_HAND
 
     async def start(self) -> None:
         """Open the spool and begin to take."""
@@ -369,6 +375,7 @@ class Worker:
         touched: dict[str, Destination] = {}
         now_s = self._pumped_s = self._loop.time()
         turns = 0
+        interval_s = self._config.run_interval_s
         while not self._stopped and not ctx.draining:
             turns += 1
             if turns > TURNS:
@@ -377,7 +384,11 @@ class Worker:
             if now_s < self._paused_until_s:
                 self._timer = self._loop.call_at(self._paused_until_s, self._pump_soon)
                 break
-            limit = min(TAKE, MAX_IN_HAND - self._in_hand)
+            if interval_s and now_s < self._next_run_s:
+                self._timer = self._loop.call_at(self._next_run_s, self._pump_soon)
+                ctx.unpark()  # whoever posts need not wake this one; at its time it looks
+                break
+            limit = min(TAKE, MAX_IN_HAND - self._in_hand, self._run_left)
             if limit <= 0:
                 ctx.unpark()  # others may take; this one looks again after the next settlement
                 break
@@ -394,13 +405,28 @@ class Worker:
             for item in items:
                 destination = self._accept(item, now_s)
                 touched[destination.key] = destination
+            if interval_s and self._run_over(len(items), limit, now_s):
+                continue
             if len(items) == limit or (items and due_s is not None and due_s <= 0.0):
                 continue
             if due_s is not None:
                 self._timer = self._loop.call_later(max(due_s, GATHER_S), self._pump_soon)
             break
         for destination in touched.values():
+            if self._weights is not None:
+                # Begun ones stay in front; among equals the order of arrival stands.
+                waiting = sorted(destination.ready, key=lambda work: (not (work.results or work.tries), work.weight))
+                destination.ready = deque(waiting)
             self._drive(destination)
+
+    def _run_over(self, taken: int, limit: int, now_s: float) -> bool:
+        """With a run interval: whether this run has had its messages, or there are no more; the next one begins later."""
+        self._run_left -= taken
+        if taken == limit and self._run_left > 0:
+            return False
+        self._next_run_s = now_s + self._config.run_interval_s
+        self._run_left = self._config.run_size or MAX_IN_HAND
+        return True
 
     def _pause(self, what: str, error: BaseException) -> None:
         """Something outside a message is wrong: no haste."""
@@ -437,6 +463,8 @@ class Worker:
             self._limited.add(name)
             self._spool.limit_destination(Channel.SMTPC, name, DESTINATION_IN_HAND)
         work = Work(item, destination)
+        if self._weights is not None:
+            work.weight = self._weights.of_item(item, self._spool.blobs, self._spool.age_s(item))
         if self._peers and self._held_back(work, profile):
             return destination
         if (
@@ -830,8 +858,11 @@ class Worker:
         work.open -= 1
         destination: Destination = session.destination
         profile = destination.profile
-        if destination.window < (self._max_per_host if profile is None else profile.max_sessions or self._max_per_host):
-            destination.window += 1.0 / destination.window
+        window = destination.window
+        if window < (self._max_per_host if profile is None else profile.max_sessions or self._max_per_host):
+            destination.window = window + 1.0 / window
+            if destination.ready and int(destination.window) > int(window):
+                self._loop.call_soon(self._drive, destination)  # one more connection for what waits
         host = session.name
         offers_dsn = session.engine.extensions.dsn
         if len(transaction.recipients) == 1 and not work.remaining and not work.results:

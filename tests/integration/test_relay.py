@@ -189,9 +189,11 @@ def test_big_mail_leaves_whole(started: Callable[..., Home]) -> None:
 def test_deferred_mail_is_tried_again_and_survives_a_restart(started: Callable[..., Home]) -> None:
     refusing = True
     server = SmtpServer(lambda c, verb, line: "451 4.3.0 later" if verb == "MAIL" and refusing else None)
-    home = started(server, settings=lambda s: relay_to(s, "retry_s = 1.0\n"))
+    home = started(server, settings=lambda s: relay_to(s, "retry_s = 1.0\nweight_deferred = -2\nweight_size = 7\n"))
     home.send("bob@elsewhere.test", count=3)
     until(lambda: home.status()["channels"]["SMTPC"]["deferred"] == 3)
+    listed = [json.loads(line) for line in home._call("iemsctl", "queue", "list", "--json").splitlines()]
+    assert [message["weight"] for message in listed] == [-2, -2, -2]  # small, deferred for less than an hour
     home.stop()
     refusing = False
     home.start()

@@ -3,6 +3,7 @@
 import asyncio
 import email
 import email.policy
+import re
 import socket
 import time
 
@@ -763,6 +764,69 @@ def test_a_slow_destination_does_not_hold_up_the_others(tmp_path):
     slow = SmtpServer(delay_s=0.3)
     relayed, in_hand = run(tmp_path, scenario, slow, SmtpServer(), DnsServer({}), smtpc={"resolution": "hosts"})
     assert relayed < 300 and in_hand <= 400
+
+
+def test_the_lowest_weight_leaves_first(tmp_path):
+    """Of what one worker has in hand for a destination and has not begun."""
+    async def scenario(bench, server):
+        for word in (b"junk", b"bulk", b"none", b"list", b"special-delivery", b"first-class", b"bulk"):
+            await bench.queue(content=b"Precedence: %b\r\nSubject: x\r\n\r\n" % word)
+        go.set()
+        await bench.settled(8)
+        return [re.search(rb"Precedence: (\S+)", m[2])[1] for m in server.messages]
+
+    async def first(bench, server):
+        await bench.queue(content=b"Precedence: first\r\n\r\n")  # keeps the only connection busy meanwhile
+        await bench.until(lambda: server.connections)
+        return await scenario(bench, server)
+
+    go = asyncio.Event()
+
+    class Slow(SmtpServer):
+        async def _content(self, reader):
+            await go.wait()
+            return await super()._content(reader)
+
+    smtpc = {"weight_precedence": 1, "max_per_host": 1}
+    order = run(tmp_path, first, Slow(extensions=()), smtpc=smtpc)
+    assert order == [b"first", b"special-delivery", b"first-class", b"none", b"list", b"bulk", b"bulk", b"junk"]
+
+
+def test_runs(tmp_path):
+    """With run_interval_s mail leaves in runs of run_size messages."""
+    async def scenario(bench, server):
+        started = bench.loop.time()
+        await bench.queue(count=5)
+        await bench.settled(5)
+        return bench.loop.time() - started, len(server.messages)
+
+    took, sent = run(tmp_path, scenario, SmtpServer(), smtpc={"run_interval_s": 0.3, "run_size": 2})
+    assert sent == 5 and 0.6 <= took < 3.0
+
+
+def test_connections_grow_with_success_and_shrink_with_failure(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(count=200)
+        await bench.until(lambda: server.messages)
+        destination = bench.worker._destinations[">"]
+        first = destination.window
+        await bench.until(lambda: server.most_open == 6)
+        await bench.settled(200)
+        grown = destination.window
+        refusing.append(1)
+        for session in list(bench.worker._sessions):
+            session.fail(Reply(451, 4, 2, "lost"))
+        await bench.queue(count=1)
+        await bench.settled(201)
+        return first, grown, destination.window, len(bench.ctx.log.of("relayed"))
+
+    refusing = []
+
+    def script(connection, verb, line):
+        return "421 4.3.2 busy" if verb == "CONNECT" and refusing else None
+
+    first, grown, shrunk, relayed = run(tmp_path, scenario, SmtpServer(script, delay_s=0.002), smtpc={"max_per_host": 6})
+    assert 2.0 <= first < 6.0 <= grown and shrunk == grown / 2 and relayed == 200
 
 
 def profile(home, domain, **values):

@@ -555,6 +555,27 @@ def _weight_words(value: list[str]) -> None:
     words(value)
 
 
+class ClientCertificate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A certificate the relay shows to hosts that ask for one; peer profiles name it. The key is read by the master alone."""
+
+    name: Annotated[
+        str, Meta(pattern="^(?!(default|none)$)[A-Za-z0-9._-]{1,64}$", description="What profiles call it.")
+    ]
+    certificate: Annotated[
+        str, Meta(min_length=1, description="PEM file of the chain; relative to the home.")
+    ]
+    key: Annotated[str, Meta(min_length=1, description="PEM file of the private key; relative to the home.")]
+
+
+def _client_certificates(value: list[ClientCertificate]) -> None:
+    names = [pair.name for pair in value]
+    if len(names) > 64:
+        raise ValueError("at most 64 certificates")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two certificates are called {name!r}")
+
+
 class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that relay mail to other hosts."""
 
@@ -698,6 +719,16 @@ class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             extra={"check": _weight_ranges},
         ),
     ] = field(default_factory=lambda: ["1:1", "6:4", "12:6", "*:20"])
+    client_certificate: Annotated[
+        str, Meta(description="Name of the certificate shown to hosts that ask for one; empty: none.")
+    ] = ""
+    client_certificates: Annotated[
+        list[ClientCertificate],
+        Meta(
+            description="Certificates for hosts that ask for one, each a table `[[smtpc.client_certificates]]`.",
+            extra={"check": _client_certificates},
+        ),
+    ] = field(default_factory=list)
 
 
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,12 +25,13 @@ Level = Literal["off", "may", "encrypt", "verify", "dane"]
 class Need(Struct, frozen=True):
     """What a connection must have. may: TLS where offered. encrypt: TLS with any certificate. verify: one that a known authority
     signed for the host's name. dane: one that a TLSA record of `tlsa` names (usage 3), or that is for one of `names` and leads to an
-    authority that a record of `anchors` names (usage 2)."""
+    authority that a record of `anchors` names (usage 2). certificate: name of the one we show if asked for one."""
 
     level: Level
     tlsa: tuple[Record, ...] = ()
     anchors: tuple[Record, ...] = ()
     names: tuple[str, ...] = ()
+    certificate: str = ""
 
     @property
     def must(self) -> bool:

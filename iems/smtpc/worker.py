@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import structs
+
 from iems.config import Config, host_port
 from iems.directory.peers import NONE, Peer
 from iems.errors import SpoolError
@@ -286,6 +288,8 @@ class Worker:
         self._siblings = Siblings(self._loop, self._tell)
         self._weights = Weights.of(config)
         self._next_run_s = 0.0
+        self._shows = config.client_certificate
+        self._certified: dict[tuple[bool, str], ssl.SSLContext] = {}  # TLS that shows a certificate of ours
         self._run_left = config.run_size if config.run_size and config.run_interval_s else MAX_IN_HAND
 
     async def start(self) -> None:
@@ -329,8 +333,32 @@ class Worker:
             self._checking = verifying_tls(self._ctx.home / file if file else "")
         return self._checking
 
+    def _showing(self, need: Need) -> ssl.SSLContext | None:
+        """TLS with a certificate of ours to show; None if there is none of that name."""
+        which = (need.level == "verify", need.certificate)
+        found = self._certified.get(which)
+        if found is None:
+            fd = self._ctx.client_tls.get(need.certificate)
+            if fd is None:
+                return None
+            file = self._config.tls_ca_file
+            found = verifying_tls(self._ctx.home / file if file else "") if which[0] else client_tls()
+            found.load_cert_chain(f"/proc/self/fd/{fd}")
+            self._certified[which] = found
+        return found
+
     def _need_of(self, destination: Destination, host: Host) -> Need:
-        """The TLS that a host must have for a destination's mail."""
+        """The TLS that a host must have for a destination's mail, and the certificate it is shown."""
+        need = self._protection_of(destination, host)
+        profile = destination.profile
+        if not self._shows and (profile is None or profile.client_certificate == "default"):
+            return need
+        name = self._shows
+        if profile is not None and profile.client_certificate != "default":
+            name = profile.client_certificate if profile.client_certificate != "none" else ""
+        return structs.replace(need, certificate=name) if name else need
+
+    def _protection_of(self, destination: Destination, host: Host) -> Need:
         profile = destination.profile
         if destination.requiretls:
             found = destination.needs.get(host.name)
@@ -700,6 +728,10 @@ class Worker:
         """A session that is ready, or why there is none. In the clear if the TLS handshake fails, unless TLS is needed."""
         where = (host.address, host.port)
         tls: ssl.SSLContext | None = self._verifying() if need.level == "verify" else self._tls
+        if need.certificate:
+            tls = self._showing(need)
+            if tls is None:
+                return None, Reply(451, 7, 5, f"there is no client certificate {need.certificate} in smtpc.client_certificates")
         if need.level == "off" or (not need.must and self._no_tls.get(where, 0.0) > self._loop.time()):
             tls = None
         while True:

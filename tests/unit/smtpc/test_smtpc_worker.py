@@ -42,6 +42,7 @@ class Context:
     """What a worker gets from the master, without one."""
 
     role, slot, index, generation = "smtpc", 1, 0, 1
+    client_tls: dict[str, int] = {}
 
     def __init__(self, home, config, loop):
         self.home, self.config, self.loop = home, config, loop

@@ -543,6 +543,13 @@ class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "ignore"
 
 
+def _contact(value: str) -> None:
+    from iems.smtp.tlsrpt import address_of
+
+    if value and not address_of(f"mailto:{value}"):
+        raise ValueError("must be an address")
+
+
 def _weight_ranges(value: list[str]) -> None:
     from iems.spool.weight import ranges
 
@@ -719,6 +726,16 @@ class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             extra={"check": _weight_ranges},
         ),
     ] = field(default_factory=lambda: ["1:1", "6:4", "12:6", "*:20"])
+    tls_reports: Annotated[
+        bool,
+        Meta(description="Whether TLS towards other domains is counted, and reported daily to those that ask for it (RFC 8460)."),
+    ] = False
+    tls_reports_post: Annotated[
+        bool, Meta(description="Whether reports go by HTTPS too, where a domain asks for that; else by mail only.")
+    ] = False
+    tls_reports_contact: Annotated[
+        str, Meta(description="Address that reports come from and name as contact; empty: the postmaster.", extra={"check": _contact})
+    ] = ""
     client_certificate: Annotated[
         str, Meta(description="Name of the certificate shown to hosts that ask for one; empty: none.")
     ] = ""

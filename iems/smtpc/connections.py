@@ -170,6 +170,7 @@ class Session:
         self.opened: asyncio.Future[Reply | None] = loop.create_future()
         self.used = False
         self.tls_failed = False
+        self.tls_cause: Exception | None = None  # of a handshake that failed
         self.destination: Any = None  # the owner's
         self.resting_since_s = 0.0
         self._loop = loop
@@ -250,6 +251,7 @@ class Session:
             what = "TLS handshake" if self._handshaking else _WAITS.get(waiting, "content to be taken")
             if self._handshaking:
                 self.tls_failed = True
+                self.tls_cause = TimeoutError("timeout")
             self._end(Reply(451, 4, 2, f"timeout while waiting for {what}"))
 
     # ---------------------------------------------------------------- the stream's side
@@ -266,6 +268,7 @@ class Session:
             return
         if self._handshaking:
             self.tls_failed = True
+            self.tls_cause = cause or ConnectionError("connection closed")
             self._end(Reply(451, 7, 5, f"TLS handshake failed: {cause}"))
         else:
             self._end(Reply(451, 4, 2, f"connection lost: {cause}" if cause else "connection lost"))

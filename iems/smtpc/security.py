@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -79,9 +79,20 @@ def validating(servers: Sequence[tuple[str, int]], trusted: Sequence[str]) -> bo
 
 
 class Security:
-    """Finds what a destination's hosts need beyond the setting. dane: look for TLSA records. policies: MTA-STS, None for off."""
+    """Finds what a destination's hosts need beyond the setting. dane: look for TLSA records. policies: MTA-STS, None for off.
 
-    def __init__(self, resolver: Resolver, *, dane: bool, policies: Policies | None) -> None:
+    troubled: hears of what kept a host from being used: domain, `tlsa` or `sts`, the result type of RFC 8460, host, why.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        *,
+        dane: bool,
+        policies: Policies | None,
+        troubled: Callable[[str, str, str, str, str], None] | None = None,
+    ) -> None:
+        self._troubled = troubled
         self._resolver = resolver
         self._dane = dane
         self._policies = policies
@@ -105,6 +116,8 @@ class Security:
                 except DnsFailure as cause:
                     # An attacker may be keeping the records from us (RFC 7672 2.1.2): this host is not used now.
                     unsure = str(cause)
+                    if self._troubled is not None:
+                        self._troubled(domain, "tlsa", "dnssec-invalid", host.name, unsure)
                     hosts = tuple(other for other in hosts if other.name != host.name)
                     continue
                 if need is not None:
@@ -113,6 +126,10 @@ class Security:
             return Route((), Reply(451, 7, 5, f"no answer from DNS to the question for TLSA: {unsure}")), {}
         if self._policies is not None and route.mx:
             policy = await self._policies.find(domain)
+            if policy is not None and policy.mode != "none" and self._troubled is not None:
+                for host in hosts:
+                    if host.name not in needs and not policy.covers(host.name):
+                        self._troubled(domain, "sts", "validation-failure", host.name, "not a mail host of the policy")
             if policy is not None and policy.mode == "enforce":
                 hosts = tuple(host for host in hosts if host.name in needs or policy.covers(host.name))
                 if not hosts:

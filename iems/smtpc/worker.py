@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import math
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -25,7 +26,7 @@ from iems.directory.peers import NONE, Peer
 from iems.errors import SpoolError
 from iems.model import Channel, Extent, Notify, Outcome, Recipient, Reply, Result, id_text, rope_length
 from iems.net.resolver import Resolver
-from iems.smtpc import engine
+from iems.smtpc import engine, tlsrpt
 from iems.smtpc.backoff import Policy, decide
 from iems.smtpc.connections import (
     CHUNK_OCTETS,
@@ -45,6 +46,7 @@ from iems.smtpc.profiles import NEXT_RUN, Profiles, policy_of, refusal_of
 from iems.smtpc.security import NEEDS, Need, Security, validating, verifying_tls
 from iems.smtpc.siblings import Siblings, grouped
 from iems.smtpc.sts import PolicyStore
+from iems.smtpc.tallies import WRITE_S, Tallies
 from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
@@ -288,6 +290,9 @@ class Worker:
         self._siblings = Siblings(self._loop, self._tell)
         self._weights = Weights.of(config)
         self._next_run_s = 0.0
+        self._tallies: Tallies | None = None
+        self._tallied_s = 0.0
+        self._reporting: asyncio.Task[None] | None = None
         self._shows = config.client_certificate
         self._certified: dict[tuple[bool, str], ssl.SSLContext] = {}  # TLS that shows a certificate of ours
         self._run_left = config.run_size if config.run_size and config.run_interval_s else MAX_IN_HAND
@@ -303,6 +308,8 @@ class Worker:
         self._need = NEEDS[self._config.tls]
         self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
         self._security = self._make_security()
+        if self._tallies is not None and ctx.index == 0:
+            self._reporting = self._loop.create_task(self._report())
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         ctx.on_wake(self._woken)
         self._pump_soon()
@@ -316,6 +323,15 @@ class Worker:
             self._ctx.log.error("DANE is off: a DNS server is neither on loopback nor named in dns.validating")
             dane = False
         policies = None
+        if config.tls_reports:
+            self._tallies = Tallies(
+                self._ctx.home / tlsrpt.FOLDER,
+                f"smtpc-{self._ctx.index}",
+                clock=time.time,
+                sts=lambda domain: policies.known(domain) if policies is not None else None,
+                log=self._ctx.log,
+            )
+        tallies = self._tallies
         if config.mta_sts:
             policies = PolicyStore(
                 self._ctx.home / "cache" / "mta-sts",
@@ -323,8 +339,11 @@ class Worker:
                 self._verifying(),
                 port=config.mta_sts_port,
                 log=self._ctx.log,
+                failed=tallies.unfetched if tallies else None,
             )
-        return Security(self._router.resolver, dane=dane, policies=policies)
+        return Security(
+            self._router.resolver, dane=dane, policies=policies, troubled=tallies.troubled if tallies else None
+        )
 
     def _verifying(self) -> ssl.SSLContext:
         """TLS that checks certificates, made when first needed: it reads the system's authorities."""
@@ -708,7 +727,8 @@ class Worker:
             if not destination.ready or self._over or self._reuse(destination, Route((host,))):
                 return None
             need = self._need_of(destination, host)
-            session, reply = await self._greet(host, need)
+            counts = self._tallies is not None and (route.mx or host.name == destination.name)
+            session, reply = await self._greet(host, need, destination.name if counts else "")
             if session is not None:
                 self._bad.pop((host.address, host.port), None)
                 self._proven[host.address, host.port] = self._loop.time() + PROVEN_S
@@ -724,8 +744,11 @@ class Worker:
             self._proven.pop((host.address, host.port), None)
         return last
 
-    async def _greet(self, host: Host, need: Need) -> tuple[Session | None, Reply | None]:
-        """A session that is ready, or why there is none. In the clear if the TLS handshake fails, unless TLS is needed."""
+    async def _greet(self, host: Host, need: Need, domain: str = "") -> tuple[Session | None, Reply | None]:
+        """A session that is ready, or why there is none. In the clear if the TLS handshake fails, unless TLS is needed.
+
+        domain: whose report on TLS the connection belongs to; "": nobody's.
+        """
         where = (host.address, host.port)
         tls: ssl.SSLContext | None = self._verifying() if need.level == "verify" else self._tls
         if need.certificate:
@@ -760,11 +783,16 @@ class Worker:
             )
             self._sessions.add(session)
             self._ctx.count("sessions_total")
+            own = sock.getsockname()[0] if domain else ""
             try:
                 reply = await session.opened
             except asyncio.CancelledError:
                 session.stream.abort()
                 raise
+            if domain and tls is not None and self._tallies is not None:
+                self._tallies.connected(
+                    domain, need, host, own, secure=session.secure, reply=reply, cause=session.tls_cause
+                )
             if reply is None and not session.gone:
                 if session.secure:
                     self._ctx.count("tls_total")
@@ -1263,7 +1291,30 @@ class Worker:
                 destination.ready or destination.sessions or destination.idle or destination.opening
             ) and (destination.dead_until_s <= now_s and destination.route_until_s <= now_s):
                 del self._destinations[destination.key]
+        if self._tallies is not None and now_s - self._tallied_s >= WRITE_S:
+            self._tallied_s = now_s
+            self._start(self._tallies.write_beside())
         self._ctx.gauge("sessions_now", len(self._sessions))
+
+    async def _report(self) -> None:
+        """Send the reports on TLS of days that are over: soon after the start, then every hour, never on the dot of it."""
+        reporter = tlsrpt.Reporter(
+            self._ctx.home, self._ctx.config, self._router.resolver, self._submit, self._verifying
+        )
+        pause_s = random.uniform(60.0, 600.0)
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = random.uniform(3000.0, 4200.0)
+            try:
+                for sent in await reporter.run():
+                    self._ctx.log.event("tls-report", day=sent.day, domain=sent.domain, state=sent.state, to=sent.how)
+            except Exception as error:
+                self._ctx.log.error("reports on TLS could not be sent", error)
+
+    async def _submit(self, messages: list[Message]) -> None:
+        for error in await self._spool.append(messages):
+            if error is not None:
+                raise error
 
     # ---------------------------------------------------------------- ending
 
@@ -1290,6 +1341,10 @@ class Worker:
             task.cancel()
         if self._ticker is not None:
             self._ticker.cancel()
+        if self._reporting is not None:
+            self._reporting.cancel()
+        if self._tallies is not None:
+            self._tallies.write()
         self._profiles.close()
         self._spool.close()
 

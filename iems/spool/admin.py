@@ -25,7 +25,7 @@ from msgspec import Struct, field
 from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
 from iems.spool import keys, recovery
 from iems.spool.index import Change, Index
-from iems.spool.items import Item, Settlement
+from iems.spool.items import Item, Message, Settlement
 from iems.spool.keys import FRESH, HELD, QUARANTINED, RETRY
 from iems.spool.rebuild import rebuild
 from iems.spool.spool import Spool, SpoolParams
@@ -612,6 +612,17 @@ def _run(spool: Path, work: Callable[[Spool], Coroutine[Any, Any, T]], *, alone:
             opened.close()
 
     return asyncio.run(body())
+
+
+def submit(path: Path, messages: list[Message]) -> None:
+    """Put messages into the INPUT queue, durably. Raises SpoolError if one could not be."""
+
+    async def work(spool: Spool) -> None:
+        for error in await spool.append(messages):
+            if error is not None:
+                raise error
+
+    _with_spool(path, work)
 
 
 def audit(path: Path) -> dict[str, int]:

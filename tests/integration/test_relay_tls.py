@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from tests.integration.test_relay import Home, relay_to, started, until
 from tests.support.certificates import Authority
+from tests.support.dnsserver import DnsServer
 from tests.support.smtpserver import SmtpServer
 
 __all__ = ["started"]
@@ -50,3 +52,39 @@ def holds_key(pid: int) -> bool:
     """Whether a process has a descriptor with a key of ours to show."""
     links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
     return any("iems-client-tls" in link for link in links)
+
+
+def test_a_report_on_tls_reaches_who_asks_for_it(started: Callable[..., Home], tmp_path: Path) -> None:
+    server = SmtpServer(extensions=("PIPELINING", "STARTTLS"), tls=Authority(tmp_path).server("mx.partner.test").context)
+    names = DnsServer(
+        {
+            ("partner.test", "MX"): ["10 mx.partner.test."],
+            ("mx.partner.test", "A"): ["127.0.0.1"],
+            ("_smtp._tls.partner.test", "TXT"): ['"v=TLSRPTv1; rua=mailto:anna@example.test"'],
+        }
+    )
+
+    def settings(server: SmtpServer, names: DnsServer) -> str:
+        return (
+            f'[smtpc]\nresolution = "dns"\nport = {server.port}\ntls_reports = true\n'
+            f'[dns]\nservers = ["127.0.0.1:{names.port}"]\ntimeout_s = 0.3\nattempts = 2\n'
+        )
+
+    home = started(server, names, settings=settings)
+    home.send("bob@partner.test")
+    until(lambda: server.messages)
+    home.stop()
+    (row,) = map(json.loads, home._call("iemsctl", "tlsrpt", "show", "--json").splitlines())
+    assert (row["domain"], row["policy"], row["good"], row["bad"]) == ("partner.test", "no-policy-found", 1, 0)
+    assert home._call("iemsctl", "tlsrpt", "send") == ""  # the day is not over
+    folder = home.path / "tls-rpt"
+    (folder / row["day"]).rename(folder / "2026-01-01")
+    (shown,) = map(json.loads, home._call("iemsctl", "tlsrpt", "send", "--dry-run", "--json").splitlines())
+    assert shown["state"] == "dry-run" and shown["report"]["policies"][0]["policy"]["policy-domain"] == "partner.test"
+    home.start()
+    assert home._call("iemsctl", "tlsrpt", "send").startswith("2026-01-01 partner.test: sent, mailto:anna@example.test")
+    (mail,) = until(home.inbox)
+    assert mail["TLS-Report-Domain"] == "partner.test" and mail["Return-Path"] == "<postmaster@example.test>"
+    report = json.loads(gzip.decompress(mail.get_payload()[1].get_payload(decode=True)))
+    assert report["policies"][0]["summary"]["total-successful-session-count"] == 1
+    assert home._call("iemsctl", "tlsrpt", "show") == ""

@@ -824,7 +824,7 @@ def _pickup_host(value: str) -> None:
 
 
 class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A maildrop that batches are picked up from by POP3. name: for the log, Received lines and the memory of what was taken."""
+    """A maildrop that batches are picked up from by POP3 or IMAP. name: for the log, Received lines and the memory of what was taken."""
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", description="Name of the profile.")]
     host: Annotated[str, Meta(min_length=1, description="Host of the maildrop.")]
@@ -835,7 +835,7 @@ class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls: Annotated[
         Literal["implicit", "starttls", "none"], Meta(description="How the connection is kept private.")
     ] = "implicit"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS.")] = 0
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS; by IMAP 993, 143.")] = 0
     verify: Annotated[bool, Meta(description="Whether the server's certificate must be good.")] = True
     ca_file: Annotated[
         str, Meta(description="PEM file of roots trusted beside the system's; relative to the home.")
@@ -856,6 +856,10 @@ class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bool, Meta(description="Whether recipients that are not ours are taken; needs a key.")
     ] = False
     deliver_to: Annotated[str, Meta(description="Address that gets mail without a batch; empty: the postmaster.")] = ""
+    protocol: Annotated[Literal["pop3", "imap"], Meta(description="How the maildrop is read.")] = "pop3"
+    mailbox: Annotated[
+        str, Meta(min_length=1, max_length=255, description="Mailbox that is emptied, by IMAP.", extra={"check": _no_control})
+    ] = "INBOX"
 
 
 def _pickups(value: list[Pickup]) -> None:

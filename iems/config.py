@@ -547,6 +547,46 @@ class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ""
 
 
+def _contact(value: str) -> None:
+    from iems.smtp.tlsrpt import address_of
+
+    if value and not address_of(f"mailto:{value}"):
+        raise ValueError("must be an address")
+
+
+def _weight_ranges(value: list[str]) -> None:
+    from iems.spool.weight import ranges
+
+    ranges(value)
+
+
+def _weight_words(value: list[str]) -> None:
+    from iems.spool.weight import words
+
+    words(value)
+
+
+class ClientCertificate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A certificate the relay shows to hosts that ask for one; peer profiles name it. The key is read by the master alone."""
+
+    name: Annotated[
+        str, Meta(pattern="^(?!(default|none)$)[A-Za-z0-9._-]{1,64}$", description="What profiles call it.")
+    ]
+    certificate: Annotated[
+        str, Meta(min_length=1, description="PEM file of the chain; relative to the home.")
+    ]
+    key: Annotated[str, Meta(min_length=1, description="PEM file of the private key; relative to the home.")]
+
+
+def _client_certificates(value: list[ClientCertificate]) -> None:
+    names = [pair.name for pair in value]
+    if len(names) > 64:
+        raise ValueError("at most 64 certificates")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two certificates are called {name!r}")
+
+
 class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that relay mail to other hosts."""
 
@@ -642,6 +682,74 @@ class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Secret for SRS, 16 octets or more, relative to the home; made if missing. Empty: conf/srs.key."
         ),
     ] = ""
+    run_interval_s: Annotated[
+        float, Meta(ge=0, description="Seconds between two looks at the queue; 0: mail leaves as it comes.")
+    ] = 0.0
+    run_size: Annotated[
+        int, Meta(ge=0, description="Messages taken in one run, per worker, with a run_interval_s; 0: any number.")
+    ] = 0
+    weight_precedence: Annotated[
+        int,
+        Meta(
+            ge=-1000,
+            le=1000,
+            description="Multiplier of precedence_values. What has the lowest sum of the three leaves first; all 0: in order of time.",
+        ),
+    ] = 0
+    weight_size: Annotated[
+        int, Meta(ge=-1000, le=1000, description="Multiplier of size_values.")
+    ] = 0
+    weight_deferred: Annotated[
+        int,
+        Meta(
+            ge=-1000,
+            le=1000,
+            description="Multiplier of deferred_values. Below 0, mail that waited longer goes first.",
+        ),
+    ] = 0
+    precedence_values: Annotated[
+        list[str],
+        Meta(
+            description="WORD:VALUE for each word of the header field Precedence; `*`: any other, and none.",
+            extra={"check": _weight_words},
+        ),
+    ] = field(
+        default_factory=lambda: ["special-delivery:0", "first-class:1", "*:2", "list:4", "bulk:6", "junk:10"]
+    )
+    size_values: Annotated[
+        list[str],
+        Meta(
+            description="LIMIT:VALUE, by size: below LIMIT thousand octets it counts VALUE; the last LIMIT is `*`.",
+            extra={"check": _weight_ranges},
+        ),
+    ] = field(default_factory=lambda: ["10:0", "1000:2", "10000:4", "*:10"])
+    deferred_values: Annotated[
+        list[str],
+        Meta(
+            description="LIMIT:VALUE, by hours since acceptance, for mail tried before; what is new counts as 0 hours.",
+            extra={"check": _weight_ranges},
+        ),
+    ] = field(default_factory=lambda: ["1:1", "6:4", "12:6", "*:20"])
+    tls_reports: Annotated[
+        bool,
+        Meta(description="Whether TLS towards other domains is counted, and reported daily to those that ask for it (RFC 8460)."),
+    ] = False
+    tls_reports_post: Annotated[
+        bool, Meta(description="Whether reports go by HTTPS too, where a domain asks for that; else by mail only.")
+    ] = False
+    tls_reports_contact: Annotated[
+        str, Meta(description="Address that reports come from and name as contact; empty: the postmaster.", extra={"check": _contact})
+    ] = ""
+    client_certificate: Annotated[
+        str, Meta(description="Name of the certificate shown to hosts that ask for one; empty: none.")
+    ] = ""
+    client_certificates: Annotated[
+        list[ClientCertificate],
+        Meta(
+            description="Certificates for hosts that ask for one, each a table `[[smtpc.client_certificates]]`.",
+            extra={"check": _client_certificates},
+        ),
+    ] = field(default_factory=list)
 
 
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -720,7 +828,7 @@ def _pickup_host(value: str) -> None:
 
 
 class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A maildrop that batches are picked up from by POP3. name: for the log, Received lines and the memory of what was taken."""
+    """A maildrop that batches are picked up from by POP3 or IMAP. name: for the log, Received lines and the memory of what was taken."""
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", description="Name of the profile.")]
     host: Annotated[str, Meta(min_length=1, description="Host of the maildrop.")]
@@ -731,7 +839,7 @@ class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls: Annotated[
         Literal["implicit", "starttls", "none"], Meta(description="How the connection is kept private.")
     ] = "implicit"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS.")] = 0
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS; by IMAP 993, 143.")] = 0
     verify: Annotated[bool, Meta(description="Whether the server's certificate must be good.")] = True
     ca_file: Annotated[
         str, Meta(description="PEM file of roots trusted beside the system's; relative to the home.")
@@ -752,6 +860,10 @@ class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bool, Meta(description="Whether recipients that are not ours are taken; needs a key.")
     ] = False
     deliver_to: Annotated[str, Meta(description="Address that gets mail without a batch; empty: the postmaster.")] = ""
+    protocol: Annotated[Literal["pop3", "imap"], Meta(description="How the maildrop is read.")] = "pop3"
+    mailbox: Annotated[
+        str, Meta(min_length=1, max_length=255, description="Mailbox that is emptied, by IMAP.", extra={"check": _no_control})
+    ] = "INBOX"
 
 
 def _pickups(value: list[Pickup]) -> None:
@@ -838,6 +950,10 @@ class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ge=0, description="File given up on a full disk, so that settling and expunging go on; 0: none."
         ),
     ] = 16_777_216
+    double_bounces: Annotated[
+        Literal["postmaster", "discard"],
+        Meta(description="Who hears of a delivery report of ours that failed: the postmaster, once, or nobody."),
+    ] = "postmaster"
 
 
 class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""Role `bsmtp`: encodes items of BSMTPOUT, picks batches up by POP3 and from a folder, hands what is in them to the INPUT queue.
+"""Role `bsmtp`: encodes items of BSMTPOUT, picks batches up by POP3, IMAP and from a folder, hands what is in them to the INPUT queue.
 
 Out: an item and the carrier made of it are one record, so a crash between leaves the item or the carrier, never both, never neither.
 In: a mail is deleted where it came from only when all its messages are in the spool and its key is in the memory. After a crash the spool's
@@ -28,6 +28,7 @@ from iems.bsmtp.pickup import NoPlace, Taken, Taker, Trust, tail
 from iems.directory.directory import Directory
 from iems.errors import DirectoryUnavailable, IemsError, SpoolError, SpoolFull
 from iems.model import Channel, Envelope, Notify, Outcome, Recipient, Reply, Result, child_id, id_text
+from iems.net.imapclient import ImapClient
 from iems.net.pop3 import Pop3Client, context_of
 from iems.smtp import grammar
 from iems.spool import dsn
@@ -102,6 +103,7 @@ class Worker:
         self._config = ctx.config.bsmtp
         self._domain = ctx.config.domain or ctx.hostname
         self._postmaster = f"postmaster@{self._domain}"
+        self._double_bounces = ctx.config.spool.double_bounces == "postmaster"
         self._stop = asyncio.Event()
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -314,6 +316,7 @@ class Worker:
             postmaster=self._postmaster,
             content_head=head,
             now_ns=time.time_ns(),
+            double_bounces=self._double_bounces,
         )
         if report is None:
             await self._spool.settle([settlement])
@@ -325,7 +328,7 @@ class Worker:
         ctx.count("messages_failed_total", len(settlement.results))
         for result in settlement.results:
             ctx.log.event("failed", item.id, result.recipient.address, reply=_said(reply))
-            if not item.envelope.reverse_path:
+            if not dsn.heard(item.envelope, result.recipient, self._double_bounces):
                 # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                 ctx.log.event("discarded", item.id, result.recipient.address, why="double bounce")
 
@@ -435,7 +438,7 @@ class Worker:
                 )
 
     async def _session(self, profile: Pickup) -> bool:
-        """One POP3 session; whether there is more. Mail that can't come in now stays."""
+        """One session with a maildrop; whether there is more. Mail that can't come in now stays."""
         ctx, home = self._ctx, self._ctx.home
         trust = self._trust(profile.name, profile.key_file, profile.relay, tuple(profile.senders), profile.deliver_to)
         password = read_secret(home / profile.password_file).decode("utf-8", "surrogateescape")
@@ -443,11 +446,14 @@ class Worker:
         if profile.tls != "none":
             ca_file = str(home / profile.ca_file) if profile.ca_file else ""
             context = await ctx.loop.run_in_executor(None, context_of, ca_file, profile.verify)
-        client = Pop3Client(profile.timeout_s)
+        client: Pop3Client | ImapClient
+        if profile.protocol == "imap":
+            client, ports = ImapClient(profile.timeout_s, profile.mailbox), (993, 143)
+        else:
+            client, ports = Pop3Client(profile.timeout_s), (995, 110)
         try:
-            await client.connect(
-                profile.host, profile.port or (995 if profile.tls == "implicit" else 110), profile.tls, context
-            )
+            port = profile.port or ports[profile.tls != "implicit"]
+            await client.connect(profile.host, port, profile.tls, context)
             await client.login(profile.login, password)
             more, trouble = await self._maildrop(client, profile, trust)
             await client.quit()
@@ -458,7 +464,7 @@ class Worker:
         return more
 
     async def _maildrop(
-        self, client: Pop3Client, profile: Pickup, trust: Trust
+        self, client: Pop3Client | ImapClient, profile: Pickup, trust: Trust
     ) -> tuple[bool, Exception | None]:
         """Take in and mark the mail of a session; (whether there is more, what ended it early)."""
         taken = 0

@@ -43,6 +43,7 @@ COMMANDS = {
     "check": ("check", "check"),
     "dkim": ("dkim", "dkim"),
     "dmarc": ("dmarc", "dmarc"),
+    "tlsrpt": ("tlsrpt", "tlsrpt"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
     "capacity": ("capacity", "capacity"),

@@ -40,6 +40,9 @@ def peer() -> None:
 @click.option("--max-out", type=int, metavar="OCTETS", help="Largest message to it; 0: no limit of ours.")
 @click.option("--keep-tags", type=_SWITCH, help="Whether our spam tags stay in mail to it.")
 @click.option("--tls", type=click.Choice(_TLS), help="TLS towards it; default: as smtpc.tls says.")
+@click.option(
+    "--client-certificate", metavar="NAME", help="Certificate shown to it; default: smtpc.client_certificate; none."
+)
 @pass_home
 def peer_set(home: Home, domain: str, **options: Any) -> None:
     """Set the profile of DOMAIN; what is not named stays as it is."""
@@ -50,7 +53,7 @@ def peer_set(home: Home, domain: str, **options: Any) -> None:
         "max_out": "max_out_octets",
     }
     values = {
-        names.get(name, name): value.lower() == "on" if value in ("on", "off") and name != "tls" else value
+        names.get(name, name): value.lower() == "on" if value in ("on", "off") and name not in ("tls", "client_certificate") else value
         for name, value in options.items()
         if value is not None
     }

@@ -14,6 +14,7 @@ import click
 
 from iems.cli.common import Failed, Group, Home, duration, json_option, note, pass_home, say, say_json, table
 from iems.cli.trace import normal_id
+from iems.errors import ConfigError
 from iems.log import printable
 from iems.master.supervisor import running_pid
 from iems.model import Channel, id_octets
@@ -162,8 +163,13 @@ def queue() -> None:
 def queue_list(home: Home, limit: int, as_json: bool, **given: Any) -> None:
     """List the messages in the queue, oldest first: why each waits, and its next try."""
     from iems.spool import admin
+    from iems.spool.weight import Weights
 
-    found = admin.list_items(home.path, selection(**given), limit=limit)
+    try:
+        weights = Weights.of(home.config().smtpc)
+    except ConfigError:  # the queue can be looked at whatever is wrong with the settings
+        weights = None
+    found = admin.list_items(home.path, selection(**given), limit=limit, weights=weights)
     if as_json:
         for message in found:
             say_json(message)

@@ -5,6 +5,7 @@ Values only: `Directory.peers` gives a `Peers`, the state of one moment, which s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from iems.directory.names import NameRefused, domain_of, pattern_of, suffixes
 PEER: Final = "iemsPeer"
 TLS: Final = ("default", "off", "may", "encrypt", "verify")
 _MAX_OCTETS: Final = 1 << 40
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Peer(Struct, frozen=True, kw_only=True):
@@ -26,7 +28,8 @@ class Peer(Struct, frozen=True, kw_only=True):
     the next run before the first try. run_interval_s: between tries, retry_period_h: hours until mail is given up;
     max_sessions: connections at once (per worker), max_messages: over one connection; 0 in each: as `smtpc.*` says.
     max_in_octets, max_out_octets: largest message from hosts of that name and to the domain, 0: no limit of its own.
-    keep_tags: our spam tags stay in mail to the domain. tls: one of `TLS`.
+    keep_tags: our spam tags stay in mail to the domain. tls: one of `TLS`. client_certificate: name of the one that is shown to
+    its hosts (`smtpc.client_certificates`), `default` as `smtpc.client_certificate` says, `none`.
     """
 
     domain: str
@@ -41,6 +44,7 @@ class Peer(Struct, frozen=True, kw_only=True):
     max_out_octets: int = 0
     keep_tags: bool = False
     tls: str = "default"
+    client_certificate: str = "default"
 
 
 #: Largest value of each number.
@@ -72,6 +76,8 @@ def checked(domain: str, values: dict[str, Any]) -> tuple[str, dict[str, list[st
             raise DirectoryRefusal(f"{name} is between 0 and {limit:.0f}")
         if name == "tls" and value not in TLS:
             raise DirectoryRefusal(f"tls is one of {', '.join(TLS)}")
+        if name == "client_certificate" and not _NAME.fullmatch(value):
+            raise DirectoryRefusal("client_certificate is a name of at most 64 letters, digits, dots and hyphens")
         attributes[_FIELDS[name]] = [str(value).upper() if isinstance(value, bool) else str(value)]
     return pattern, attributes
 

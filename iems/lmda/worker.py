@@ -21,6 +21,7 @@ from iems.lmda.delivery import Made, Planner, Policy, Work, messages_due
 from iems.lmda.delivery import summary as summarized
 from iems.lmda.spamcontrol import Decision
 from iems.model import Channel, Outcome, id_text, rope_length
+from iems.spool.dsn import heard
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
 from iems.spool.verify import ContentDamaged, Verifier, quarantine
@@ -56,6 +57,7 @@ class Worker:
         self._loop = ctx.loop
         config = ctx.config.lmda
         self._limit = config.batch
+        self._double_bounces = ctx.config.spool.double_bounces == "postmaster"
         self._policy = Policy(
             over_quota=config.over_quota,
             retry_s=config.retry_s,
@@ -301,7 +303,7 @@ class Worker:
         kinds = {result.outcome for result in settlement.results}
         messages: list[Message] = []
         item = settlement.item
-        if item.envelope.reverse_path:
+        if item.envelope.reverse_path or (self._double_bounces and item.envelope.input_channel == Channel.MTA):
             if Outcome.FAILED in kinds:
                 messages += self._notice(settlement, "failed")
             if Outcome.DELIVERED in kinds and any(result.recipient.notify for result in settlement.results):
@@ -325,6 +327,7 @@ class Worker:
             postmaster=f"postmaster@{self._ctx.config.domain or hostname}",
             content_head=head,
             now_ns=time.time_ns(),
+            double_bounces=self._double_bounces,
         )
         if message is None:
             return []
@@ -371,7 +374,7 @@ class Worker:
                     failed += 1
                     decision = decisions.get(recipient) if decisions else None
                     event("failed", item.id, recipient, reply=said, **(_because(decision) if decision is not None else {}))
-                    if not item.envelope.reverse_path:
+                    if not heard(item.envelope, result.recipient, self._double_bounces):
                         # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                         event("discarded", item.id, recipient, why="double bounce")
         if delivered:

@@ -75,6 +75,7 @@ class WorkerContext:
         loop: asyncio.AbstractEventLoop,
         sockets: dict[str, list[socket.socket]],
         tls: ssl.SSLContext | None,
+        client_tls: dict[str, int] | None = None,
         log: Log,
         board: Board,
         eventfds: list[int],
@@ -93,6 +94,8 @@ class WorkerContext:
         self.tls = tls
         #: Behind `tls`, looked at with each heartbeat; connections made from then on get what is new.
         self.certificates: Served | None = None
+        #: Name -> memfd with the chain and key to show to other hosts; role smtpc alone has them.
+        self.client_tls = client_tls or {}
         self.hostname = config.hostname
         self.log = log
         self.board = board
@@ -212,6 +215,7 @@ class Inherited(Struct):
     master_pid: int
     alive_fd: int  # end of a pipe whose other end only the master holds
     tls_fd: int  # memory file with all certificates and keys, or -1
+    client_tls: dict[str, int]  # memfds with pairs to show to other hosts, by name
     close_fds: list[int]  # what belongs to the master alone
 
 
@@ -306,6 +310,7 @@ async def _serve(inherited: Inherited) -> int:
         loop=loop,
         sockets=inherited.sockets,
         tls=served.context if served is not None else None,
+        client_tls=inherited.client_tls,
         log=log,
         board=inherited.board,
         eventfds=inherited.eventfds,

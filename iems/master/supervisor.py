@@ -30,7 +30,7 @@ from iems import config as settings
 from iems.config import Config
 from iems.errors import ConfigError, IemsError
 from iems.log import Log
-from iems.master import child
+from iems.master import child, client_pairs
 from iems.master.board import MAX_SLOTS, Board, State, blame_path
 from iems.master.certificates import LOOK_S, Certificates, PairRefused
 from iems.master.notify import notify
@@ -308,6 +308,7 @@ class Supervisor:
         self.farm = Farm(generation=1, pools=[])
         self.sockets: dict[tuple[str, str, int], list[socket.socket]] = {}
         self.activated: dict[str, list[socket.socket]] = {}
+        self.client_pairs: dict[str, int] = {}
         self.is_ready = False
         self.refused = 0
         self.echo = echo
@@ -336,6 +337,10 @@ class Supervisor:
             wrong = self.certificates.take(self.config.tls)
         except PairRefused as refused:
             raise StartError(str(refused)) from None
+        try:
+            self.client_pairs = client_pairs.read_client_pairs(self.home, self.config)
+        except client_pairs.PairError as exc:
+            raise StartError(str(exc)) from None
         drop_privileges(user)
         self.pid_file.write()
         (self.home / "log").mkdir(mode=0o700, exist_ok=True)
@@ -605,6 +610,7 @@ class Supervisor:
             master_pid=os.getpid(),
             alive_fd=self.alive_read,
             tls_fd=self.certificates.fd if ROLES[action.role].serves_tls else -1,
+            client_tls=self.client_pairs if action.role == "smtpc" else {},
             close_fds=[],
         )
         # Until the child has handlers of its own, a signal for it must wait: the master's would swallow it.
@@ -644,6 +650,7 @@ class Supervisor:
                 self.alive_write,
                 self.signal_read.detach(),
                 self.signal_write.detach(),
+                *(fd for name, fd in self.client_pairs.items() if name not in inherited.client_tls),
             ]
             # Descriptors are dear to a worker with 10,000 sessions: those of other workers are closed.
             for sockets in [*self.sockets.values(), *self.activated.values()]:
@@ -798,6 +805,13 @@ class Supervisor:
             notify("READY=1\nSTATUS=reload refused, old settings in force")
             return
         self.alarm_of_pairs(self.certificates.take(fresh.tls))
+        try:
+            pairs = client_pairs.read_client_pairs(self.home, fresh)
+            client_pairs.close(self.client_pairs)
+            self.client_pairs = pairs
+        except client_pairs.PairError as exc:
+            self.log.event("alarm", what="the old client certificates stay in use", cause=str(exc))
+            print(f"iems: alarm: the old client certificates stay in use: {exc}", file=sys.stderr, flush=True)
         self.farm.generation += 1
         self.log.form = fresh.log.format
         self.apply(fresh)

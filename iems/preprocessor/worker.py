@@ -67,6 +67,7 @@ class Worker:
         self._matrices_version = -1
         self._later: list[tuple[Item, TryLater]] = []
         self._small, self._large = asyncio.Semaphore(32), asyncio.Semaphore(2)
+        self._double_bounces = ctx.config.spool.double_bounces == "postmaster"
         self._stopping = False
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -240,7 +241,7 @@ class Worker:
                 reply=f"{reply.code} {reply.status} {reply.text}",
                 loop=plan.loop,
             )
-            if not item.envelope.reverse_path:
+            if not dsn.heard(item.envelope, result.recipient, self._double_bounces):
                 # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                 ctx.log.event("discarded", item.id, result.recipient.address, why="double bounce")
 
@@ -256,6 +257,7 @@ class Worker:
             postmaster=postmaster,
             content_head=self.spool.blobs.read_range(item.rope, 0, dsn.HEAD_OCTETS),
             now_ns=time.time_ns(),
+            double_bounces=self._double_bounces,
         )
         if report is not None and plan.loop and ctx.config.preprocessor.loop_to_postmaster:
             address = postmaster.encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import os
 import re
 import socket
@@ -21,9 +22,10 @@ from msgspec import Struct
 from iems.blobs import Blobs
 from iems.model import Reply, Rope
 from iems.net.stream import Stream
+from iems.smtpc.dane import anchored, chain_of, matches
 from iems.smtpc.engine import NEED_DATA, Engine, Event, Transaction, Wait, What
 from iems.smtpc.mx import Host
-from iems.smtpc.security import NEEDS, Need, matches
+from iems.smtpc.security import NEEDS, Need
 
 #: Content up to this size is read as a whole.
 INLINE_OCTETS: Final = 65536
@@ -168,6 +170,7 @@ class Session:
         self.opened: asyncio.Future[Reply | None] = loop.create_future()
         self.used = False
         self.tls_failed = False
+        self.tls_cause: Exception | None = None  # of a handshake that failed
         self.destination: Any = None  # the owner's
         self.resting_since_s = 0.0
         self._loop = loop
@@ -248,6 +251,7 @@ class Session:
             what = "TLS handshake" if self._handshaking else _WAITS.get(waiting, "content to be taken")
             if self._handshaking:
                 self.tls_failed = True
+                self.tls_cause = TimeoutError("timeout")
             self._end(Reply(451, 4, 2, f"timeout while waiting for {what}"))
 
     # ---------------------------------------------------------------- the stream's side
@@ -264,21 +268,33 @@ class Session:
             return
         if self._handshaking:
             self.tls_failed = True
+            self.tls_cause = cause or ConnectionError("connection closed")
             self._end(Reply(451, 7, 5, f"TLS handshake failed: {cause}"))
         else:
             self._end(Reply(451, 4, 2, f"connection lost: {cause}" if cause else "connection lost"))
 
     def tls_ready(self) -> None:
         self._handshaking = False
-        if self.need.tlsa:
-            tls = self.stream.sslobj
-            certificate = tls.getpeercert(binary_form=True) if tls is not None else None
-            if not certificate or not matches(certificate, self.need.tlsa):
-                self.tls_failed = True
-                self._end(Reply(451, 7, 5, "the certificate is none that the TLSA records name"))
-                return
+        if self.need.level == "dane" and not self._named():
+            self.tls_failed = True
+            self._end(Reply(451, 7, 5, "the certificate is none that the TLSA records name"))
+            return
         self.engine.tls_started()
         self._flush()
+
+    def _named(self) -> bool:
+        """Whether the TLSA records stand for the host's certificate."""
+        need, tls = self.need, self.stream.sslobj
+        if tls is None:
+            return False
+        certificate = tls.getpeercert(binary_form=True)
+        if not certificate:
+            return False
+        if need.tlsa and matches(certificate, need.tlsa):
+            return True
+        return bool(need.anchors) and anchored(
+            chain_of(tls), need.anchors, need.names, datetime.datetime.now(datetime.UTC)
+        )
 
     def writable(self) -> None:
         if self._pumping is not None and not self._gone:

@@ -5,18 +5,18 @@ A need that is not met defers mail; it never goes in the clear instead. DANE out
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from msgspec import Struct, structs
 
 from iems.model import Reply
 from iems.net.resolver import Answer, DnsFailure, system_servers
 from iems.smtp.sts import StsPolicy
+from iems.smtpc.dane import SHOWS_CHAIN, Record, usable
 from iems.smtpc.mx import Host, Route
 
 Level = Literal["off", "may", "encrypt", "verify", "dane"]
@@ -24,10 +24,14 @@ Level = Literal["off", "may", "encrypt", "verify", "dane"]
 
 class Need(Struct, frozen=True):
     """What a connection must have. may: TLS where offered. encrypt: TLS with any certificate. verify: one that a known authority
-    signed for the host's name. dane: one that a TLSA record of `tlsa`, (selector, matching type, octets), names."""
+    signed for the host's name. dane: one that a TLSA record of `tlsa` names (usage 3), or that is for one of `names` and leads to an
+    authority that a record of `anchors` names (usage 2). certificate: name of the one we show if asked for one."""
 
     level: Level
-    tlsa: tuple[tuple[int, int, bytes], ...] = ()
+    tlsa: tuple[Record, ...] = ()
+    anchors: tuple[Record, ...] = ()
+    names: tuple[str, ...] = ()
+    certificate: str = ""
 
     @property
     def must(self) -> bool:
@@ -74,42 +78,21 @@ def validating(servers: Sequence[tuple[str, int]], trusted: Sequence[str]) -> bo
     return True
 
 
-def usable(records: Sequence[Any]) -> tuple[tuple[int, int, bytes], ...]:
-    """The TLSA records that can be checked: usage 3 (RFC 7672 3.1.1), selector 0 or 1, matching type 0 to 2.
-
-    Usage 2 would need the chain that the host sends, which Python 3.11 does not show: such a record counts as unusable.
-    """
-    found = []
-    for record in records:
-        length = {0: None, 1: 32, 2: 64}.get(record.mtype, 0)
-        if record.usage == 3 and record.selector in (0, 1) and length in (None, len(record.cert)):
-            found.append((record.selector, record.mtype, bytes(record.cert)))
-    return tuple(found)
-
-
-def matches(certificate: bytes, tlsa: Sequence[tuple[int, int, bytes]]) -> bool:
-    """Whether a certificate (DER) is one that a record of `tlsa` names; its names and dates don't matter (RFC 7672 3.1.1)."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    try:
-        key = x509.load_der_x509_certificate(certificate).public_key()
-        spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except Exception:  # a certificate of the peer's making: whatever it breaks, it does not match
-        spki = b""
-    for selector, matching, octets in tlsa:
-        data = spki if selector else certificate
-        if matching:
-            data = (hashlib.sha256 if matching == 1 else hashlib.sha512)(data).digest()
-        if data and data == octets:
-            return True
-    return False
-
-
 class Security:
-    """Finds what a destination's hosts need beyond the setting. dane: look for TLSA records. policies: MTA-STS, None for off."""
+    """Finds what a destination's hosts need beyond the setting. dane: look for TLSA records. policies: MTA-STS, None for off.
 
-    def __init__(self, resolver: Resolver, *, dane: bool, policies: Policies | None) -> None:
+    troubled: hears of what kept a host from being used: domain, `tlsa` or `sts`, the result type of RFC 8460, host, why.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        *,
+        dane: bool,
+        policies: Policies | None,
+        troubled: Callable[[str, str, str, str, str], None] | None = None,
+    ) -> None:
+        self._troubled = troubled
         self._resolver = resolver
         self._dane = dane
         self._policies = policies
@@ -129,10 +112,12 @@ class Security:
                 if host.name == host.address or host.name in needs:
                     continue
                 try:
-                    need = await self._by_dane(host)
+                    need = await self._by_dane(host, domain if route.mx else host.name)
                 except DnsFailure as cause:
                     # An attacker may be keeping the records from us (RFC 7672 2.1.2): this host is not used now.
                     unsure = str(cause)
+                    if self._troubled is not None:
+                        self._troubled(domain, "tlsa", "dnssec-invalid", host.name, unsure)
                     hosts = tuple(other for other in hosts if other.name != host.name)
                     continue
                 if need is not None:
@@ -141,6 +126,10 @@ class Security:
             return Route((), Reply(451, 7, 5, f"no answer from DNS to the question for TLSA: {unsure}")), {}
         if self._policies is not None and route.mx:
             policy = await self._policies.find(domain)
+            if policy is not None and policy.mode != "none" and self._troubled is not None:
+                for host in hosts:
+                    if host.name not in needs and not policy.covers(host.name):
+                        self._troubled(domain, "sts", "validation-failure", host.name, "not a mail host of the policy")
             if policy is not None and policy.mode == "enforce":
                 hosts = tuple(host for host in hosts if host.name in needs or policy.covers(host.name))
                 if not hosts:
@@ -151,7 +140,7 @@ class Security:
                     needs.setdefault(host.name, NEEDS["verify"])
         return structs.replace(route, hosts=hosts), needs
 
-    async def _by_dane(self, host: Host) -> Need | None:
+    async def _by_dane(self, host: Host, domain: str) -> Need | None:
         """What the TLSA records of a host ask; None if it has none that count. Raises DnsFailure."""
         for kind in ("AAAA", "A"):
             try:
@@ -166,5 +155,8 @@ class Security:
         answer = await self._resolver.query(f"_{host.port}._tcp.{host.name}", "TLSA")
         if not answer.secure or not answer.records:
             return None
-        tlsa = usable(answer.records)
+        tlsa = usable(answer.records, 3)
+        anchors = usable(answer.records, 2) if SHOWS_CHAIN else ()
+        if anchors:
+            return Need("dane", tlsa, anchors, tuple(dict.fromkeys((host.name, domain))))
         return Need("dane", tlsa) if tlsa else NEEDS["encrypt"]

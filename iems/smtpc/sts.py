@@ -43,7 +43,7 @@ class PolicyStore:
     """What is known of other domains' policies.
 
     folder: where they are kept, made if missing. resolver: as in `mx`. context: checks the policy host's certificate. port: of
-    policy hosts. log: hears of fetches that fail. clock: wall clock in seconds.
+    policy hosts. log: hears of fetches that fail. clock: wall clock in seconds. failed: hears of them, too, with domain and cause.
     """
 
     def __init__(
@@ -55,12 +55,14 @@ class PolicyStore:
         port: int = 443,
         log: Any = None,
         clock: Callable[[], float] = time.time,
+        failed: Callable[[str, Exception], None] | None = None,
     ) -> None:
         self._folder = folder
         self._resolver = resolver
         self._context = context
         self._port = port
         self._log = log
+        self._failed = failed
         self._clock = clock
         self._known: OrderedDict[str, Kept | None] = OrderedDict()
         self._not_before_s: dict[str, float] = {}
@@ -101,6 +103,11 @@ class PolicyStore:
                 await asyncio.to_thread(self._write, kept)
         return kept.policy if kept is not None else None
 
+    def known(self, domain: str) -> StsPolicy | None:
+        """The policy of a domain that is in memory, if it stands; nothing is asked or read."""
+        kept = self._known.get(domain)
+        return kept.policy if kept is not None and kept.until_s > self._clock() else None
+
     async def _fetch(self, domain: str, policy_id: str) -> StsPolicy | None:
         try:
             async with asyncio.timeout(FETCH_S):
@@ -109,6 +116,8 @@ class PolicyStore:
             if len(self._not_before_s) >= MAX_KNOWN:
                 self._not_before_s.clear()
             self._not_before_s[domain] = self._clock() + PAUSE_S
+            if self._failed is not None:
+                self._failed(domain, cause)
             if self._log is not None:
                 self._log.event("sts-fetch-failed", domain=domain, why=str(cause) or type(cause).__name__)
             return None

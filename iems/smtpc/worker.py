@@ -12,18 +12,21 @@ import asyncio
 import contextlib
 import math
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import structs
+
 from iems.config import Config, host_port
 from iems.directory.peers import NONE, Peer
 from iems.errors import SpoolError
 from iems.model import Channel, Extent, Notify, Outcome, Recipient, Reply, Result, id_text, rope_length
 from iems.net.resolver import Resolver
-from iems.smtpc import engine
+from iems.smtpc import engine, tlsrpt
 from iems.smtpc.backoff import Policy, decide
 from iems.smtpc.connections import (
     CHUNK_OCTETS,
@@ -41,11 +44,14 @@ from iems.smtpc.engine import Stage, Transaction, Wait
 from iems.smtpc.mx import Host, HostTable, Resolution, Route, Router, listening_addresses
 from iems.smtpc.profiles import NEXT_RUN, Profiles, policy_of, refusal_of
 from iems.smtpc.security import NEEDS, Need, Security, validating, verifying_tls
+from iems.smtpc.siblings import Siblings, grouped
 from iems.smtpc.sts import PolicyStore
+from iems.smtpc.tallies import WRITE_S, Tallies
 from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
 from iems.spool.verify import Verifier
+from iems.spool.weight import Weights
 
 if TYPE_CHECKING:
     import ssl
@@ -63,6 +69,8 @@ BUSY: Final = 8
 GATHER_S: Final = 0.003
 #: Outcomes recorded at once.
 SETTLE: Final = 256
+#: The same, where senders hear of them.
+TOLD: Final = 16
 #: Connections that may break under one message in one attempt.
 TRIES: Final = 3
 #: How long a host that failed is passed over, and a destination without a working one is not tried, at most.
@@ -122,6 +130,7 @@ class Work:
         "silent",
         "size",
         "tries",
+        "weight",
     )
 
     def __init__(self, item: Item, destination: Destination) -> None:
@@ -135,6 +144,7 @@ class Work:
         first = rope[0] if len(rope) == 1 else b""
         self.size = first.length if isinstance(first, Extent) else rope_length(rope)
         self.tries = 0
+        self.weight = 0
         self.open = 0
         self.content: Content | None = None
 
@@ -276,6 +286,16 @@ class Worker:
         self._octets_now = 0
         self._empty: asyncio.Event = asyncio.Event()
         self._peers = NONE
+        self._double_bounces = ctx.config.spool.double_bounces == "postmaster"
+        self._siblings = Siblings(self._loop, self._tell)
+        self._weights = Weights.of(config)
+        self._next_run_s = 0.0
+        self._tallies: Tallies | None = None
+        self._tallied_s = 0.0
+        self._reporting: asyncio.Task[None] | None = None
+        self._shows = config.client_certificate
+        self._certified: dict[tuple[bool, str], ssl.SSLContext] = {}  # TLS that shows a certificate of ours
+        self._run_left = config.run_size if config.run_size and config.run_interval_s else MAX_IN_HAND
 
     async def start(self) -> None:
         """Open the spool and begin to take."""
@@ -288,6 +308,8 @@ class Worker:
         self._need = NEEDS[self._config.tls]
         self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
         self._security = self._make_security()
+        if self._tallies is not None and ctx.index == 0:
+            self._reporting = self._loop.create_task(self._report())
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         ctx.on_wake(self._woken)
         self._pump_soon()
@@ -301,6 +323,15 @@ class Worker:
             self._ctx.log.error("DANE is off: a DNS server is neither on loopback nor named in dns.validating")
             dane = False
         policies = None
+        if config.tls_reports:
+            self._tallies = Tallies(
+                self._ctx.home / tlsrpt.FOLDER,
+                f"smtpc-{self._ctx.index}",
+                clock=time.time,
+                sts=lambda domain: policies.known(domain) if policies is not None else None,
+                log=self._ctx.log,
+            )
+        tallies = self._tallies
         if config.mta_sts:
             policies = PolicyStore(
                 self._ctx.home / "cache" / "mta-sts",
@@ -308,8 +339,11 @@ class Worker:
                 self._verifying(),
                 port=config.mta_sts_port,
                 log=self._ctx.log,
+                failed=tallies.unfetched if tallies else None,
             )
-        return Security(self._router.resolver, dane=dane, policies=policies)
+        return Security(
+            self._router.resolver, dane=dane, policies=policies, troubled=tallies.troubled if tallies else None
+        )
 
     def _verifying(self) -> ssl.SSLContext:
         """TLS that checks certificates, made when first needed: it reads the system's authorities."""
@@ -318,8 +352,32 @@ class Worker:
             self._checking = verifying_tls(self._ctx.home / file if file else "")
         return self._checking
 
+    def _showing(self, need: Need) -> ssl.SSLContext | None:
+        """TLS with a certificate of ours to show; None if there is none of that name."""
+        which = (need.level == "verify", need.certificate)
+        found = self._certified.get(which)
+        if found is None:
+            fd = self._ctx.client_tls.get(need.certificate)
+            if fd is None:
+                return None
+            file = self._config.tls_ca_file
+            found = verifying_tls(self._ctx.home / file if file else "") if which[0] else client_tls()
+            found.load_cert_chain(f"/proc/self/fd/{fd}")
+            self._certified[which] = found
+        return found
+
     def _need_of(self, destination: Destination, host: Host) -> Need:
-        """The TLS that a host must have for a destination's mail."""
+        """The TLS that a host must have for a destination's mail, and the certificate it is shown."""
+        need = self._protection_of(destination, host)
+        profile = destination.profile
+        if not self._shows and (profile is None or profile.client_certificate == "default"):
+            return need
+        name = self._shows
+        if profile is not None and profile.client_certificate != "default":
+            name = profile.client_certificate if profile.client_certificate != "none" else ""
+        return structs.replace(need, certificate=name) if name else need
+
+    def _protection_of(self, destination: Destination, host: Host) -> Need:
         profile = destination.profile
         if destination.requiretls:
             found = destination.needs.get(host.name)
@@ -364,6 +422,7 @@ class Worker:
         touched: dict[str, Destination] = {}
         now_s = self._pumped_s = self._loop.time()
         turns = 0
+        interval_s = self._config.run_interval_s
         while not self._stopped and not ctx.draining:
             turns += 1
             if turns > TURNS:
@@ -372,7 +431,11 @@ class Worker:
             if now_s < self._paused_until_s:
                 self._timer = self._loop.call_at(self._paused_until_s, self._pump_soon)
                 break
-            limit = min(TAKE, MAX_IN_HAND - self._in_hand)
+            if interval_s and now_s < self._next_run_s:
+                self._timer = self._loop.call_at(self._next_run_s, self._pump_soon)
+                ctx.unpark()  # whoever posts need not wake this one; at its time it looks
+                break
+            limit = min(TAKE, MAX_IN_HAND - self._in_hand, self._run_left)
             if limit <= 0:
                 ctx.unpark()  # others may take; this one looks again after the next settlement
                 break
@@ -389,13 +452,28 @@ class Worker:
             for item in items:
                 destination = self._accept(item, now_s)
                 touched[destination.key] = destination
+            if interval_s and self._run_over(len(items), limit, now_s):
+                continue
             if len(items) == limit or (items and due_s is not None and due_s <= 0.0):
                 continue
             if due_s is not None:
                 self._timer = self._loop.call_later(max(due_s, GATHER_S), self._pump_soon)
             break
         for destination in touched.values():
+            if self._weights is not None:
+                # Begun ones stay in front; among equals the order of arrival stands.
+                waiting = sorted(destination.ready, key=lambda work: (not (work.results or work.tries), work.weight))
+                destination.ready = deque(waiting)
             self._drive(destination)
+
+    def _run_over(self, taken: int, limit: int, now_s: float) -> bool:
+        """With a run interval: whether this run has had its messages, or there are no more; the next one begins later."""
+        self._run_left -= taken
+        if taken == limit and self._run_left > 0:
+            return False
+        self._next_run_s = now_s + self._config.run_interval_s
+        self._run_left = self._config.run_size or MAX_IN_HAND
+        return True
 
     def _pause(self, what: str, error: BaseException) -> None:
         """Something outside a message is wrong: no haste."""
@@ -425,11 +503,15 @@ class Worker:
             destination.profile = profile
         self._ctx.log.event("leased", item.id, channel="SMTPC", destination=name, attempts=item.attempts)
         self._in_hand += 1
+        if item.fanout > len(recipients):
+            self._siblings.came(item)
         held = self._held[name] = self._held.get(name, 0) + 1
         if held >= DESTINATION_IN_HAND and name not in self._limited:
             self._limited.add(name)
             self._spool.limit_destination(Channel.SMTPC, name, DESTINATION_IN_HAND)
         work = Work(item, destination)
+        if self._weights is not None:
+            work.weight = self._weights.of_item(item, self._spool.blobs, self._spool.age_s(item))
         if self._peers and self._held_back(work, profile):
             return destination
         if (
@@ -645,7 +727,8 @@ class Worker:
             if not destination.ready or self._over or self._reuse(destination, Route((host,))):
                 return None
             need = self._need_of(destination, host)
-            session, reply = await self._greet(host, need)
+            counts = self._tallies is not None and (route.mx or host.name == destination.name)
+            session, reply = await self._greet(host, need, destination.name if counts else "")
             if session is not None:
                 self._bad.pop((host.address, host.port), None)
                 self._proven[host.address, host.port] = self._loop.time() + PROVEN_S
@@ -661,10 +744,17 @@ class Worker:
             self._proven.pop((host.address, host.port), None)
         return last
 
-    async def _greet(self, host: Host, need: Need) -> tuple[Session | None, Reply | None]:
-        """A session that is ready, or why there is none. In the clear if the TLS handshake fails, unless TLS is needed."""
+    async def _greet(self, host: Host, need: Need, domain: str = "") -> tuple[Session | None, Reply | None]:
+        """A session that is ready, or why there is none. In the clear if the TLS handshake fails, unless TLS is needed.
+
+        domain: whose report on TLS the connection belongs to; "": nobody's.
+        """
         where = (host.address, host.port)
         tls: ssl.SSLContext | None = self._verifying() if need.level == "verify" else self._tls
+        if need.certificate:
+            tls = self._showing(need)
+            if tls is None:
+                return None, Reply(451, 7, 5, f"there is no client certificate {need.certificate} in smtpc.client_certificates")
         if need.level == "off" or (not need.must and self._no_tls.get(where, 0.0) > self._loop.time()):
             tls = None
         while True:
@@ -693,11 +783,16 @@ class Worker:
             )
             self._sessions.add(session)
             self._ctx.count("sessions_total")
+            own = sock.getsockname()[0] if domain else ""
             try:
                 reply = await session.opened
             except asyncio.CancelledError:
                 session.stream.abort()
                 raise
+            if domain and tls is not None and self._tallies is not None:
+                self._tallies.connected(
+                    domain, need, host, own, secure=session.secure, reply=reply, cause=session.tls_cause
+                )
             if reply is None and not session.gone:
                 if session.secure:
                     self._ctx.count("tls_total")
@@ -823,8 +918,11 @@ class Worker:
         work.open -= 1
         destination: Destination = session.destination
         profile = destination.profile
-        if destination.window < (self._max_per_host if profile is None else profile.max_sessions or self._max_per_host):
-            destination.window += 1.0 / destination.window
+        window = destination.window
+        if window < (self._max_per_host if profile is None else profile.max_sessions or self._max_per_host):
+            destination.window = window + 1.0 / window
+            if destination.ready and int(destination.window) > int(window):
+                self._loop.call_soon(self._drive, destination)  # one more connection for what waits
         host = session.name
         offers_dsn = session.engine.extensions.dsn
         if len(transaction.recipients) == 1 and not work.remaining and not work.results:
@@ -855,6 +953,8 @@ class Worker:
         item = work.item
         self._ctx.log.event("relayed", item.id, recipient.address, host=host, reply=_said(reply))
         work.content = None
+        if self._siblings:
+            self._siblings.left(item)
         self._plain.append(Done(work, Settlement(item, [Result(recipient, _RELAYED, reply)]), _NO_NOTICES))
         self._relayed_now += 1
         self._octets_now += work.size
@@ -948,6 +1048,7 @@ class Worker:
         event = self._ctx.log.event
         results = work.results
         relayed = deferred = failed = 0
+        double = False
         decision = None
         kinds: list[tuple[dsn.Kind, list[Result]]] = []
         delayed: list[Result] = []
@@ -983,9 +1084,11 @@ class Worker:
             else:
                 failed += 1
                 event("failed", item.id, address, host=host, reply=said)
-                if not item.envelope.reverse_path:
+                if not dsn.heard(item.envelope, recipient, self._double_bounces):
                     # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                     event("discarded", item.id, address, why="double bounce")
+                elif not item.envelope.reverse_path:
+                    double = True
         count = self._ctx.count
         if relayed:
             count("messages_relayed_total", relayed)
@@ -1003,14 +1106,24 @@ class Worker:
                 kinds.append(
                     ("relayed", [result for result in results if result.recipient.address in work.silent])
                 )
+        elif double:
+            kinds.append(("failed", results))
         work.content = None
         done = Done(work, Settlement(item, results), kinds)
+        siblings = self._siblings
+        if siblings:
+            siblings.left(item)
         if kinds:
-            self._told.append(done)
-            self._settle_soon("told")
+            if self._stopped or not siblings.hold(done):
+                self._tell([done])
         else:
             self._plain.append(done)
             self._settle_soon("plain")
+
+    def _tell(self, ends: list[Done]) -> None:
+        """Settle items whose sender is to hear of it."""
+        self._told += ends
+        self._settle_soon("told")
 
     def _decide(self, work: Work, not_before_s: float) -> Any:
         item = work.item
@@ -1065,15 +1178,12 @@ class Worker:
         """Record outcomes together with the notices that follow from them, in a lane of their own: a notice needs room on the
         disk, a mere outcome hardly any."""
         while self._told:
-            batch = self._told[:16]
-            del self._told[:16]
+            batch = self._told[:TOLD]
+            del self._told[:TOLD]
             messages: list[Message] = []
-            settlements: list[Settlement] = []
-            for done in batch:
-                made = await self._notices(done)
-                messages += made
-                if not made:
-                    settlements.append(done.settlement)
+            for group in grouped(batch):
+                messages += await self._notices(group)
+            settlements = [done.settlement for done in batch]  # the spool passes over those a message carries
             await self._record(settlements, messages)
             if messages:
                 self._ctx.count("dsn_total", len(messages))
@@ -1098,9 +1208,17 @@ class Worker:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 10.0)
 
-    async def _notices(self, done: Done) -> list[Message]:
-        work = done.work
-        item = work.item
+    async def _notices(self, group: list[Done]) -> list[Message]:
+        """The reports about ends of one message: one for each kind, whatever the destinations."""
+        item = group[0].work.item
+        remote: dict[bytes, str] = {}
+        kinds: dict[dsn.Kind, tuple[list[Result], list[Settlement]]] = {}
+        for done in group:
+            remote |= done.work.remote
+            for kind, results in done.kinds:
+                told, settled = kinds.setdefault(kind, ([], []))
+                told += results
+                settled.append(done.settlement)
         try:
             head = await read_range(self._loop, self._spool.blobs, item.rope, 0, dsn.HEAD_OCTETS)
         except (OSError, EOFError) as fault:
@@ -1108,9 +1226,10 @@ class Worker:
             head = b""
         config = self._ctx.config
         now_ns = time.time_ns()
-        left_s = self._policy_of(item).lifetime_s - self._spool.age_s(item)
+        lifetime_s = min(self._policy_of(done.work.item).lifetime_s for done in group)
+        left_s = lifetime_s - self._spool.age_s(item)
         messages = []
-        for kind, results in done.kinds:
+        for kind, (results, settled) in kinds.items():
             message = dsn.make(
                 item,
                 results,
@@ -1119,11 +1238,12 @@ class Worker:
                 postmaster=f"postmaster@{config.domain or config.hostname}",
                 content_head=head,
                 now_ns=now_ns,
-                remote=work.remote,
+                remote=remote,
                 retry_until_ns=now_ns + int(max(left_s, 0.0) * 1e9),
+                double_bounces=self._double_bounces,
             )
             if message is not None:
-                message.settled = [done.settlement]
+                message.settled = settled
                 messages.append(message)
         return messages
 
@@ -1171,7 +1291,30 @@ class Worker:
                 destination.ready or destination.sessions or destination.idle or destination.opening
             ) and (destination.dead_until_s <= now_s and destination.route_until_s <= now_s):
                 del self._destinations[destination.key]
+        if self._tallies is not None and now_s - self._tallied_s >= WRITE_S:
+            self._tallied_s = now_s
+            self._start(self._tallies.write_beside())
         self._ctx.gauge("sessions_now", len(self._sessions))
+
+    async def _report(self) -> None:
+        """Send the reports on TLS of days that are over: soon after the start, then every hour, never on the dot of it."""
+        reporter = tlsrpt.Reporter(
+            self._ctx.home, self._ctx.config, self._router.resolver, self._submit, self._verifying
+        )
+        pause_s = random.uniform(60.0, 600.0)
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = random.uniform(3000.0, 4200.0)
+            try:
+                for sent in await reporter.run():
+                    self._ctx.log.event("tls-report", day=sent.day, domain=sent.domain, state=sent.state, to=sent.how)
+            except Exception as error:
+                self._ctx.log.error("reports on TLS could not be sent", error)
+
+    async def _submit(self, messages: list[Message]) -> None:
+        for error in await self._spool.append(messages):
+            if error is not None:
+                raise error
 
     # ---------------------------------------------------------------- ending
 
@@ -1198,11 +1341,16 @@ class Worker:
             task.cancel()
         if self._ticker is not None:
             self._ticker.cancel()
+        if self._reporting is not None:
+            self._reporting.cancel()
+        if self._tallies is not None:
+            self._tallies.write()
         self._profiles.close()
         self._spool.close()
 
     async def _stop(self, limit_s: float | None) -> None:
         self._stopped = True
+        self._siblings.let_all_go()
         if self._timer is not None:
             self._timer.cancel()
         for destination in self._destinations.values():
@@ -1224,6 +1372,7 @@ class Worker:
         self._spool.give_back([work.item for work in untouched])
         self._in_hand -= len(untouched)
         for work in untouched:
+            self._siblings.left(work.item)
             name = work.item.destination
             self._held[name] -= 1
             if not self._held[name]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
 from msgspec import Struct, field
@@ -25,10 +25,14 @@ from msgspec import Struct, field
 from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_text
 from iems.spool import keys, recovery
 from iems.spool.index import Change, Index
-from iems.spool.items import Item, Settlement
+from iems.spool.items import Item, Message, Settlement
 from iems.spool.keys import FRESH, HELD, QUARANTINED, RETRY
 from iems.spool.rebuild import rebuild
 from iems.spool.spool import Spool, SpoolParams
+
+if TYPE_CHECKING:
+    from iems.blobs import Blobs
+    from iems.spool.weight import Weights
 
 T = TypeVar("T")
 
@@ -219,13 +223,16 @@ def rfc3339(ns: int) -> str:
 _GRAVITY = {state: n for n, state in enumerate(("ready", "deferred", "leased", "held", "quarantined"))}
 
 
-def list_items(path: Path, selection: Selection | None = None, *, limit: int = 0) -> list[dict[str, Any]]:
+def list_items(
+    path: Path, selection: Selection | None = None, *, limit: int = 0, weights: Weights | None = None
+) -> list[dict[str, Any]]:
     """Messages in the queue, the oldest first, one entry each with all of its recipients that have no outcome yet.
 
     id, input_channel, reverse_path, size, received, state, reason, recipients[{address, channel, identifier, state, attempts,
     next_attempt, reply}]. A message's state is the gravest of its recipients'. Times are RFC 3339 in UTC. limit: entries, 0: all.
+    weights: if mail leaves by weight; then there is `weight`, the lowest of the message's parts for remote hosts (None: it has none).
     """
-    with looking(path) as index:
+    with looking(path) as index, _content_of(path, weights) as blobs:
         offset_ns = time.time_ns() - index.clock.now_ms() * 1_000_000
         found: dict[bytes, dict[str, Any]] = {}
         backoffs: dict[tuple[int, str], int] = {}
@@ -254,6 +261,12 @@ def list_items(path: Path, selection: Selection | None = None, *, limit: int = 0
             elif _GRAVITY[entry.state] > _GRAVITY[message["state"]]:
                 message["state"] = entry.state
                 message["reason"] = item.reason or message["reason"]
+            if weights is not None and blobs is not None:
+                weight = message.setdefault("weight", None)
+                if item.channel == Channel.SMTPC:
+                    age_s = max(0, index.clock.now_ms() - item.queued_ms) / 1000
+                    own = weights.of_item(item, blobs, age_s)
+                    message["weight"] = own if weight is None else min(weight, own)
             waits = entry.state in ("ready", "deferred")
             due_ms = max(entry.due_ms, backoffs[place])
             message["recipients"] += [
@@ -270,6 +283,22 @@ def list_items(path: Path, selection: Selection | None = None, *, limit: int = 0
             ]
         entries = sorted(found.values(), key=lambda m: (m["received"] or "", m["id"]))
         return entries[:limit] if limit else entries
+
+
+@contextmanager
+def _content_of(path: Path, weights: Weights | None) -> Iterator[Blobs | None]:
+    """What reads the headers that weights ask for; None if they ask for nothing."""
+    if weights is None:
+        yield None
+        return
+    from iems.blobs import Blobs
+
+    spool = folder(path)
+    blobs = Blobs([spool / "segments", spool / "large"], max_open=16)
+    try:
+        yield blobs
+    finally:
+        blobs.close()
 
 
 def _damaged_entry(entry: Found) -> dict[str, Any]:
@@ -583,6 +612,17 @@ def _run(spool: Path, work: Callable[[Spool], Coroutine[Any, Any, T]], *, alone:
             opened.close()
 
     return asyncio.run(body())
+
+
+def submit(path: Path, messages: list[Message]) -> None:
+    """Put messages into the INPUT queue, durably. Raises SpoolError if one could not be."""
+
+    async def work(spool: Spool) -> None:
+        for error in await spool.append(messages):
+            if error is not None:
+                raise error
+
+    _with_spool(path, work)
 
 
 def audit(path: Path) -> dict[str, int]:

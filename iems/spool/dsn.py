@@ -50,6 +50,12 @@ _TEXTS: Final[dict[str, str]] = {
     "relayed": "Your message was passed on to the next mail system for the recipients below. That system does\r\n"
     "not send delivery notices, so you will hear no more of it unless delivery fails.",
 }
+#: To the postmaster, about a notice of ours that nobody took.
+_DOUBLE_SUBJECT: Final = "Undelivered notice (double bounce)"
+_DOUBLE_TEXT: Final = (
+    "A notice that this system sent could not be delivered to the recipients below, and will not be\r\n"
+    "tried again. What it told of will not come to the knowledge of those it was meant for."
+)
 _CLASSES: Final[dict[str, str]] = {"failed": "5", "delayed": "4", "delivered": "2", "relayed": "2"}
 
 # C0, DEL, C1, the Unicode line separators and lone surrogates: nothing that a reader could take for a line end.
@@ -87,6 +93,16 @@ def wanted(recipient: Recipient, kind: Kind) -> bool:
     return bool(notify & Notify.SUCCESS)
 
 
+def heard(envelope: Envelope, recipient: Recipient, double_bounces: bool) -> bool:
+    """Whether a recipient's failure is anybody's to hear: the sender's, or the postmaster's if the message is a notice of ours.
+
+    double_bounces: as for `make`.
+    """
+    return bool(envelope.reverse_path) or (
+        double_bounces and envelope.input_channel == Channel.MTA and wanted(recipient, "failed")
+    )
+
+
 def make(
     item: Item,
     results: Sequence[Result],
@@ -98,13 +114,15 @@ def make(
     now_ns: int,
     remote: Mapping[bytes, str] | None = None,
     retry_until_ns: int | None = None,
+    double_bounces: bool = False,
 ) -> Message | None:
     """The notification about the recipients in `results` whose outcome is of `kind`, or None if nobody is to hear of it.
 
     results: may hold other outcomes too; those are left out. hostname, postmaster: of this MTA.
     content_head: the first octets of the content, `HEAD_OCTETS` or all. now_ns: wall clock, ns since 1970.
     remote: recipient's address -> name of the host whose reply the result carries; absent: the reply is ours.
-    retry_until_ns: for `delayed`, when the last try will be. The message's `settled` is empty: the caller fills it.
+    retry_until_ns: for `delayed`, when the last try will be. double_bounces: whether the postmaster hears of a notice of ours that
+    failed; he hears of it once: that report asks for no notice. The message's `settled` is empty: the caller fills it.
     """
     made = compose(
         item,
@@ -116,6 +134,7 @@ def make(
         now_ns=now_ns,
         remote=remote,
         retry_until_ns=retry_until_ns,
+        double_bounces=double_bounces,
     )
     if made is None:
         return None
@@ -136,11 +155,14 @@ def compose(
     now_ns: int,
     remote: Mapping[bytes, str] | None = None,
     retry_until_ns: int | None = None,
+    double_bounces: bool = False,
 ) -> tuple[bytes, Envelope, list[bytes]] | None:
     """What `make` puts into the message: its id, envelope, and content. Arguments as there."""
     parent = item.envelope
-    if not parent.reverse_path:
-        return None  # never a notification about a notification (RFC 5321 6.1): a double bounce ends here
+    double = not parent.reverse_path
+    if double and not (double_bounces and kind == "failed" and parent.input_channel == Channel.MTA):
+        return None  # never a notification about a notification (RFC 5321 6.1)
+    sender_path = postmaster.encode() if double else parent.reverse_path
     outcome = _OUTCOMES[kind]
     told = [result for result in results if result.outcome == outcome and wanted(result.recipient, kind)]
     if not told:
@@ -157,7 +179,7 @@ def compose(
     )
     message_id = child_id(item.id, cause)
 
-    utf8 = not parent.reverse_path.isascii() or any(
+    utf8 = not sender_path.isascii() or any(
         not result.recipient.address.isascii() or not result.recipient.original.isascii() for result in told
     )
     returned, whole = _returned(item, content_head, kind)
@@ -171,12 +193,12 @@ def compose(
         return _fold(octets(f"{name}: {clean(value)}"))
 
     boundary = _boundary(message_id, returned)
-    sender = clean(parent.reverse_path)
+    sender = clean(sender_path)
     references = _MESSAGE_ID.search(returned.partition(b"\r\n\r\n")[0] + b"\r\n")
     head = [
         field("From", f"Mail Delivery System <{clean(postmaster)}>"),
         field("To", f"<{sender}>"),
-        field("Subject", _SUBJECTS[kind]),
+        field("Subject", _DOUBLE_SUBJECT if double else _SUBJECTS[kind]),
         field("Date", formatdate(now_ns / 1e9)),
         field("Message-ID", f"<{id_text(message_id)}@{clean(hostname)}>"),
     ]
@@ -231,7 +253,13 @@ def compose(
     envelope = Envelope(
         input_channel=Channel.MTA,
         reverse_path=b"",
-        recipients=[Recipient(address=_lower_domain(parent.reverse_path), original=parent.reverse_path)],
+        recipients=[
+            Recipient(
+                address=_lower_domain(sender_path),
+                original=sender_path,
+                notify=Notify.NEVER if double else 0,  # with it a double bounce ends
+            )
+        ],
         received_ns=now_ns,
         size=sum(map(len, content)),
         body=1 if eight else 0,
@@ -348,7 +376,8 @@ def _people(
     item: Item, told: Sequence[Result], kind: Kind, hostname: str, remote: Mapping[bytes, str], whole: bool
 ) -> str:
     """The part for people; every line of a fixed shape, so that no reply can look like one of ours."""
-    lines = [f"This is the mail system at {clean(hostname)}.", "", _TEXTS[kind], ""]
+    text = _TEXTS[kind] if item.envelope.reverse_path else _DOUBLE_TEXT
+    lines = [f"This is the mail system at {clean(hostname)}.", "", text, ""]
     for result in told[:SHOWN]:
         lines.append(f"  <{_cut(clean(result.recipient.address))}>")
         if result.reply is not None and kind in ("failed", "delayed"):

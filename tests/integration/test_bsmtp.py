@@ -63,7 +63,8 @@ class Named(PrivateHome):
 class Far(Named):
     """The server at the far end: batches for its domain far.test lie in a maildrop of another server."""
 
-    def __init__(self, near, extra="", **settings):
+    def __init__(self, near, extra="", protocol_port="pop3", **settings):
+        self._port = f"port = {near.port(protocol_port)}\n" if protocol_port == "pop3" else ""
         super().__init__("far.test", 3, {f"bsmtp.{name}": value for name, value in settings.items()})
         self._near, self._extra = near, extra
 
@@ -72,7 +73,7 @@ class Far(Named):
         secret(self, "pop", PASSWORD + "\n")
         with open(self.path / "conf/iems.toml", "a") as file:
             file.write(
-                f'\n[[bsmtp.pickup]]\nname = "near"\nhost = "127.0.0.1"\nport = {self._near.port("pop3")}\nlogin = "{TUNNEL}"\n'
+                f'\n[[bsmtp.pickup]]\nname = "near"\nhost = "127.0.0.1"\n{self._port}login = "{TUNNEL}"\n'
                 f'password_file = "conf/pop"\nkey_file = "conf/key"\ninterval_s = 0.2\nmax_messages = 3\n{self._extra}\n'
             )
         self.ctl("domain", "add", "far.test")
@@ -199,6 +200,19 @@ def kill(found):
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_pick_up_by_imap(near):
+    """The same tunnel with the other protocol: from INBOX, and TLS by STARTTLS."""
+    extra = f'protocol = "imap"\ntls = "starttls"\nverify = false\nport = {near.port("imap")}'
+    with Far(near, extra, protocol_port="imap") as far:
+        with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
+            for number in range(5):
+                client.sendmail("sender@out.test", ["u1@far.test", "u4@far.test"], b"Subject: m%03d\r\n\r\n.dot\r\n" % number)
+        for user in ("a2@load.test", "a3@load.test"):
+            until(lambda user=user: len(subjects(far, user)) == 5)
+            assert sorted(subjects(far, user)) == [b"Subject: m%03d" % number for number in range(5)]
+        until(lambda: not mails(near, TUNNEL))
 
 
 def test_a_worker_killed_at_every_step_takes_each_mail_in_once():

@@ -189,9 +189,11 @@ def test_big_mail_leaves_whole(started: Callable[..., Home]) -> None:
 def test_deferred_mail_is_tried_again_and_survives_a_restart(started: Callable[..., Home]) -> None:
     refusing = True
     server = SmtpServer(lambda c, verb, line: "451 4.3.0 later" if verb == "MAIL" and refusing else None)
-    home = started(server, settings=lambda s: relay_to(s, "retry_s = 1.0\n"))
+    home = started(server, settings=lambda s: relay_to(s, "retry_s = 1.0\nweight_deferred = -2\nweight_size = 7\n"))
     home.send("bob@elsewhere.test", count=3)
     until(lambda: home.status()["channels"]["SMTPC"]["deferred"] == 3)
+    listed = [json.loads(line) for line in home._call("iemsctl", "queue", "list", "--json").splitlines()]
+    assert [message["weight"] for message in listed] == [-2, -2, -2]  # small, deferred for less than an hour
     home.stop()
     refusing = False
     home.start()
@@ -208,6 +210,34 @@ def test_delay_notice_and_giving_up(started: Callable[..., Home]) -> None:
     assert reports(notices[1])[0]["Status"] == "5.4.7"
     time.sleep(1)
     assert len(home.inbox()) == 2 and home.status()["channels"]["SMTPC"]["deferred"] == 0
+
+
+def test_success_is_told_once_a_message(started: Callable[..., Home]) -> None:
+    """Three recipients who are to be told of: two at domains behind a host without DSN, one with a mailbox here."""
+    server = SmtpServer(extensions=("PIPELINING",))
+    home = started(server)
+    home.send("bob@one.test", "carol@two.test", "anna@example.test", options=("NOTIFY=SUCCESS",))
+    found = until(lambda: (mail := home.inbox()) and len(mail) == 3 and mail)
+    told = {tuple(sorted((r["Final-Recipient"], r["Action"]) for r in reports(m))) for m in found if m.is_multipart()}
+    assert told == {
+        (("rfc822; anna@example.test", "delivered"),),
+        (("rfc822; bob@one.test", "relayed"), ("rfc822; carol@two.test", "relayed")),
+    }
+
+
+def test_a_report_that_nobody_takes_comes_to_the_postmaster(started: Callable[..., Home]) -> None:
+    server = SmtpServer(lambda c, verb, line: "550 5.1.1 nobody here" if verb == "RCPT" else None)
+    home = started(server)
+    with smtplib.SMTP("127.0.0.1", home.base + 25) as client:
+        client.sendmail("gone@elsewhere.test", ["nobody@third.test"], CONTENT % 1)
+    (notice,) = until(home.inbox)  # anna reads the postmaster's mail
+    assert "double bounce" in notice["Subject"] and notice["Return-Path"] == "<>"
+    (report,) = reports(notice)
+    assert report["Final-Recipient"] == "rfc822; gone@elsewhere.test"
+    until(lambda: not any(home.status()["channels"]["SMTPC"][what] for what in ("ready", "leased", "deferred")))
+    assert len(home.events("dsn")) == 2 and home.events("discarded") == []
+    audit = json.loads(home._call("iemsctl", "audit", "--json"))
+    assert audit["missing"] == 0 and audit["queued"] == 0
 
 
 def test_by_mx_with_faults(started: Callable[..., Home]) -> None:
@@ -229,8 +259,7 @@ def test_by_mx_with_faults(started: Callable[..., Home]) -> None:
     home = started(server, names, settings=settings)
     home.send("a@ok.test", "b@null.test", "c@nowhere.test", "d@sick.test", "e@mute.test")
     until(lambda: len(server.messages) == 1)
-    notices = until(lambda: (found := home.inbox()) and len(found) == 2 and found)
-    assert sorted(reports(n)[0]["Status"] for n in notices) == ["5.1.10", "5.1.2"]
+    until(lambda: sorted(r["Status"] for notice in home.inbox() for r in reports(notice)) == ["5.1.10", "5.1.2"])
     until(lambda: home.status()["channels"]["SMTPC"]["deferred"] == 2)
 
 

@@ -47,6 +47,7 @@ class Server:
     """context: for its sockets. der, spki: its certificate, and the key in it."""
 
     def __init__(self, file: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self.file = file
         self.der = certificate.public_bytes(Encoding.DER)
         self.spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         file.write_bytes(

@@ -174,7 +174,11 @@ def test_a_report_to_a_dead_sender_ends(sender: str, unsafe: str) -> None:
     """The DSN itself is refused: that is the end, a line in the log and no more mail. Checked with reports for reports (unsafe.py)."""
     if unsafe and not sender:
         pytest.skip("nothing to report to")
-    with relaying(lambda c, verb, line: "550 5.1.1 nobody here" if verb == "RCPT" else None, unsafe=unsafe) as (home, sink), noticed(unsafe):
+    def refuse(connection: Connection, verb: str, line: bytes) -> Any:
+        return "550 5.1.1 nobody here" if verb == "RCPT" else None
+
+    settings = {"spool.double_bounces": "discard"}
+    with relaying(refuse, unsafe=unsafe, settings=settings) as (home, sink), noticed(unsafe):
         submit(home, ["b@elsewhere.test"], sender)
         until(lambda: home.events("failed"))
         time.sleep(0.3)

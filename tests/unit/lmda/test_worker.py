@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import iems.lmda.worker as module
-from iems.config import Lmda
+from iems.config import Lmda, Spool
 from iems.errors import SpoolError, StoreUnavailable
 from iems.lmda.worker import Worker
 from iems.model import Channel, Envelope, Notify, Outcome, Recipient
@@ -87,7 +87,7 @@ class FakeStore:
 class FakeContext:
     def __init__(self, loop: asyncio.AbstractEventLoop, **lmda: Any) -> None:
         self.loop = loop
-        self.config = SimpleNamespace(lmda=Lmda(**lmda), hostname="mx.test", domain="test")
+        self.config = SimpleNamespace(lmda=Lmda(**lmda), spool=Spool(), hostname="mx.test", domain="test")
         self.home = __import__("pathlib").Path("/nowhere")
         self.draining = False
         self.events: list[tuple[Any, ...]] = []

@@ -3,7 +3,13 @@
 import asyncio
 import random
 
+import dns.flags
+import dns.message
+import dns.name
+import dns.rdatatype
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from iems.net import resolver
 from iems.net.resolver import Answer, DnsFailure, Exchanges, Resolver, ascii_name, ip_literal
@@ -209,3 +215,28 @@ def test_system_servers(tmp_path):
     path.write_text("# x\nnameserver 192.0.2.53\nsearch test\nnameserver 2001:db8::53\nnameserver nonsense\n")
     assert resolver.system_servers(path) == [("192.0.2.53", 53), ("2001:db8::53", 53)]
     assert resolver.system_servers(tmp_path / "none") == [("127.0.0.1", 53)]
+
+
+@given(st.lists(st.from_regex(r"[a-z0-9_*-]{1,63}", fullmatch=True), min_size=0, max_size=4), st.integers(0, 65535), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_query_is_what_the_library_would_send(labels, number, edns):
+    name = ".".join(labels)
+    made = dns.message.from_wire(resolver._question(number, name, "TXT", edns))
+    assert made.id == number and made.edns == (0 if edns else -1)
+    assert made.question[0].name == dns.name.from_text(name) and made.question[0].rdtype == dns.rdatatype.TXT
+    assert made.flags == dns.flags.RD | dns.flags.AD and (not edns or made.payload == resolver.UDP_OCTETS)
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64 + ".test"])
+def test_a_query_for_no_name(name):
+    with pytest.raises(ValueError, match="no domain name"):
+        resolver._question(1, name, "A", True)
+
+
+@given(st.binary(max_size=80))
+@settings(max_examples=200, deadline=None)
+def test_any_reply(octets):
+    query = resolver._question(7, "x.test", "A", True)
+    for wire in (octets, b"\0\7\x81\x80" + octets, b"\0\7\x81\x80\0\1\0\1\0\0\0\0" + query[12:-11] + octets):
+        reply = resolver._is_reply(query, wire)
+        assert reply is None or reply.id == 7

@@ -5,7 +5,8 @@ import hashlib
 
 import pytest
 
-from iems.smtpc.security import matches, usable, validating
+from iems.smtpc.dane import matches, usable
+from iems.smtpc.security import validating
 from iems.smtpc.sts import PolicyStore
 from tests.support.certificates import Authority
 from tests.support.dnsserver import DnsServer
@@ -136,7 +137,8 @@ def tlsa(server, *rows):
         (["3 1 1 {wrong}", "3 0 2 {whole}"], True, "relayed"),
         (["3 1 1 {wrong}"], True, "deferred"),
         (["3 1 1 {wrong}"], False, "relayed"),  # not signed: no word of it counts
-        (["2 1 1 {wrong}"], True, "relayed"),  # nothing usable: TLS with any certificate
+        (["1 1 1 {wrong}"], True, "relayed"),  # nothing usable: TLS with any certificate
+        (["2 1 1 {wrong}"], True, "deferred"),
         ([], True, "relayed"),
     ],
 )
@@ -265,7 +267,7 @@ def test_whose_word_counts():
 def test_certificates_that_are_none():
     assert not matches(b"\x30\x03nonsense", [(1, 1, b"x" * 32)])
     assert not matches(b"", [(0, 0, b"")])
-    assert usable([]) == ()
+    assert usable([], 3) == ()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import email
 import email.policy
+import re
 import socket
 import time
 
@@ -10,6 +11,7 @@ import pytest
 import uvloop
 
 from iems.config import Config, Smtpc
+from iems.config import Spool as SpoolSettings
 from iems.directory import Directory
 from iems.model import INPUT, Channel, Envelope, Notify, Outcome, Recipient, Reply
 from iems.smtpc import worker as module
@@ -40,6 +42,7 @@ class Context:
     """What a worker gets from the master, without one."""
 
     role, slot, index, generation = "smtpc", 1, 0, 1
+    client_tls: dict[str, int] = {}
 
     def __init__(self, home, config, loop):
         self.home, self.config, self.loop = home, config, loop
@@ -300,6 +303,62 @@ def test_success_notice_only_where_the_next_host_sends_none(tmp_path):
     assert notices == [] and b"NOTIFY=SUCCESS" in server.messages[0][1][0]
 
 
+def test_three_recipients_that_asked_for_success(tmp_path):
+    """RFC 3461 5.2.2, 5.2.3: a host without DSN is where we say "relayed"; a host with it is told, and we say nothing."""
+    async def scenario(bench, server):
+        await bench.queue(*(Recipient(b"%b@%b.test" % (n, n), notify=Notify.SUCCESS) for n in (b"a", b"b", b"c")), envid=b"E1")
+        await bench.settled(3)
+        return bench.notices(), server
+
+    notices, _ = run(tmp_path / "1", scenario, SmtpServer(extensions=("PIPELINING",)))
+    ((item, message),) = notices  # three domains, three items, one report
+    assert item.envelope.reverse_path == b"" and message.get_content_type() == "multipart/report"
+    assert message.get_payload()[1].get_payload()[0]["Original-Envelope-Id"] == "E1"
+    assert sorted(s["Final-Recipient"] for s in status_of(message)) == [f"rfc822; {n}@{n}.test" for n in "abc"]
+    assert {s["Action"] for s in status_of(message)} == {"relayed"} and {s["Status"] for s in status_of(message)} == {"2.0.0"}
+    notices, server = run(tmp_path / "2", scenario, SmtpServer())
+    assert notices == [] and sum(len(rcpt) for _, rcpt, _ in server.messages) == 3
+    assert all(b"NOTIFY=SUCCESS" in rcpt and b"ENVID=E1" in mail for mail, (rcpt,), _ in server.messages)
+
+
+def test_failures_at_several_destinations_are_one_report(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(b"a@a.test", b"b@b.test", b"c@c.test", b"d@d.test")
+        await bench.settled(4)
+        return bench.notices(), bench.waiting()
+
+    def script(connection, verb, line):
+        return "550 5.1.1 no" if verb == "RCPT" and b"c@c" not in line else None
+
+    notices, waiting = run(tmp_path, scenario, SmtpServer(script))
+    ((_, message),) = notices
+    assert sorted(s["Final-Recipient"] for s in status_of(message)) == [f"rfc822; {n}@{n}.test" for n in "abd"]
+    assert waiting == []
+
+
+@pytest.mark.parametrize("setting", ["postmaster", "discard"])
+def test_a_notice_that_fails(tmp_path, setting):
+    # A notice of ours enters by MTA, which this bench keeps back: so it is put into the queue by hand.
+    async def own(bench, server):
+        head = Envelope(Channel.MTA, b"", [Recipient(b"gone@x.test")], time.time_ns(), parent=b"p" * 16)
+        message = Message(bench.spool.new_id(), head, [BODY % 1])
+        assert await bench.spool.append([message]) == [None]
+        ((item,), _) = bench.spool.take(INPUT, 64)
+        bench.spool.move([(item, [Item(item.id, Channel.SMTPC, "x.test", item.envelope, item.rope)])])
+        await bench.settled(1)
+        return bench.notices(), bench.ctx.log.of("discarded")
+
+    refusing = SmtpServer(lambda c, v, line: "550 no" if v == "RCPT" else None)
+    notices, discarded = run(tmp_path, own, refusing, spool=SpoolSettings(double_bounces=setting))
+    if setting == "discard":
+        assert notices == [] and len(discarded) == 1
+    else:
+        ((item, message),) = notices
+        assert [r.address for r in item.envelope.recipients] == [b"postmaster@example.test"] and discarded == []
+        assert item.envelope.recipients[0].notify == Notify.NEVER and item.envelope.reverse_path == b""
+        assert status_of(message)[0]["Final-Recipient"] == "rfc822; gone@x.test"
+
+
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "END", "drop-after"])
 def test_a_connection_lost_once(tmp_path, verb):
     hits = []
@@ -479,7 +538,8 @@ def test_by_mx(tmp_path):
     assert {a for a, (what, _) in outcomes.items() if what == "relayed"} == {b"a@ok.test", b"b@ok.test", b"f@plain.test", b"g@[127.0.0.1]"}
     assert outcomes[b"c@null.test"][1].startswith("556 5.1.10") and outcomes[b"d@nowhere.test"][1].startswith("550 5.1.2")
     assert outcomes[b"e@sick.test"][0] == "deferred" and [i.destination for i in waiting] == ["sick.test"]
-    assert sorted(status_of(m)[0]["Status"] for _, m in notices) == ["5.1.10", "5.1.2"]
+    ((_, report),) = notices  # one for both, as they ended together
+    assert sorted(s["Status"] for s in status_of(report)) == ["5.1.10", "5.1.2"]
     assert all(status_of(m)[0]["Remote-MTA"] is None for _, m in notices)
     # a domain's recipients share one transaction; domains with one host share a connection where one is free
     assert sorted(len(m[1]) for m in server.messages) == [1, 1, 2]
@@ -705,6 +765,69 @@ def test_a_slow_destination_does_not_hold_up_the_others(tmp_path):
     slow = SmtpServer(delay_s=0.3)
     relayed, in_hand = run(tmp_path, scenario, slow, SmtpServer(), DnsServer({}), smtpc={"resolution": "hosts"})
     assert relayed < 300 and in_hand <= 400
+
+
+def test_the_lowest_weight_leaves_first(tmp_path):
+    """Of what one worker has in hand for a destination and has not begun."""
+    async def scenario(bench, server):
+        for word in (b"junk", b"bulk", b"none", b"list", b"special-delivery", b"first-class", b"bulk"):
+            await bench.queue(content=b"Precedence: %b\r\nSubject: x\r\n\r\n" % word)
+        go.set()
+        await bench.settled(8)
+        return [re.search(rb"Precedence: (\S+)", m[2])[1] for m in server.messages]
+
+    async def first(bench, server):
+        await bench.queue(content=b"Precedence: first\r\n\r\n")  # keeps the only connection busy meanwhile
+        await bench.until(lambda: server.connections)
+        return await scenario(bench, server)
+
+    go = asyncio.Event()
+
+    class Slow(SmtpServer):
+        async def _content(self, reader):
+            await go.wait()
+            return await super()._content(reader)
+
+    smtpc = {"weight_precedence": 1, "max_per_host": 1}
+    order = run(tmp_path, first, Slow(extensions=()), smtpc=smtpc)
+    assert order == [b"first", b"special-delivery", b"first-class", b"none", b"list", b"bulk", b"bulk", b"junk"]
+
+
+def test_runs(tmp_path):
+    """With run_interval_s mail leaves in runs of run_size messages."""
+    async def scenario(bench, server):
+        started = bench.loop.time()
+        await bench.queue(count=5)
+        await bench.settled(5)
+        return bench.loop.time() - started, len(server.messages)
+
+    took, sent = run(tmp_path, scenario, SmtpServer(), smtpc={"run_interval_s": 0.3, "run_size": 2})
+    assert sent == 5 and 0.6 <= took < 3.0
+
+
+def test_connections_grow_with_success_and_shrink_with_failure(tmp_path):
+    async def scenario(bench, server):
+        await bench.queue(count=200)
+        await bench.until(lambda: server.messages)
+        destination = bench.worker._destinations[">"]
+        first = destination.window
+        await bench.until(lambda: server.most_open == 6)
+        await bench.settled(200)
+        grown = destination.window
+        refusing.append(1)
+        for session in list(bench.worker._sessions):
+            session.fail(Reply(451, 4, 2, "lost"))
+        await bench.queue(count=1)
+        await bench.settled(201)
+        return first, grown, destination.window, len(bench.ctx.log.of("relayed"))
+
+    refusing = []
+
+    def script(connection, verb, line):
+        return "421 4.3.2 busy" if verb == "CONNECT" and refusing else None
+
+    first, grown, shrunk, relayed = run(tmp_path, scenario, SmtpServer(script, delay_s=0.002), smtpc={"max_per_host": 6})
+    assert 2.0 <= first < 6.0 <= grown and shrunk == grown / 2 and relayed == 200
 
 
 def profile(home, domain, **values):

@@ -98,6 +98,27 @@ def test_none_for_the_null_reverse_path():
     assert make([Recipient(b"b@example.net")], reverse_path=b"") is None
 
 
+def test_the_postmaster_hears_of_a_notice_of_ours_that_failed():
+    item = Item(envelope=Envelope(Channel.MTA, b"", [Recipient(b"gone@example.net")], NOW, parent=b"p" * 16))
+    given = {"hostname": "h.test", "postmaster": "postmaster@h.test", "content_head": HEAD, "now_ns": NOW, "double_bounces": True}
+    results = [Result(item.envelope.recipients[0], Outcome.FAILED, Reply(550, 1, 1, "no such user"))]
+    made = dsn.compose(item, results, "failed", **given)
+    envelope = made[1]
+    assert envelope.reverse_path == b"" and [r.address for r in envelope.recipients] == [b"postmaster@h.test"]
+    message = parsed(made)
+    assert message["To"] == "postmaster@h.test" and "double bounce" in message["Subject"]
+    assert groups(message)[1]["Final-Recipient"] == "rfc822; gone@example.net" and groups(message)[1]["Action"] == "failed"
+    assert dsn.heard(item.envelope, item.envelope.recipients[0], True)
+    # It ends there, even if the postmaster has no mailbox; and only notices of ours are told of, and only failures.
+    again = Item(envelope=envelope)
+    failed = [Result(envelope.recipients[0], Outcome.FAILED, None)]
+    assert dsn.compose(again, failed, "failed", **given) is None
+    assert not dsn.heard(envelope, envelope.recipients[0], True)
+    assert dsn.compose(item, [Result(results[0].recipient, Outcome.DEFERRED)], "delayed", **given) is None
+    item.envelope.input_channel = Channel.SMTPD
+    assert dsn.compose(item, results, "failed", **given) is None
+
+
 def test_one_message_names_all_failed_recipients_and_no_other():
     recipients = [Recipient(b"r%d@example.net" % n) for n in range(300)]
     item = Item(envelope=Envelope(Channel.SMTPD, b"a@example.test", recipients, NOW))

@@ -37,7 +37,10 @@ async def edited(work: Work, changes: Sequence[Change]) -> Rope:
 def part_replaced(content: bytes, leaf: Part, part: bytes) -> list[Change]:
     """Put a whole new part in the place of one. Of the message itself, fields that are not about its content stay."""
     if leaf.row:
-        return [Change(leaf.header_start, leaf.body_end, part.removesuffix(b"\r\n"))]
+        part = part.removesuffix(b"\r\n")
+        if content[leaf.body_end : leaf.body_end + 1] not in (b"\r", b"\n", b""):
+            part += b"\r\n"  # the part had no body, so its last line end was not its delimiter's
+        return [Change(leaf.header_start, leaf.body_end, part)]
     changes = [
         Change(field.start, field.end, b"")
         for field in fields(content, leaf.header_start, leaf.body_start)

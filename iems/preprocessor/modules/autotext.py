@@ -150,7 +150,8 @@ def _added(content: bytes, part: Part, subtype: str, text: str, shown: str) -> C
         if field.name not in (b"content-type", b"content-transfer-encoding")
     )
     mime = b"" if part.row or header.values(content, b"mime-version", 0, part.body_start) else b"MIME-Version: 1.0\r\n"
-    return Change(part.header_start, part.body_end, kept + mime + fresh.removesuffix(b"\r\n") + (b"\r\n" if part.row == 0 else b""))
+    needs_end = part.row == 0 or content[part.body_end : part.body_end + 1] not in (b"\r", b"\n", b"")
+    return Change(part.header_start, part.body_end, kept + mime + fresh.removesuffix(b"\r\n") + (b"\r\n" if needs_end else b""))
 
 
 def _place(body: bytes) -> int:

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from iems.attachment import find as finder
@@ -196,6 +196,7 @@ def test_rules_are_kept_in_order(tmp_path) -> None:
        b"Content-Disposition: attachment; filename=a.exe\r\n", b"\r\n", b"begin 644 a.exe\r\n", b"end\r\n", b"text\r\n", b"\x00\xff", b"Content-Transfer-Encoding: base64\r\n",
        b"Content-Type: message/rfc822\r\n", MZ]), max_size=14))  # fmt: skip
 @settings(max_examples=200, deadline=None)
+@example([b"Content-Type: multipart/mixed; boundary=B\r\n", b"\r\n", b"--B\r\n", b"Content-Type: a/b; name=a.exe\r\n", b"--B--\r\n", b"begin 644 a.exe\r\n"])
 def test_after_the_filter_nothing_is_found(lines: list[bytes]) -> None:
     content = b"".join(lines)
     action, left = result(content)

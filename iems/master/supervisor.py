@@ -63,6 +63,7 @@ ROLES: dict[str, Role] = {
     "lmda": Role(),
     "smtpc": Role(),
     "bsmtp": Role(exclusive=True),
+    "api": Role(exclusive=True),
     "preprocessor": Role(),
     "imapd": Role(listeners=("imap", "imaps")),
     "pop3d": Role(listeners=("pop3", "pop3s")),

@@ -873,6 +873,13 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, Meta(ge=0, description="Size at which the log is renamed and a new one started; 0: never.")
     ] = 1_073_741_824
     keep: Annotated[int, Meta(ge=1, le=1000, description="Old logs kept (mail.log.1 is the youngest).")] = 8
+    refusals_octets: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Size of what is kept of refusals for `iemsctl refusal ID`, about; the oldest go. 0: nothing, and replies have no id.",
+        ),
+    ] = 67_108_864
 
 
 class Dns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

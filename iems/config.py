@@ -880,6 +880,20 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Size of what is kept of refusals for `iemsctl refusal ID`, about; the oldest go. 0: nothing, and replies have no id.",
         ),
     ] = 67_108_864
+    level: Annotated[
+        Literal["errors", "warning", "message", "sessions", "informational", "diagnostic"],
+        Meta(
+            description="How much is written, each level with those before it: sessions adds all SMTP commands and replies without secrets, "
+            "informational connections, diagnostic reads. Below message, `iemsctl trace` finds nothing."
+        ),
+    ] = "message"
+    keep_old: Annotated[
+        bool, Meta(description="Whether old logs stay on the disk; if not, they go once they are renamed (and sent).")
+    ] = True
+    mail_old: Annotated[
+        bool,
+        Meta(description="Whether an old log is sent to the postmaster; a large one compressed, a very large one its last part."),
+    ] = False
 
 
 class Dns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -1208,6 +1222,8 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
         for name in config.api.take:
             if served.get(name):
                 found.append((("api", "take"), f"{name} is taken by a role that is enabled"))
+    if config.log.mail_old and 0 < config.log.rotate_octets < 10_240:
+        found.append((("log", "rotate_octets"), "must be at least 10240 with log.mail_old: a log mail is logged too"))
     if config.store.workers > config.store.partitions:
         found.append((("store", "workers"), "must not be above store.partitions"))
     seen: dict[int, str] = {}

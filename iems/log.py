@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from iems.levels import LEVELS, MESSAGE, is_wanted
 from iems.model import id_text
 
 #: Octets of lines kept while the disk takes none; more are lost and counted.
@@ -68,7 +69,8 @@ class Log:
     """Writes event lines of one process.
 
     role: name in each line. path: the file, or None for standard error only. form: "json" or "text".
-    loop: with one, lines are written once per iteration; without, at each event. echo: also to standard error.
+    loop: with one, lines are written once per iteration; without, at each event. echo: also to standard error. level: of
+    `levels.LEVELS`; `level` holds its number.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Log:
         form: str = "json",
         loop: asyncio.AbstractEventLoop | None = None,
         echo: bool = False,
+        level: str = "message",
     ) -> None:
+        self.set_level(level)
         self.path = path
         self.role = role
         self.form = form
@@ -111,6 +115,11 @@ class Log:
             self._fd = -1
             print(f"iems: {self.path}: {exc.strerror}", file=sys.stderr)
 
+    def set_level(self, level: str) -> None:
+        """From now on write what belongs to this level and those before it."""
+        self.level = LEVELS.index(level) + 1
+        self._sparse = self.level < MESSAGE
+
     def forked(self, role: str, loop: asyncio.AbstractEventLoop | None) -> None:
         """Makes the log of the parent that of this child: its role, pid and loop; lines of the parent are dropped."""
         self._lines.clear()
@@ -126,6 +135,8 @@ class Log:
         self, event: str, id: bytes | None = None, recipient: bytes | str | None = None, **detail: Any
     ) -> None:
         """Notes one event. id: 16 octets of the message. detail: what else there is to say; never a secret."""
+        if self._sparse and not is_wanted(event, self.level):
+            return
         milliseconds = time.time_ns() // 1_000_000
         if milliseconds != self._millisecond:
             self._millisecond = milliseconds

@@ -340,7 +340,10 @@ class Supervisor:
         drop_privileges(user)
         self.pid_file.write()
         (self.home / "log").mkdir(mode=0o700, exist_ok=True)
-        self.log = Log(self.home / "log" / "mail.log", "master", form=self.config.log.format, echo=self.echo)
+        own = self.config.log
+        self.log = Log(
+            self.home / "log" / "mail.log", "master", form=own.format, echo=self.echo, level=own.level
+        )
         self.alarm_of_pairs(wrong)
         trim_blame(self.home)
         self.board = Board.create(run / "board")
@@ -801,6 +804,7 @@ class Supervisor:
         self.alarm_of_pairs(self.certificates.take(fresh.tls))
         self.farm.generation += 1
         self.log.form = fresh.log.format
+        self.log.set_level(fresh.log.level)
         self.apply(fresh)
         self.close_unused()
         self.write_header()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from iems.config import Config, host_port
 from iems.directory.peers import NONE, Peer
 from iems.errors import SpoolError
+from iems.levels import LEVEL, SESSIONS
 from iems.model import Channel, Extent, Notify, Outcome, Recipient, Reply, Result, id_text, rope_length
 from iems.net.resolver import Resolver
 from iems.smtpc import engine
@@ -317,6 +318,13 @@ class Worker:
             file = self._config.tls_ca_file
             self._checking = verifying_tls(self._ctx.home / file if file else "")
         return self._checking
+
+    def _hearing(self, host: str) -> Callable[[str, bytes], None] | None:
+        """What logs the dialogue with a host, if the level says so."""
+        if LEVEL[self._ctx.config.log.level] < SESSIONS:
+            return None
+        log = self._ctx.log
+        return lambda way, line: log.event("smtp", None, host=host, way=way, line=line)
 
     def _need_of(self, destination: Destination, host: Host) -> Need:
         """The TLS that a host must have for a destination's mail."""
@@ -690,6 +698,7 @@ class Worker:
                 tls=tls,
                 max_messages=self._config.max_messages,
                 need=need,
+                heard=self._hearing(str(host)),
             )
             self._sessions.add(session)
             self._ctx.count("sessions_total")

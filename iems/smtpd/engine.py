@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct
 
@@ -266,6 +266,9 @@ class Engine:
         "waiting",
     )
 
+    #: What reads the argument of a command, by its verb.
+    begin_of: ClassVar[list[Callable[[Any, bytes], Any]]]
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.connection = Connection()
@@ -362,7 +365,7 @@ class Engine:
                 if self._pos - start > self.settings.command_octets and verb != _AUTH_VERB:
                     self._refuse(replies.LINE_TOO_LONG)
                     continue
-                event = _BEGIN[verb](self, argument)
+                event = self.begin_of[verb](self, argument)
                 if _LAST[verb] and self._pos < self._end:
                     self.connection.early = True
             elif state == _CHUNK:
@@ -1008,7 +1011,7 @@ for _row, _name in zip(_TABLE, _smtp.VERBS, strict=True):
 
 #: The table by columns, as the loop of `next_event` reads it.
 _AUTH_VERB = int(_smtp.AUTH)
-_BEGIN = [row.begin for row in COMMANDS]
+Engine.begin_of = [row.begin for row in COMMANDS]
 _LAST = [row.last for row in COMMANDS]
 _ALLOWED = [sum(1 << state for state in row.states) for row in COMMANDS]
 

@@ -12,6 +12,7 @@ import lmdb
 
 from iems.directory import Authenticator, Directory
 from iems.directory.srs import forwarding
+from iems.levels import DIAGNOSTIC, INFORMATIONAL, LEVEL, SESSIONS
 from iems.model import INPUT, Channel, Reply
 from iems.net import proxy
 from iems.net.callahead import Callahead
@@ -25,6 +26,7 @@ from iems.smtpd.door import Door
 from iems.smtpd.engine import Engine, Settings, State, Transaction
 from iems.smtpd.etrn import QueueRuns
 from iems.smtpd.outbound import Outbound
+from iems.smtpd.loud import LoudEngine
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen
@@ -69,7 +71,7 @@ class Session(pace.Session):
         stream = Stream(ctx.loop, sock, self, tls=ctx.tls if implicit else None)
         self.stream = stream
         peer = worker.policy.peer(ip or (stream.peer[0] if stream.peer else ""))
-        engine = Engine(worker.settings[listener])
+        engine = worker.engine(listener, peer.ip)
         super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit)
         if worker.refusals.on:
             engine.receipt = self._receipt
@@ -236,6 +238,7 @@ class Worker:
         config = ctx.config
         self.ctx = ctx
         self.policy = Policy(config)
+        self.level = LEVEL[config.log.level]
         self.line_timeout_s = config.smtpd.line_timeout_s
         self.data_timeout_s = config.smtpd.data_timeout_s
         self.content_deadline_s = config.smtpd.content_deadline_s
@@ -295,6 +298,8 @@ class Worker:
         self.sessions: set[Session] = set()
         self.now = ctx.loop.time()
         self._servers: list[Server] = []
+        #: Sessions whose dialogue was logged.
+        self._numbers = 0
         self._wheel: dict[int, set[Session]] = {}
         self._tick = 0
         self._ticking: asyncio.TimerHandle | None = None
@@ -325,6 +330,19 @@ class Worker:
             for _, channel, identifier in self.directory.forwards()
             if channel == Channel.SMTPC and identifier
         }
+
+    def engine(self, listener: str, ip: str) -> Engine:
+        """The engine of a new session; one whose dialogue is logged, if the level says so."""
+        settings = self.settings[listener]
+        log = self.ctx.log
+        if self.level < SESSIONS:
+            return Engine(settings)
+        self._numbers += 1
+
+        def heard(direction: str, line: bytes, number: int = self._numbers) -> None:
+            log.event("smtp", None, client=ip, listener=listener, session=number, way=direction, line=line)
+
+        return LoudEngine(settings, heard, reads=self.level >= DIAGNOSTIC)
 
     async def start(self) -> None:
         """Begin to accept."""
@@ -398,6 +416,8 @@ class Worker:
             raise
         self.sessions.add(session)
         self._place(session)
+        if self.level >= INFORMATIONAL:
+            self.ctx.log.event("connected", client=session.peer.ip, listener=listener, sessions=len(self.sessions))
 
     def _enter(self, sock: socket.socket, ip: str) -> tuple[Reply | None, tuple[bytes, ...]]:
         try:
@@ -449,6 +469,8 @@ class Worker:
             if session.counted:
                 self.door.leave(session.counted)
                 session.counted = ()
+            if self.level >= INFORMATIONAL:
+                self.ctx.log.event("disconnected", client=session.peer.ip, listener=session.listener)
             if not self.sessions:
                 self._idle.set()
 

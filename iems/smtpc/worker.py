@@ -247,6 +247,7 @@ class Worker:
         self._destinations: dict[str, Destination] = {}
         self._sessions: set[Session] = set()
         self._connecting = 0
+        self._greeting = 0  # of these, those that are connected and wait for the greeting
         self._idle: dict[tuple[str, int], list[Session]] = {}
         self._waiting: dict[str, Destination] = {}  # for a connection to become free
         self._waiting_proven: dict[str, Destination] = {}  # the same, where a host is known to answer
@@ -532,7 +533,11 @@ class Worker:
         """Whether there is a place for one more connection, if need be that of a session at rest."""
         if not proven and self._unproven >= self._unproven_most:
             return False
-        return len(self._sessions) + self._connecting < self._config.max_connections or self._evict()
+        return self._taken() < self._config.max_connections or self._evict()
+
+    def _taken(self) -> int:
+        """Connections there are or will be. One that waits for its greeting is a session already, and counts once."""
+        return len(self._sessions) + self._connecting - self._greeting
 
     def _reuse(self, destination: Destination, route: Route) -> bool:
         """Take over an idle session to one of the best hosts."""
@@ -702,11 +707,14 @@ class Worker:
             )
             self._sessions.add(session)
             self._ctx.count("sessions_total")
+            self._greeting += 1
             try:
                 reply = await session.opened
             except asyncio.CancelledError:
                 session.stream.abort()
                 raise
+            finally:
+                self._greeting -= 1
             if reply is None and not session.gone:
                 if session.secure:
                     self._ctx.count("tls_total")
@@ -756,7 +764,7 @@ class Worker:
                 return
 
     def _free(self) -> bool:
-        return len(self._sessions) + self._connecting < self._config.max_connections or bool(self._idle)
+        return self._taken() < self._config.max_connections or bool(self._idle)
 
     # ---------------------------------------------------------------- what sessions ask and tell
 

@@ -96,9 +96,10 @@ class Client:
 
     def _send(self, request: dict[str, Any], content: bytes = b"", wait_s: float = 0.0) -> None:
         self._sock.settimeout(self._timeout_s + wait_s)
-        self._sock.sendall(json.dumps(request).encode() + b"\n")
-        if content:
-            self._sock.sendall(content)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what it said before it closed is still to be read
+            self._sock.sendall(json.dumps(request).encode() + b"\n")
+            if content:
+                self._sock.sendall(content)
 
     def _answer(self) -> dict[str, Any]:
         line = self._file.readline()

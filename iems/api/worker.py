@@ -70,7 +70,10 @@ class Worker:
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ctx = self.ctx
         ctx.count("sessions_total")
-        if self.closing or len(self._sessions) >= self.config.max_clients:
+        if self.closing:
+            writer.transport.abort()
+            return
+        if len(self._sessions) >= self.config.max_clients:
             ctx.count("sessions_refused_total")
             writer.write(wire.answer(None, {"error": "limit", "text": "too many clients, try again later"}))
             writer.close()

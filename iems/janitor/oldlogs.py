@@ -7,6 +7,7 @@ there is no mail about it. Each log is sent once; after a crash at the wrong mom
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 import zlib
@@ -24,6 +25,8 @@ from iems.spool.recovery import write_durably
 if TYPE_CHECKING:
     from iems.spool.spool import Spool
 
+#: A renamed log nobody has written to for so long is whole.
+SETTLED_S = 3.0
 #: A log up to this size is sent as text, above it compressed.
 TEXT_OCTETS = 64 << 10
 #: Of a larger log the last octets, and of what comes out of the compression no more than this.
@@ -48,7 +51,7 @@ class OldLogs:
         if self._keep and not self._mail:
             return
         known = self._known()
-        found = [path for path in logs.files(self._folder) if path.name != "mail.log"]
+        found = [path for path in logs.files(self._folder) if path.name != "mail.log" and _settled(path)]
         names = {path: _identity(path) for path in found}
         if known is None:
             # Turned on just now: what lies there already is old news, but goes if nothing is to be kept.
@@ -58,7 +61,7 @@ class OldLogs:
             if self._mail:
                 await self._send(path)
         present = {name for name in names.values() if name is not None}
-        if known != present or not self._noted.exists():
+        if present - known or not self._noted.exists():
             write_durably(self._noted, msgspec.json.encode(sorted(present)))
         if not self._keep:
             for path in found:
@@ -103,12 +106,23 @@ class OldLogs:
 
 
 def _identity(path: Path) -> str | None:
-    """What tells a log from all others, whatever its number is by now; None if it is gone."""
+    """What tells a log from all others, whatever its number is by now; None if it is gone.
+
+    Its first line, that is: an inode may be used again, and a worker may still write the last lines.
+    """
     try:
-        found = os.stat(path)
+        with open(path, "rb") as file:
+            return hashlib.blake2b(file.readline(4096), digest_size=16).hexdigest()
     except FileNotFoundError:
         return None
-    return f"{found.st_dev}:{found.st_ino}:{found.st_size}"
+
+
+def _settled(path: Path) -> bool:
+    """Whether nobody writes a renamed log any more: each process notices within a heartbeat."""
+    try:
+        return time.time() - os.stat(path).st_mtime >= SETTLED_S
+    except FileNotFoundError:
+        return False
 
 
 def _part(path: Path) -> tuple[bytes, int]:
@@ -138,4 +152,5 @@ def _gzip(file: Any) -> bytes | None:
         octets += len(out[-1])
         if octets > MOST_OCTETS:
             return None
-    return b"".join([*out, packer.flush()])
+    packed = b"".join([*out, packer.flush()])
+    return packed if len(packed) <= MOST_OCTETS else None

@@ -251,8 +251,9 @@ def raw(home, *lines):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
         sock.connect(str(home.path / "run/mta.sock"))
-        sock.sendall(b"".join(lines))
-        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has heard enough
+            sock.sendall(b"".join(lines))
+            sock.shutdown(socket.SHUT_WR)
         got = b""
         while data := sock.recv(65536):
             got += data

@@ -33,6 +33,8 @@ LENGTH = struct.Struct("<I")
 #: Places of a chunk: an id has 12 bits for one.
 PLACES = 4096
 FLUSH_S = 1.0
+#: Wait after a fault before a file is made again, or told of another.
+FAULT_S = 30.0
 #: Files kept at most, whatever their size.
 MOST_FILES = 4096
 
@@ -167,6 +169,7 @@ class Ring:
         self._chunk: _Chunk | None = None
         self._spare: _Chunk | None = None
         self._preparing = False
+        self._again_s = self._told_s = float("-inf")
         self._place = PLACES
         self._noted: list[tuple[Any, ...]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -217,7 +220,7 @@ class Ring:
             if old is not None:
                 self._thread.submit(old.close)
             self._chunk, self._place = spare, 0
-        if not self._preparing:
+        if not self._preparing and time.monotonic() >= self._again_s:
             self._preparing = True
             self._thread.submit(self._prepare)
         return spare is not None
@@ -255,6 +258,7 @@ class Ring:
                     number += 1
             self._trim()
         except OSError as error:
+            self._again_s = time.monotonic() + FAULT_S  # a flood of refusals must not become one of faults
             self._tell(error)
         finally:
             self._preparing = False
@@ -281,6 +285,10 @@ class Ring:
                 left -= 1
 
     def _tell(self, error: BaseException) -> None:
+        now_s = time.monotonic()
+        if now_s - self._told_s < FAULT_S:
+            return
+        self._told_s = now_s
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._failed, error)
 

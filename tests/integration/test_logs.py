@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import poplib
+import signal
 import smtplib
 import threading
 import time
@@ -97,10 +99,15 @@ def _accepts(home):
     return True
 
 
-def test_an_old_log_comes_by_mail_and_ends():
+def test_an_old_log_comes_by_mail_and_goes():
     with PrivateHome(1, {"log.mail_old": True, "log.keep_old": False, "log.rotate_octets": 10_240}) as home:
         home.ctl("alias", "add", "postmaster@load.test", "a1@load.test")
-        until(lambda: (home.path / "log/mailed").exists())
+
+        def soon(found):
+            """As `until`, with everybody awake: the master looks at the log's size, the janitor at old ones."""
+            return until(lambda: os.kill(home.pid, signal.SIGUSR1) or found())
+
+        soon(lambda: (home.path / "log/mailed").exists())
         with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
             for number in range(12):
                 client.sendmail("s@x.test", ["a1@load.test"], b"Subject: %d\r\n\r\nx\r\n" % number)
@@ -113,15 +120,9 @@ def test_an_old_log_comes_by_mail_and_ends():
             client.quit()
             return [mail for mail in found if b"Subject: Old log of" in mail]
 
-        first = until(mails)
+        first = soon(mails)
         assert b"Return-Path: <>" in first[0] or b"postmaster@load.test" in first[0]
         assert b'"event":"accepted"' in first[0].replace(b"=3D", b"=") or b"Content-Transfer-Encoding: base64" in first[0]
-        until(lambda: not list((home.path / "log").glob("mail.log.*")))
-        # an unknown postmaster: the mail fails, and nothing follows from it
-        home.ctl("alias", "remove", "postmaster@load.test")
-        with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
-            for number in range(12):
-                client.sendmail("s@x.test", ["a1@load.test"], b"Subject: %d\r\n\r\nx\r\n" % number)
-        until(lambda: not list((home.path / "log").glob("mail.log.*")))
+        soon(lambda: not list((home.path / "log").glob("mail.log.*")))
         until(lambda: home.ctl("queue", "list") == "")
         assert json.loads(home.ctl("audit", "--json"))["missing"] == 0

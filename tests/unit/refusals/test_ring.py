@@ -141,7 +141,14 @@ def test_without_room_or_turned_off(tmp_path, monkeypatch):
     run(tmp_path / "b", nothing, octets=0)
     assert not (tmp_path / "b").exists()
     (tmp_path / "c").write_text("no folder")
-    assert len(run(tmp_path / "c", nothing)) >= 1
+
+    async def flood(ring):
+        for _ in range(1000):
+            await nothing(ring)
+            await asyncio.sleep(0)
+        assert ring.lost == 1000
+
+    assert len(run(tmp_path / "c", flood)) == 1  # told once, not a thousand times
 
 
 def test_damage_is_passed_over(tmp_path):

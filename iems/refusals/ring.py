@@ -247,21 +247,26 @@ class Ring:
             self._tell(error)
 
     def _prepare(self) -> None:
+        if self._spare is not None:
+            self._preparing = False
+            return
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             number = (chunks(self._folder) or [0])[-1] + 1
             while True:
                 try:
-                    self._spare = _Chunk(self._folder, number)
+                    chunk = _Chunk(self._folder, number)
                     break
                 except FileExistsError:
                     number += 1
+            # In this order: who takes the spare away must find that another may be asked for.
+            self._preparing = False
+            self._spare = chunk
             self._trim()
         except OSError as error:
             self._again_s = time.monotonic() + FAULT_S  # a flood of refusals must not become one of faults
-            self._tell(error)
-        finally:
             self._preparing = False
+            self._tell(error)
 
     def _trim(self) -> None:
         """Forget the oldest chunks as long as there is too much; not those that are being written."""

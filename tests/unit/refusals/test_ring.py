@@ -92,8 +92,7 @@ def test_the_oldest_go(tmp_path, monkeypatch):
     async def body(ring):
         for n in range(400):
             if n % 16 == 0:
-                while ring._place >= 16 and ring._spare is None:
-                    await asyncio.sleep(0)
+                await asyncio.get_running_loop().run_in_executor(ring._thread, lambda: None)
             ids.append(noted(ring, n))
 
     run(tmp_path, body, octets=5000)

@@ -25,8 +25,8 @@ from iems.smtpd import flow, handlers, pace
 from iems.smtpd.door import Door
 from iems.smtpd.engine import Engine, Settings, State, Transaction
 from iems.smtpd.etrn import QueueRuns
-from iems.smtpd.outbound import Outbound
 from iems.smtpd.loud import LoudEngine
+from iems.smtpd.outbound import Outbound
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
 from iems.smtpd.screen import Screen

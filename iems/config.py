@@ -917,6 +917,33 @@ class Bsmtp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = field(default_factory=list)
 
 
+InputChannel = Literal["CCOUT", "NOTESOUT", "WEBCLIENT", "BSMTPIN"]
+OutputChannel = Literal["CCMAIL", "NOTES", "BSMTPOUT", "DL", "SMTPC", "LOCAL"]
+
+
+class Api(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The worker that serves run/mta.sock, by which programs of others hand mail in and take mail out (api-mta.md)."""
+
+    enabled: Enabled = False
+    workers: Annotated[int, Meta(ge=1, le=1, description=_WORKERS)] = 1
+    insert: Annotated[
+        list[InputChannel], Meta(description="Input channels that programs may hand mail in by.")
+    ] = field(default_factory=lambda: ["CCOUT", "NOTESOUT"])
+    take: Annotated[
+        list[OutputChannel],
+        Meta(description="Output channels that programs may take mail of; none that an enabled role serves."),
+    ] = field(default_factory=lambda: ["CCMAIL", "NOTES"])
+    max_clients: Annotated[int, Meta(ge=1, le=10_000, description="Connections at once; the next is refused.")] = 100
+    max_leases: Annotated[int, Meta(ge=1, le=10_000, description="Items a connection may have in hand.")] = 256
+    max_octets: Annotated[int, Meta(ge=1, description="Largest message handed in, in octets.")] = 104_857_600
+    lease_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="Longest time an item may be in hand before it is offered again.")
+    ] = 3600.0
+    timeout_s: Annotated[
+        float, Meta(gt=0, description="Wait for the rest of a content, and for a client that does not read its answers.")
+    ] = 300.0
+
+
 class Janitor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The worker that recovers, reclaims and serves the metrics."""
 
@@ -966,6 +993,27 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, Meta(ge=0, description="Size at which the log is renamed and a new one started; 0: never.")
     ] = 1_073_741_824
     keep: Annotated[int, Meta(ge=1, le=1000, description="Old logs kept (mail.log.1 is the youngest).")] = 8
+    refusals_octets: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Size of what is kept of refusals for `iemsctl refusal ID`, about; the oldest go. 0: nothing, and replies have no id.",
+        ),
+    ] = 67_108_864
+    level: Annotated[
+        Literal["errors", "warning", "message", "sessions", "informational", "diagnostic"],
+        Meta(
+            description="How much is written, each level with those before it: sessions adds all SMTP commands and replies without secrets, "
+            "informational connections, diagnostic reads. Below message, `iemsctl trace` finds nothing."
+        ),
+    ] = "message"
+    keep_old: Annotated[
+        bool, Meta(description="Whether old logs stay on the disk; if not, they go once they are renamed (and sent).")
+    ] = True
+    mail_old: Annotated[
+        bool,
+        Meta(description="Whether an old log is sent to the postmaster; a large one compressed, a very large one its last part."),
+    ] = False
 
 
 class Dns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -1195,6 +1243,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     authres: Authres = field(default_factory=Authres)
     dkim: Dkim = field(default_factory=Dkim)
     sieved: Sieved = field(default_factory=Sieved)
+    api: Api = field(default_factory=Api)
 
     def spool_path(self, home: Path) -> Path:
         """The spool's folder."""
@@ -1284,6 +1333,17 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
         found.append((("dkim", "seal"), "needs authres.verify"))
     if config.authres.reports and not config.authres.verify:
         found.append((("authres", "reports"), "needs authres.verify"))
+    if config.api.enabled:
+        served = {
+            "LOCAL": config.lmda.enabled,
+            "SMTPC": config.smtpc.enabled,
+            "BSMTPOUT": config.bsmtp.enabled and config.bsmtp.encoder,
+        }
+        for name in config.api.take:
+            if served.get(name):
+                found.append((("api", "take"), f"{name} is taken by a role that is enabled"))
+    if config.log.mail_old and 0 < config.log.rotate_octets < 10_240:
+        found.append((("log", "rotate_octets"), "must be at least 10240 with log.mail_old: a log mail is logged too"))
     if config.store.workers > config.store.partitions:
         found.append((("store", "workers"), "must not be above store.partitions"))
     seen: dict[int, str] = {}

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from iems.levels import LEVELS, MESSAGE, is_wanted
 from iems.model import id_text
 
 #: Octets of lines kept while the disk takes none; more are lost and counted.
@@ -35,6 +36,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\\\\]")
 
 def text_of(value: Any) -> Any:
     """Wire data as text for a log line: UTF-8 where it is, `\\xNN` where not; containers are walked."""
+    if type(value) is bytes:
+        return value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
         return value
     if isinstance(value, bytes | bytearray | memoryview):
@@ -66,7 +69,8 @@ class Log:
     """Writes event lines of one process.
 
     role: name in each line. path: the file, or None for standard error only. form: "json" or "text".
-    loop: with one, lines are written once per iteration; without, at each event. echo: also to standard error.
+    loop: with one, lines are written once per iteration; without, at each event. echo: also to standard error. level: of
+    `levels.LEVELS`; `level` holds its number.
     """
 
     def __init__(
@@ -77,7 +81,9 @@ class Log:
         form: str = "json",
         loop: asyncio.AbstractEventLoop | None = None,
         echo: bool = False,
+        level: str = "message",
     ) -> None:
+        self.set_level(level)
         self.path = path
         self.role = role
         self.form = form
@@ -89,10 +95,13 @@ class Log:
         self._scheduled = False
         self._second = -1
         self._second_text = ""
+        self._millisecond = -1
+        self._stamp = ""
         self._fd = -1
         self._file_id = (0, 0)
         self._pid = os.getpid()
-        self._tail = f'"role":"{role}","pid":{self._pid}'.encode()
+        self._heads: dict[str, bytes] = {}
+        self._tail = f'"role":"{role}","pid":{self._pid}}}\n'.encode()
         self._open()
 
     def _open(self) -> None:
@@ -106,6 +115,11 @@ class Log:
             self._fd = -1
             print(f"iems: {self.path}: {exc.strerror}", file=sys.stderr)
 
+    def set_level(self, level: str) -> None:
+        """From now on write what belongs to this level and those before it."""
+        self.level = LEVELS.index(level) + 1
+        self._sparse = self.level < MESSAGE
+
     def forked(self, role: str, loop: asyncio.AbstractEventLoop | None) -> None:
         """Makes the log of the parent that of this child: its role, pid and loop; lines of the parent are dropped."""
         self._lines.clear()
@@ -115,18 +129,23 @@ class Log:
         self.loop = loop
         self.echo = False
         self._pid = os.getpid()
-        self._tail = f'"role":"{role}","pid":{self._pid}'.encode()
+        self._tail = f'"role":"{role}","pid":{self._pid}}}\n'.encode()
 
     def event(
         self, event: str, id: bytes | None = None, recipient: bytes | str | None = None, **detail: Any
     ) -> None:
         """Notes one event. id: 16 octets of the message. detail: what else there is to say; never a secret."""
+        if self._sparse and not is_wanted(event, self.level):
+            return
         milliseconds = time.time_ns() // 1_000_000
-        second = milliseconds // 1000
-        if second != self._second:
-            self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        stamp = f"{self._second_text}{milliseconds % 1000:03d}Z"
+        if milliseconds != self._millisecond:
+            self._millisecond = milliseconds
+            second = milliseconds // 1000
+            if second != self._second:
+                self._second = second
+                self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            self._stamp = f"{self._second_text}{milliseconds % 1000:03d}Z"
+            self._heads.clear()
         if self.form == "json":
             # One encoding of everything that may hold foreign text; the rest is ours.
             rest: dict[str, Any] = {}
@@ -137,22 +156,20 @@ class Log:
                     if type(value) not in _PLAIN:
                         detail[key] = text_of(value)
                 rest["detail"] = detail
-            about = f'"id":"{_shown(id)}",' if id else ""
             try:
                 body = _encode(rest)[1:-1]
             except (UnicodeEncodeError, ValueError, OverflowError, TypeError):
                 # Half a surrogate pair, a huge number: the log takes it all.
                 body = _encode(_plain_text(rest))[1:-1]
-            line = b'{"time":"%b","event":"%b",%b%b%b%b}\n' % (
-                stamp.encode(),
-                event.encode(),
-                about.encode(),
-                body,
-                b"," if body else b"",
-                self._tail,
-            )
+            # The front is the same for all events of a name within a millisecond: a batch has many.
+            line = self._heads.get(event)
+            if line is None:
+                line = self._heads[event] = f'{{"time":"{self._stamp}","event":"{event}",'.encode()
+            if id:
+                line += f'"id":"{_shown(id)}",'.encode()
+            line += body + b"," + self._tail if body else self._tail
         else:
-            parts = [stamp, f"{self.role}[{self._pid}]", event]
+            parts = [self._stamp, f"{self.role}[{self._pid}]", event]
             if id:
                 parts.append("id=" + _shown(id))
             if recipient is not None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "queue": ("queue", "queue"),
     "trace": ("trace", "trace"),
     "audit": ("trace", "audit"),
+    "refusal": ("refusal", "refusal"),
     "fsck": ("fsck", "fsck"),
     "route": ("policy", "route"),
     "domain": ("policy", "domain"),

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ from iems.cli.trace import normal_id
 from iems.errors import ConfigError
 from iems.log import printable
 from iems.master.supervisor import running_pid
-from iems.model import Channel, id_octets
+from iems.model import Channel, id_octets, id_text
 
 if TYPE_CHECKING:
     from iems.spool.admin import Selection
@@ -152,7 +153,7 @@ def _report(home: Home, as_json: bool, done: str, number: int, ids: tuple[str, .
 
 @click.group(cls=Group)
 def queue() -> None:
-    """Messages that wait: list, destinations, show, hold, release, retry, bounce, delete."""
+    """Messages that wait: list, destinations, show, export, hold, release, retry, route, bounce, delete."""
 
 
 @queue.command("list")
@@ -362,3 +363,120 @@ def delete(home: Home, as_json: bool, dry_run: bool, yes: bool, **given: Any) ->
         note(f"{len(admin.list_items(home.path, selection(**given)))} messages would be deleted")
         raise click.UsageError("add --yes to delete them")
     _report(home, as_json, "deleted", admin.delete(home.path, selection(**given)), given["ids"])
+
+
+def _selectors_of_route(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `selectors`, but --channel says where to, so the queue has another name."""
+    function = selectors(function)
+    for option in function.__click_params__:  # type: ignore[attr-defined]
+        if option.name == "channel":
+            option.opts, option.help = ["--from-channel"], "Queue of the channel it waits in."
+    return function
+
+
+@queue.command()
+@_selectors_of_route
+@click.option(
+    "--channel", "to_channel", required=True, type=click.Choice(CHANNELS, case_sensitive=False),
+    help="Where to; INPUT asks the directory again.",
+)  # fmt: skip
+@click.option("--destination", default="", help="Next hop (HOST or HOST:PORT) or identifier; SMTPC without one: by MX.")
+@click.option("--to", help="Another address for the recipient; needs --recipient.")
+@dry_run_option
+@json_option
+@pass_home
+def route(
+    home: Home,
+    to_channel: str,
+    destination: str,
+    to: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Send messages another way, due at once; with --recipient or --domain, those recipients alone."""
+    from iems.log import Log
+    from iems.spool import admin, reroute
+
+    _must_select(**given)
+    if to is not None and given["recipient"] is None:
+        raise click.UsageError("--to needs --recipient: whose address is to change")
+    try:
+        target = reroute.way(admin.channel_number(to_channel), destination, to)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if dry_run:
+        found = reroute.would_reroute(home.path, selection(**given), target)
+    else:
+        found = reroute.reroute(home.path, selection(**given), target)
+        log = Log(home.path / "log" / "mail.log", "admin", form=home.config().log.format)
+        for one in found.changed:
+            for recipient in one.recipients:
+                log.event(
+                    "rerouted",
+                    one.id,
+                    recipient.address,
+                    channel=admin.channel_name(one.item.channel),
+                    destination=one.item.destination,
+                    to_channel=to_channel,
+                    to_destination=destination,
+                    to_address=target.address or recipient.address,
+                )
+        log.close()
+    if dry_run and as_json:
+        for one in [*found.changed, *found.left]:
+            say_json(reroute.shown(one))
+    elif dry_run and (found.changed or found.left):
+        table([_route_row(reroute.shown(one)) for one in [*found.changed, *found.left]], ("ID", "FROM", "TO", "RECIPIENTS", "STAYS"))
+    else:
+        for one in found.left:
+            note(f"{id_text(one.id)} stays: {one.left}")
+    if dry_run:
+        note(f"route would change {len(found.changed)}; nothing was changed")
+        return
+    _report(home, as_json, "routed", len(found.changed), given["ids"])
+
+
+def _route_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    places = {
+        f"{r['address']} -> {r['to_address']}" if r["address"] != r["to_address"] else r["address"]
+        for r in entry["recipients"]
+    }
+    hops = sorted({r["to_identifier"] for r in entry["recipients"]})
+    return (
+        entry["id"],
+        f"{entry['channel']} {entry['identifier']}".strip(),
+        f"{entry['to_channel']} {','.join(hops)}".strip(),
+        ",".join(sorted(places)),
+        entry["left"] or "-",
+    )
+
+
+@queue.command()
+@selectors
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
+@json_option
+@pass_home
+def export(home: Home, out: Path, as_json: bool, **given: Any) -> None:
+    """Write messages to files, octet for octet: ID.eml, and the envelope as ID.json. Nothing is overwritten."""
+    from iems.spool.export import Exists
+    from iems.spool.export import export as write
+
+    _must_select(**given)
+    number = damaged = 0
+    try:
+        for entry in write(home.path, selection(**given), out):
+            number += 1
+            damaged += bool(entry["damaged"])
+            if as_json:
+                say_json(entry)
+            else:
+                say(f"{entry['file']}  {entry['octets']}")
+            if entry["damaged"]:
+                note(f"{entry['id']} is not what was accepted: {entry['damaged']}")
+    except Exists as error:
+        raise Failed(str(error)) from None
+    if damaged:
+        raise Failed(f"{damaged} of {number} are damaged; they were written as they are")
+    if given["ids"] and not number:
+        raise Failed("no such message in the queue; see `iemsctl trace ID`")

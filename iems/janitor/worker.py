@@ -15,6 +15,7 @@ import lmdb
 from iems.errors import SpoolError
 from iems.janitor.accounts import DeletedAccounts
 from iems.janitor.metrics import publish_queue, serve_metrics
+from iems.janitor.oldlogs import OldLogs
 from iems.spool import Spool, keys, reclaim, recovery, soundness
 from iems.spool.index import is_damage
 from iems.spool.rebuild import rebuild, repair
@@ -45,6 +46,7 @@ class Worker:
         self._reports: Any = None
         self._training: asyncio.Future[None] | None = None
         self._teacher: Any = None
+        self._old_logs = OldLogs(ctx, self.spool)
 
     async def start(self) -> None:
         """Begin with a first round in the background, so that the ports open at once."""
@@ -102,6 +104,7 @@ class Worker:
         if self._training is None or self._training.done():
             self._training = asyncio.ensure_future(self._train())
         await self._report()
+        await self._old_logs.round()
         if index.is_rebuilding():
             # beside the rounds: workers die while an index is built, too
             if self._building is None or self._building.done():

@@ -46,7 +46,7 @@ _HEADER = struct.Struct("<8sIIQQQQQQ")
 _ROW = struct.Struct("<IBBBxQQQQ16sIIQ")
 
 #: Role codes are places in this list (from 1); add at the END.
-ROLES = ["smtpd", "preprocessor", "smtpc", "lmda", "store", "imapd", "pop3d", "janitor", "bsmtp", "sieved"]
+ROLES = ["smtpd", "preprocessor", "smtpc", "lmda", "store", "imapd", "pop3d", "janitor", "bsmtp", "sieved", "api"]
 ROLE_CODE = {role: number for number, role in enumerate(ROLES, 1)}
 
 #: Counters, kept per worker and summed per role. A name that ends in `_now` is a gauge. Add at the END.

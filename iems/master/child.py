@@ -126,8 +126,11 @@ class WorkerContext:
 
     def wake(self, role: str) -> None:
         """Wakes one parked worker of the role, if there is one. Call it after the work can be seen (committed)."""
+        code = ROLE_CODE.get(role)
+        if code is None:
+            return  # a channel whose role isn't built: its items wait
         with self._fence:  # a full fence: the commit is visible before the flags are read
-            slot = self.board.take_parked(ROLE_CODE[role])
+            slot = self.board.take_parked(code)
         if slot >= 0:
             try:
                 os.eventfd_write(self._eventfds[slot], 1)

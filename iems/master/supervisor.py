@@ -63,6 +63,7 @@ ROLES: dict[str, Role] = {
     "lmda": Role(),
     "smtpc": Role(),
     "bsmtp": Role(exclusive=True),
+    "api": Role(exclusive=True),
     "preprocessor": Role(),
     "imapd": Role(listeners=("imap", "imaps")),
     "pop3d": Role(listeners=("pop3", "pop3s")),
@@ -344,7 +345,10 @@ class Supervisor:
         drop_privileges(user)
         self.pid_file.write()
         (self.home / "log").mkdir(mode=0o700, exist_ok=True)
-        self.log = Log(self.home / "log" / "mail.log", "master", form=self.config.log.format, echo=self.echo)
+        own = self.config.log
+        self.log = Log(
+            self.home / "log" / "mail.log", "master", form=own.format, echo=self.echo, level=own.level
+        )
         self.alarm_of_pairs(wrong)
         trim_blame(self.home)
         self.board = Board.create(run / "board")
@@ -814,6 +818,7 @@ class Supervisor:
             print(f"iems: alarm: the old client certificates stay in use: {exc}", file=sys.stderr, flush=True)
         self.farm.generation += 1
         self.log.form = fresh.log.format
+        self.log.set_level(fresh.log.level)
         self.apply(fresh)
         self.close_unused()
         self.write_header()

@@ -107,7 +107,7 @@ def wire(reply: Reply) -> bytes:
     No status on 3xx (RFC 2034 4); control characters are dropped and what is not ASCII becomes `?`, so nothing that a
     peer wrote can end a line.
     """
-    return _WIRE.get(id(reply)) or _format(reply)
+    return _WIRE.get(id(reply)) or _remembered(reply, _format(reply))
 
 
 def _format(reply: Reply) -> bytes:
@@ -129,6 +129,32 @@ def _format(reply: Reply) -> bytes:
 _WIRE: dict[int, bytes] = {
     id(value): _format(value) for value in list(globals().values()) if isinstance(value, Reply)
 }
+#: Refusals made elsewhere and formatted lately: kept alive, for the same reason.
+_LATELY: list[Reply] = []
+_MOST_LATELY = 256
+#: Replies as logs show them.
+_SAID: dict[int, str] = {
+    id(value): f"{value.code} {value.status} {value.text}" for value in list(globals().values()) if isinstance(value, Reply)
+}
+
+
+def _remembered(reply: Reply, octets: bytes) -> bytes:
+    """Keep the octets of a refusal that is likely to be given again, such as the directory's."""
+    if reply.code >= 400:
+        if len(_LATELY) >= _MOST_LATELY:
+            for old in _LATELY:
+                _WIRE.pop(id(old), None)
+                _SAID.pop(id(old), None)
+            _LATELY.clear()
+        _LATELY.append(reply)
+        _WIRE[id(reply)] = octets
+        _SAID[id(reply)] = f"{reply.code} {reply.status} {reply.text}"
+    return octets
+
+
+def said(reply: Reply) -> str:
+    """A reply as logs show it: `550 5.1.1 No such user here`."""
+    return _SAID.get(id(reply)) or f"{reply.code} {reply.status} {reply.text}"
 
 
 def queued(message_id: str) -> Reply:

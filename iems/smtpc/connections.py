@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 from msgspec import Struct
@@ -24,6 +24,7 @@ from iems.model import Reply, Rope
 from iems.net.stream import Stream
 from iems.smtpc.dane import anchored, chain_of, matches
 from iems.smtpc.engine import NEED_DATA, Engine, Event, Transaction, Wait, What
+from iems.smtpc.loud import LoudEngine
 from iems.smtpc.mx import Host
 from iems.smtpc.security import NEEDS, Need
 
@@ -162,11 +163,14 @@ class Session:
         tls: ssl.SSLContext | None = None,
         max_messages: int = 100,
         need: Need = NEEDS["may"],
+        heard: Callable[[str, bytes], Any] | None = None,
     ) -> None:
+        """heard: is told of every command and reply, to be logged."""
         self.host = host
         self.need = need
         self.name = str(host)
-        self.engine = Engine(helo, tls=tls is not None, must=need.must)
+        options = {"tls": tls is not None, "must": need.must}
+        self.engine = Engine(helo, **options) if heard is None else LoudEngine(heard, helo, **options)
         self.opened: asyncio.Future[Reply | None] = loop.create_future()
         self.used = False
         self.tls_failed = False

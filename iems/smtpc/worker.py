@@ -24,6 +24,7 @@ from msgspec import structs
 from iems.config import Config, host_port
 from iems.directory.peers import NONE, Peer
 from iems.errors import SpoolError
+from iems.levels import LEVEL, SESSIONS
 from iems.model import Channel, Extent, Notify, Outcome, Recipient, Reply, Result, id_text, rope_length
 from iems.net.resolver import Resolver
 from iems.smtpc import engine, tlsrpt
@@ -256,6 +257,7 @@ class Worker:
         self._destinations: dict[str, Destination] = {}
         self._sessions: set[Session] = set()
         self._connecting = 0
+        self._greeting = 0  # of these, those that are connected and wait for the greeting
         self._idle: dict[tuple[str, int], list[Session]] = {}
         self._waiting: dict[str, Destination] = {}  # for a connection to become free
         self._waiting_proven: dict[str, Destination] = {}  # the same, where a host is known to answer
@@ -365,6 +367,13 @@ class Worker:
             found.load_cert_chain(f"/proc/self/fd/{fd}")
             self._certified[which] = found
         return found
+
+    def _hearing(self, host: str) -> Callable[[str, bytes], None] | None:
+        """What logs the dialogue with a host, if the level says so."""
+        if LEVEL[self._ctx.config.log.level] < SESSIONS:
+            return None
+        log = self._ctx.log
+        return lambda way, line: log.event("smtp", None, host=host, way=way, line=line)
 
     def _need_of(self, destination: Destination, host: Host) -> Need:
         """The TLS that a host must have for a destination's mail, and the certificate it is shown."""
@@ -606,7 +615,11 @@ class Worker:
         """Whether there is a place for one more connection, if need be that of a session at rest."""
         if not proven and self._unproven >= self._unproven_most:
             return False
-        return len(self._sessions) + self._connecting < self._config.max_connections or self._evict()
+        return self._taken() < self._config.max_connections or self._evict()
+
+    def _taken(self) -> int:
+        """Connections there are or will be. One that waits for its greeting is a session already, and counts once."""
+        return len(self._sessions) + self._connecting - self._greeting
 
     def _reuse(self, destination: Destination, route: Route) -> bool:
         """Take over an idle session to one of the best hosts."""
@@ -780,15 +793,19 @@ class Worker:
                 tls=tls,
                 max_messages=self._config.max_messages,
                 need=need,
+                heard=self._hearing(str(host)),
             )
             self._sessions.add(session)
             self._ctx.count("sessions_total")
             own = sock.getsockname()[0] if domain else ""
+            self._greeting += 1
             try:
                 reply = await session.opened
             except asyncio.CancelledError:
                 session.stream.abort()
                 raise
+            finally:
+                self._greeting -= 1
             if domain and tls is not None and self._tallies is not None:
                 self._tallies.connected(
                     domain, need, host, own, secure=session.secure, reply=reply, cause=session.tls_cause
@@ -842,7 +859,7 @@ class Worker:
                 return
 
     def _free(self) -> bool:
-        return len(self._sessions) + self._connecting < self._config.max_connections or bool(self._idle)
+        return self._taken() < self._config.max_connections or bool(self._idle)
 
     # ---------------------------------------------------------------- what sessions ask and tell
 

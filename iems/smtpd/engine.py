@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct
 
@@ -257,6 +257,7 @@ class Engine:
         "idle_commands",
         "mails",
         "may_xclient",
+        "receipt",
         "refused",
         "settings",
         "size_limit",
@@ -264,6 +265,9 @@ class Engine:
         "transaction",
         "waiting",
     )
+
+    #: What reads the argument of a command, by its verb.
+    begin_of: ClassVar[list[Callable[[Any, bytes], Any]]]
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -281,6 +285,9 @@ class Engine:
         self.may_xclient = False
         #: Octets: the limit named in the answer to EHLO, and the one for content that may come now; 0 is none.
         self.announced = self.size_limit = settings.size_limit
+        #: Keeps a refusal: called with the reply, the address or argument it is about, and the transaction, if any; gives the end
+        #: of the reply in place of CRLF, or b"". None: nothing is kept.
+        self.receipt: Callable[[Reply, bytes, Transaction | None], bytes] | None = None
         #: The refusal of the content read last, for whoever keeps a log; he sets it back to None.
         self.refused: Reply | None = None
         self._event: Any = None
@@ -358,7 +365,7 @@ class Engine:
                 if self._pos - start > self.settings.command_octets and verb != _AUTH_VERB:
                     self._refuse(replies.LINE_TOO_LONG)
                     continue
-                event = _BEGIN[verb](self, argument)
+                event = self.begin_of[verb](self, argument)
                 if _LAST[verb] and self._pos < self._end:
                     self.connection.early = True
             elif state == _CHUNK:
@@ -412,7 +419,7 @@ class Engine:
     def close(self, reply: Reply) -> None:
         """End the session with a last reply (221 or 421)."""
         if self.state != _CLOSED:
-            self._out += replies.wire(reply)
+            self._out += replies.wire(reply) if reply.code < 400 else self._kept(reply)
             self.end()
 
     def end(self) -> None:
@@ -456,14 +463,30 @@ class Engine:
         self._refuse(too_long if skipped else replies.BARE_LINE_END)
         return True
 
-    def _refuse(self, reply: Reply, wire: bytes = b"") -> None:
-        """Send a refusal and count it; one too many ends the session. wire: what to send, if not the usual form."""
+    def _kept(
+        self, reply: Reply, wire: bytes = b"", about: bytes = b"", transaction: Transaction | None = None
+    ) -> bytes:
+        """A refusal on the wire, with the id under which it is kept."""
+        out = wire or replies.wire(reply)
+        if self.receipt is not None:
+            end = self.receipt(reply, about, transaction or self.transaction)
+            if end:
+                return out[:-2] + end
+        return out
+
+    def _refuse(
+        self, reply: Reply, wire: bytes = b"", about: bytes = b"", transaction: Transaction | None = None
+    ) -> None:
+        """Send a refusal and count it; one too many ends the session. wire: what to send, if not the usual form.
+
+        about: the address or argument refused. transaction: the one it is about, if it is dropped already.
+        """
         if reply.code >= 500 and not (self.settings.lmtp and reply.code == 550):
             self.errors += 1
             if self.errors > self.settings.max_errors:
                 self.close(replies.TOO_MANY_ERRORS)
                 return
-        self._out += wire or replies.wire(reply)
+        self._out += self._kept(reply, wire, about, transaction)
 
     def _out_of_order(self, verb: int, state: int) -> Reply:
         """The refusal of a command that is known but not allowed now."""
@@ -573,13 +596,13 @@ class Engine:
             mail = grammar.mail(argument, settings.qualify)
             _remember(settings.mail_cache, argument, mail)
         if type(mail) is not Mail:
-            self._refuse(mail)  # type: ignore[arg-type]
+            self._refuse(mail, about=argument)  # type: ignore[arg-type]
             return None
         if mail.requiretls and (settings.lmtp or not self.connection.secure):
-            self._refuse(replies.UNKNOWN_PARAMETER)
+            self._refuse(replies.UNKNOWN_PARAMETER, about=argument)
             return None
         if self.announced and mail.size > self.announced:
-            self._refuse(replies.TOO_BIG)
+            self._refuse(replies.TOO_BIG, about=mail.path.original)
             return None
         return mail
 
@@ -589,7 +612,7 @@ class Engine:
             self.transaction = Transaction(mail)
             self.state = _MAIL
         else:
-            self._refuse(reply)
+            self._refuse(reply, about=mail.path.original)
 
     def _rcpt(self, argument: bytes) -> Event | None:
         settings = self.settings
@@ -598,15 +621,15 @@ class Engine:
             rcpt = grammar.rcpt(argument, settings.qualify)
             _remember(settings.rcpt_cache, argument, rcpt)
         if type(rcpt) is not Rcpt:
-            self._refuse(rcpt)  # type: ignore[arg-type]
+            self._refuse(rcpt, about=argument)  # type: ignore[arg-type]
             return None
         transaction = self.transaction
         assert transaction is not None
         if rcpt.path.utf8 and not transaction.mail.smtputf8:
-            self._refuse(replies.NEED_SMTPUTF8)
+            self._refuse(replies.NEED_SMTPUTF8, about=rcpt.path.original)
             return None
         if len(transaction.recipients) >= settings.max_recipients:
-            self._refuse(replies.TOO_MANY_RECIPIENTS)
+            self._refuse(replies.TOO_MANY_RECIPIENTS, about=rcpt.path.original)
             return None
         if settings.max_recipient_domains and not self._domain_fits(rcpt.path.address):
             self._refuse(replies.TOO_MANY_DOMAINS)
@@ -632,7 +655,7 @@ class Engine:
             )
             self.state = _RCPT
         else:
-            self._refuse(reply)
+            self._refuse(reply, about=rcpt.path.original)
 
     def _rset(self, argument: bytes) -> None:
         if argument:
@@ -882,12 +905,14 @@ class Engine:
                 if accepted:
                     self._out += replies.wire(reply)
                 else:
-                    self._refuse(reply)
+                    self._refuse(reply, transaction=transaction)
                 return
-            wire = replies.wire(reply)
+            wire = replies.wire(reply) if accepted else self._kept(reply, transaction=transaction)
             self._out += b"".join(wire for _ in transaction.recipients)
         else:
-            self._out += b"".join(replies.wire(one) for one in reply)
+            self._out += b"".join(
+                replies.wire(one) if one.code < 400 else self._kept(one, transaction=transaction) for one in reply
+            )
 
     def _bdat(self, argument: bytes) -> Event | None:
         size = grammar.chunk(argument)
@@ -986,7 +1011,7 @@ for _row, _name in zip(_TABLE, _smtp.VERBS, strict=True):
 
 #: The table by columns, as the loop of `next_event` reads it.
 _AUTH_VERB = int(_smtp.AUTH)
-_BEGIN = [row.begin for row in COMMANDS]
+Engine.begin_of = [row.begin for row in COMMANDS]
 _LAST = [row.last for row in COMMANDS]
 _ALLOWED = [sum(1 << state for state in row.states) for row in COMMANDS]
 

@@ -83,6 +83,7 @@ class Session:
         "_prefix_of",
         "_running",
         "arrival",
+        "cause",
         "counted",
         "elsewhere",
         "engine",
@@ -115,6 +116,8 @@ class Session:
         self.login_failures = 0
         #: How far the header of this user's content was looked at; None while nobody does.
         self.arrival: Arrival | None = None
+        #: (check, subject) of the refusal that is about to be sent, where a check made it; whoever keeps refusals takes it.
+        self.cause: tuple[str, str] | None = None
         #: What the screen knows of this client and its transaction; None while nothing is in force.
         self.screening: Screening | None = None
         #: Whether limits of clients, and of messages, are to be looked at (`Door`).
@@ -311,6 +314,7 @@ class Handlers:
             return None
         self.count("sessions_refused_total")
         self.log.event("refused", client=session.peer.ip, what="peer", peer=profile.domain)
+        session.cause = "peer", profile.domain
         return Reply(550, 7, 1, f"host {host} is not authorized to connect")
 
     def starttls(self, session: Session, event: StartTls) -> Reply:
@@ -329,6 +333,7 @@ class Handlers:
             if refusal is not None:
                 # Nothing more from it, in its own name or the proxy's.
                 self.client_refused(peer.ip, refusal)
+                session.cause = refusal.check, refusal.subject
                 session.engine.close(refusal.reply)
                 return None
             if self.door is not None and (reply := self.door.moved(session, peer)) is not None:
@@ -487,12 +492,13 @@ class Handlers:
     def _screen_refused(self, session: Session, refusal: Refusal, reverse_path: bytes) -> Reply:
         """Leave a trace of a message that the screen did not let in."""
         self.count("messages_refused_total")
+        session.cause = refusal.check, refusal.subject
         reply = refusal.reply
         self.log.event(
             "refused",
             reverse_path=reverse_path,
             client=session.peer.ip,
-            reply=f"{reply.code} {reply.status} {reply.text}",
+            reply=replies.said(reply),
             what=refusal.check,
             subject=refusal.subject,
         )
@@ -503,7 +509,7 @@ class Handlers:
         self.count("sessions_refused_total")
         reply = refusal.reply
         self.log.event(
-            "refused", client=ip, reply=f"{reply.code} {reply.status} {reply.text}", what=refusal.check
+            "refused", client=ip, reply=replies.said(reply), what=refusal.check
         )
 
     def _fits(self, session: Session, mail: Mail) -> bool:
@@ -551,7 +557,10 @@ class Handlers:
         if screening is None:
             screening = session.screening = Screening()
         refusal = screen.sender(screening, transaction.mail.path.address) or screen.path(screening, path)
-        return refusal.reply if refusal is not None else None
+        if refusal is None:
+            return None
+        session.cause = refusal.check, refusal.subject
+        return refusal.reply
 
     def resolve(self, address: bytes) -> Resolution:
         """The directory's answer; a remembered one while it is away. Raises DirectoryUnavailable."""
@@ -577,7 +586,7 @@ class Handlers:
             recipient,
             reverse_path=transaction.mail.path.address if transaction is not None else b"",
             client=session.peer.ip,
-            reply=f"{reply.code} {reply.status} {reply.text}",
+            reply=replies.said(reply),
         )
         return reply
 
@@ -644,6 +653,7 @@ class Handlers:
         if screening is not None and screen is not None and not transaction.decoder.too_big:
             refusal = screen.arriving(screening, content.buffer, transaction.decoder.octets)
             if refusal is not None:
+                session.cause = refusal.check, refusal.subject
                 session.engine.refuse_content(refusal.reply)
                 return
         try:
@@ -751,6 +761,6 @@ class Handlers:
         self.log.event(
             "refused",
             client=session.peer.ip,
-            reply=f"{reply.code} {reply.status} {reply.text}",
+            reply=replies.said(reply),
             what="content",
         )

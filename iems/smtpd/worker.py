@@ -12,17 +12,20 @@ import lmdb
 
 from iems.directory import Authenticator, Directory
 from iems.directory.srs import forwarding
+from iems.levels import DIAGNOSTIC, INFORMATIONAL, LEVEL, SESSIONS
 from iems.model import INPUT, Channel, Reply
 from iems.net import proxy
 from iems.net.callahead import Callahead
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.net.tls import bindings
+from iems.refusals.ring import Ring
 from iems.smtp import replies
 from iems.smtpd import flow, handlers, pace
 from iems.smtpd.door import Door
-from iems.smtpd.engine import Engine, Settings, State
+from iems.smtpd.engine import Engine, Settings, State, Transaction
 from iems.smtpd.etrn import QueueRuns
+from iems.smtpd.loud import LoudEngine
 from iems.smtpd.outbound import Outbound
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
@@ -68,14 +71,36 @@ class Session(pace.Session):
         stream = Stream(ctx.loop, sock, self, tls=ctx.tls if implicit else None)
         self.stream = stream
         peer = worker.policy.peer(ip or (stream.peer[0] if stream.peer else ""))
-        engine = Engine(worker.settings[listener])
+        engine = worker.engine(listener, peer.ip)
         super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit)
+        if worker.refusals.on:
+            engine.receipt = self._receipt
         self.deadline = worker.now + worker.line_timeout_s
         self.tick = 0
         self.pace = worker.pace
         self.counted = counted
         self.strict = worker.door.strict(peer)
         self.open(sock)
+
+    def _receipt(self, reply: Reply, about: bytes, transaction: Transaction | None) -> bytes:
+        """Keep a refusal; the end of its reply with the id. Noise of syntax and sequence has none."""
+        if reply.code < 505 and reply.code >= 500 and reply.subject != 1:
+            return b""
+        check = subject = ""
+        if self.cause is not None:
+            check, subject = self.cause
+            self.cause = None
+        more = 0
+        if transaction is None:
+            path, recipient = about or None, b""
+        else:
+            path, recipient = transaction.mail.path.original, about
+            if not about and transaction.recipients:
+                recipient, more = transaction.recipients[0].original, len(transaction.recipients) - 1
+        connection = self.engine.connection
+        return self.worker.refusals.note(
+            self.listener, self.peer.ip, connection.helo, path, recipient, more, connection.user, reply, check, subject
+        )
 
     # ---------------------------------------------------------------- called by the stream
 
@@ -213,6 +238,7 @@ class Worker:
         config = ctx.config
         self.ctx = ctx
         self.policy = Policy(config)
+        self.level = LEVEL[config.log.level]
         self.line_timeout_s = config.smtpd.line_timeout_s
         self.data_timeout_s = config.smtpd.data_timeout_s
         self.content_deadline_s = config.smtpd.content_deadline_s
@@ -263,9 +289,17 @@ class Worker:
                 self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
             ),
         )
+        self.refusals = Ring(
+            ctx.home / "log" / "refusals",
+            config.log.refusals_octets,
+            ctx.loop,
+            lambda error: ctx.log.error("refusals can't be kept", error),
+        )
         self.sessions: set[Session] = set()
         self.now = ctx.loop.time()
         self._servers: list[Server] = []
+        #: Sessions whose dialogue was logged.
+        self._numbers = 0
         self._wheel: dict[int, set[Session]] = {}
         self._tick = 0
         self._ticking: asyncio.TimerHandle | None = None
@@ -297,8 +331,22 @@ class Worker:
             if channel == Channel.SMTPC and identifier
         }
 
+    def engine(self, listener: str, ip: str) -> Engine:
+        """The engine of a new session; one whose dialogue is logged, if the level says so."""
+        settings = self.settings[listener]
+        log = self.ctx.log
+        if self.level < SESSIONS:
+            return Engine(settings)
+        self._numbers += 1
+
+        def heard(direction: str, line: bytes, number: int = self._numbers) -> None:
+            log.event("smtp", None, client=ip, listener=listener, session=number, way=direction, line=line)
+
+        return LoudEngine(settings, heard, reads=self.level >= DIAGNOSTIC)
+
     async def start(self) -> None:
         """Begin to accept."""
+        await self.refusals.start()
         refusal = replies.wire(replies.TOO_MANY_SESSIONS)
         for listener in LISTENERS:
             if listener == "submissions" and self.ctx.tls is None:
@@ -322,7 +370,7 @@ class Worker:
         if full or (self.max_sessions and ctx.total("sessions_now") > self.max_sessions):
             ctx.count("sessions_now", -1)
             ctx.count("sessions_refused_total")
-            _turn_away(sock, listener, replies.TOO_MANY_SESSIONS)
+            self._turn_away(sock, listener, "", replies.TOO_MANY_SESSIONS)
             return
         if self.policy.proxies and self.policy.peer(sock.getpeername()[0]).proxy:
             proxy.Reader(ctx.loop, sock, partial(self._proxied, listener, sock))
@@ -352,13 +400,13 @@ class Worker:
         if refusal is not None:
             self.ctx.count("flow_refused_total")
             self.ctx.count("sessions_refused_total")
-            self._refuse(listener, sock, refusal)
+            self._refuse(listener, sock, ip, refusal)
             return
         counted: tuple[bytes, ...] = ()
         if self.door.limits:
             refusal, counted = self._enter(sock, ip)
             if refusal is not None:
-                self._refuse(listener, sock, refusal)
+                self._refuse(listener, sock, ip, refusal)
                 return
         try:
             session = Session(self, sock, listener, ip, counted)
@@ -368,6 +416,8 @@ class Worker:
             raise
         self.sessions.add(session)
         self._place(session)
+        if self.level >= INFORMATIONAL:
+            self.ctx.log.event("connected", client=session.peer.ip, listener=listener, sessions=len(self.sessions))
 
     def _enter(self, sock: socket.socket, ip: str) -> tuple[Reply | None, tuple[bytes, ...]]:
         try:
@@ -375,9 +425,9 @@ class Worker:
         except OSError:  # gone already; the session will see it
             return None, ()
 
-    def _refuse(self, listener: str, sock: socket.socket, reply: Reply) -> None:
+    def _refuse(self, listener: str, sock: socket.socket, ip: str, reply: Reply) -> None:
         self.ctx.count("sessions_now", -1)
-        _turn_away(sock, listener, reply)
+        self._turn_away(sock, listener, ip, reply)
 
     def _banned(self, listener: str, sock: socket.socket, ip: str) -> bool:
         """Turn a banned client away (RFC 5321 3.1); whether it was one."""
@@ -390,8 +440,23 @@ class Worker:
             return False
         self.ctx.count("sessions_now", -1)
         self.handlers.client_refused(ip, refusal)
-        _turn_away(sock, listener, refusal.reply)
+        self._turn_away(sock, listener, ip, refusal.reply, refusal.check, refusal.subject)
         return True
+
+    def _turn_away(
+        self, sock: socket.socket, listener: str, ip: str, reply: Reply, check: str = "", subject: str = ""
+    ) -> None:
+        """Send a refusal in place of the greeting, and close. ip: "" to ask the socket."""
+        with contextlib.suppress(OSError):  # gone already
+            ip = ip or sock.getpeername()[0]
+        end = self.refusals.note(listener, ip, b"", None, b"", 0, "", reply, check, subject) if self.refusals.on else b""
+        wire = replies.wire(reply)
+        with contextlib.suppress(OSError):
+            sock.setblocking(False)
+            if listener != "submissions":  # it would be read as TLS
+                sock.send(wire[:-2] + end if end else wire)
+            sock.shutdown(socket.SHUT_WR)
+        sock.close()
 
     def session_over(self, session: Session) -> None:
         """A connection is gone."""
@@ -404,6 +469,8 @@ class Worker:
             if session.counted:
                 self.door.leave(session.counted)
                 session.counted = ()
+            if self.level >= INFORMATIONAL:
+                self.ctx.log.event("disconnected", client=session.peer.ip, listener=session.listener)
             if not self.sessions:
                 self._idle.set()
 
@@ -469,14 +536,6 @@ class Worker:
             self.handlers.relays.close()
         await self.door.close()
         self.authenticator.close()
+        self.refusals.close()
         self.spool.close()
 
-
-def _turn_away(sock: socket.socket, listener: str, reply: Reply) -> None:
-    """A refusal in place of the greeting."""
-    with contextlib.suppress(OSError):
-        sock.setblocking(False)
-        if listener != "submissions":  # it would be read as TLS
-            sock.send(replies.wire(reply))
-        sock.shutdown(socket.SHUT_WR)
-    sock.close()

@@ -139,7 +139,7 @@ class Selection(Struct):
         if self.younger_s is not None and age_s >= self.younger_s:
             return False
         if self.reason is not None:
-            texts = [item.reason, *(_reply(r) or "" for r in item.envelope.recipients), why(item)]
+            texts = [item.reason, *(reply_text(r) or "" for r in item.envelope.recipients), why(item)]
             if not any(self.reason.lower() in text.lower() for text in texts):
                 return False
         if (
@@ -153,7 +153,8 @@ class Selection(Struct):
         return self.domain is None or any(a.endswith(b"@" + self.domain.lower().encode()) for a in addresses)
 
 
-def _reply(recipient: Recipient) -> str | None:
+def reply_text(recipient: Recipient) -> str | None:
+    """The last reply to a recipient, or None."""
     reply = recipient.reply
     return f"{reply.code} {reply.status} {reply.text}" if reply else None
 
@@ -187,7 +188,7 @@ def rebuilding(path: Path) -> bool:
         index.close()
 
 
-def _find(index: Index, selection: Selection) -> Iterator[Found]:
+def find(index: Index, selection: Selection) -> Iterator[Found]:
     """Items that are meant: those queued, then those leased; read in short transactions."""
     held = {channel for channel in range(64) if index.channel_held(channel)}
     now_ms = index.clock.now_ms()
@@ -211,7 +212,8 @@ def _find(index: Index, selection: Selection) -> Iterator[Found]:
             yield Found(key, item.id, item.channel, "leased", 0, item)
 
 
-def _text(value: bytes) -> str:
+def text(value: bytes) -> str:
+    """Wire data as people read it."""
     return value.decode("utf-8", "backslashreplace")
 
 
@@ -236,7 +238,7 @@ def list_items(
         offset_ns = time.time_ns() - index.clock.now_ms() * 1_000_000
         found: dict[bytes, dict[str, Any]] = {}
         backoffs: dict[tuple[int, str], int] = {}
-        for entry in _find(index, selection or Selection()):
+        for entry in find(index, selection or Selection()):
             item = entry.item
             if item is None:
                 found.setdefault(entry.id, _damaged_entry(entry))
@@ -251,7 +253,7 @@ def list_items(
                 message = found[item.id] = {
                     "id": id_text(item.id),
                     "input_channel": channel_name(envelope.input_channel),
-                    "reverse_path": _text(envelope.reverse_path),
+                    "reverse_path": text(envelope.reverse_path),
                     "size": envelope.size,
                     "received": rfc3339(envelope.received_ns),
                     "state": entry.state,
@@ -271,13 +273,13 @@ def list_items(
             due_ms = max(entry.due_ms, backoffs[place])
             message["recipients"] += [
                 {
-                    "address": _text(r.address),
+                    "address": text(r.address),
                     "channel": channel_name(item.channel),
                     "identifier": item.destination,
                     "state": entry.state,
                     "attempts": max(r.attempts, item.attempts),
                     "next_attempt": rfc3339(due_ms * 1_000_000 + offset_ns) if waits else None,
-                    "reply": _reply(r),
+                    "reply": reply_text(r),
                 }
                 for r in envelope.recipients
             ]
@@ -323,7 +325,7 @@ def show(path: Path, id: bytes, octets: int = 65536) -> tuple[dict[str, Any], by
         return None
     spool = folder(path)
     with looking(path) as index:
-        for found in _find(index, Selection(ids=[id])):
+        for found in find(index, Selection(ids=[id])):
             if found.item is not None:
                 blobs = Blobs([spool / "segments", spool / "large"], max_open=4)
                 try:
@@ -351,7 +353,7 @@ def would_change(path: Path, selection: Selection, states: tuple[str, ...]) -> I
     id, channel, identifier, state, reverse_path, recipients[address].
     """
     with looking(path) as index:
-        for found in _find(index, selection):
+        for found in find(index, selection):
             state = _own_state(found)
             if found.item is None or state not in states:
                 continue
@@ -360,8 +362,8 @@ def would_change(path: Path, selection: Selection, states: tuple[str, ...]) -> I
                 "channel": channel_name(found.channel),
                 "identifier": found.item.destination,
                 "state": state,
-                "reverse_path": _text(found.item.envelope.reverse_path),
-                "recipients": [_text(r.address) for r in found.item.envelope.recipients],
+                "reverse_path": text(found.item.envelope.reverse_path),
+                "recipients": [text(r.address) for r in found.item.envelope.recipients],
             }
 
 
@@ -436,7 +438,7 @@ def _reclass(
             chosen.clear()
             return done
 
-        for found in list(_find(index, selection)):
+        for found in list(find(index, selection)):
             if _own_state(found) in states and found.item is not None:
                 chosen.append(found)
                 if len(chosen) == 128:
@@ -459,7 +461,7 @@ def delete(path: Path, selection: Selection) -> int:
             number += len(items)
         return number
 
-    return _with_spool(path, work)
+    return with_spool(path, work)
 
 
 #: What the sender of a bounced message is told.
@@ -500,7 +502,7 @@ def bounce(path: Path, selection: Selection, *, hostname: str, postmaster: str) 
             number += len(items)
         return number
 
-    return _with_spool(path, work)
+    return with_spool(path, work)
 
 
 def _told(recipient: Recipient) -> Recipient:
@@ -510,7 +512,7 @@ def _told(recipient: Recipient) -> Recipient:
 
 def _leased_by_us(spool: Spool, selection: Selection) -> Iterator[list[Item]]:
     """Items that are meant, leased to this process in batches."""
-    chosen = [f for f in _find(spool.index, selection) if f.state != "leased" and f.item is not None]
+    chosen = [f for f in find(spool.index, selection) if f.state != "leased" and f.item is not None]
     for start in range(0, len(chosen), 64):
         batch = []
         with spool.index.change() as change:
@@ -577,10 +579,11 @@ def _with_index(path: Path, work: Callable[[Index], T]) -> T:
     async def body(spool: Spool) -> T:
         return work(spool.index)
 
-    return _with_spool(path, body)
+    return with_spool(path, body)
 
 
-def _with_spool(path: Path, work: Callable[[Spool], Coroutine[Any, Any, T]]) -> T:
+def with_spool(path: Path, work: Callable[[Spool], Coroutine[Any, Any, T]]) -> T:
+    """What `work` gives, called with the opened spool of a running or a stopped server."""
     spool = folder(path)
     with _stopped(spool) as stopped:
         if not stopped:
@@ -622,7 +625,7 @@ def submit(path: Path, messages: list[Message]) -> None:
             if error is not None:
                 raise error
 
-    _with_spool(path, work)
+    with_spool(path, work)
 
 
 def audit(path: Path) -> dict[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
@@ -270,37 +271,47 @@ def remove_orphans(spool: Spool, *, older_s: float = ORPHAN_S) -> int:
 # --- moving
 
 
+#: An item in a move: it, its class in the queue, its due time.
+Placed = tuple[Item, int, int]
+#: What becomes of a message's items in a move: (place of the item it comes from, new item, class, due).
+Made = tuple[int, Item, int, int]
+
+
 class _MovedPost(AwaitedPost):
-    """A copy of a message that lives on, with its items."""
+    """A copy of a message that lives on, with its items. made: as they stand from now on; ropes: of the items they come from."""
 
-    __slots__ = ("items",)
+    __slots__ = ("items", "made")
 
-    def __init__(self, items: list[tuple[Item, int, int]], ropes: list[Rope], pieces: list[bytes]) -> None:
+    def __init__(self, items: list[Placed], ropes: list[Rope], pieces: list[bytes], made: list[Made]) -> None:
         first = items[0][0]
-        fanout = len({(i.channel, r.address) for i, _, _ in items for r in i.envelope.recipients})
-        copies = []
-        for (item, _, _), rope in zip(items, ropes, strict=True):
-            copies.append(
-                structs.replace(item, rope=rope, generation=first.generation + 1, fanout=fanout, lease=b"")
-            )
-        head = MovedHead(copies, [class_ for _, class_, _ in items])
+        fanout = len({(new.channel, r.address) for _, new, _, _ in made for r in new.envelope.recipients})
+        generation = first.generation + 1
+        copies = [
+            structs.replace(new, rope=ropes[at], generation=generation, fanout=fanout, lease=b"")
+            for at, new, _, _ in made
+        ]
+        head = MovedHead(copies, [class_ for _, _, class_, _ in made])
         super().__init__(
             Kind.MOVED,
             first.id,
             records.encode(head),
             pieces,
-            generation=first.generation + 1,
-            units=len(items),
+            generation=generation,
+            units=max(len(items), len(made)),
         )
-        self.items = [
-            (item, copy, class_, due) for (item, class_, due), copy in zip(items, copies, strict=True)
+        self.items = [item for item, _, _ in items]
+        self.made = [
+            (at, copy, class_, due) for (at, _, class_, due), copy in zip(made, copies, strict=True)
         ]
 
     def apply(self, change: Change) -> None:
-        change.name(self.blob, self.items[0][0].home)  # the copy says that the original counts no more
-        for old, copy, class_, due_ms in self.items:
-            if change.unlease(old):
+        change.name(self.blob, self.items[0].home)  # the copy says that the original counts no more
+        held = [change.unlease(old) for old in self.items]
+        for old, was_held in zip(self.items, held, strict=True):
+            if was_held:
                 change.live(old, -1)
+        for at, copy, class_, due_ms in self.made:
+            if held[at]:
                 copy.rope = placed(copy.rope, self.blob, self.content)
                 copy.home = self.blob
                 change.put(copy, class_, due_ms)
@@ -343,12 +354,12 @@ async def move_old(
     for group in found.values():
         home = group[0][1].home
         if home not in sources:
-            sources[home] = _messages_of(spool, home)
-        await _move_message(spool, group, sources[home], done)
+            sources[home] = messages_of(spool, home)
+        await move_message(spool, group, sources[home], done)
     return done
 
 
-def _messages_of(spool: Spool, blob: int) -> dict[bytes, Record]:
+def messages_of(spool: Spool, blob: int) -> dict[bytes, Record]:
     """id -> its record in a segment."""
     fd = spool.blobs.fd(blob)
     opened = records.open_records(fd)
@@ -362,9 +373,17 @@ def _messages_of(spool: Spool, blob: int) -> dict[bytes, Record]:
     }
 
 
-async def _move_message(
-    spool: Spool, group: list[tuple[bytes, Item, int, int]], source: dict[bytes, Record], done: Reclaimed
+async def move_message(
+    spool: Spool,
+    group: list[tuple[bytes, Item, int, int]],
+    source: dict[bytes, Record],
+    done: Reclaimed,
+    edit: Callable[[list[Placed]], list[Made]] | None = None,
 ) -> None:
+    """Copy one message with all its items, given with their keys, or leave it as it is if somebody works on it.
+
+    source: records of its segment. edit: what becomes of the items; without, they stay as they are. Raises SpoolError.
+    """
     index = spool.index
     first = group[0][1]
     record = source.get(first.id)
@@ -379,7 +398,7 @@ async def _move_message(
                 change.note_damage(first.home, record.offset, record.end, first.id, "record")
         done.damaged += 1
         return
-    leased = []
+    leased: list[Placed] = []
     with index.change() as change:
         if change.is_leased(first.id) or change.has_settled(first.id):
             # Outcomes from before a rebuild wait for the message to be routed again; a copy would not carry them.
@@ -413,7 +432,12 @@ async def _move_message(
                     else:
                         rope.append(piece)
             ropes.append(list(rope))
-        await spool.record([_MovedPost(leased, ropes, pieces)])
+        made = (
+            edit(leased)
+            if edit is not None
+            else [(at, item, class_, due_ms) for at, (item, class_, due_ms) in enumerate(leased)]
+        )
+        await spool.record([_MovedPost(leased, ropes, pieces, made)])
     except BaseException:
         with index.change() as change:
             for item, class_, due_ms in leased:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,15 @@ ROLES = {
     Channel.SMTPC: "smtpc",
     Channel.BSMTPOUT: "bsmtp",
     Channel.DL: "lists",
-    Channel.CCMAIL: "gateway",
-    Channel.NOTES: "gateway",
+    Channel.CCMAIL: "api",
+    Channel.NOTES: "api",
 }
+
+
+def roles_of(config: Any) -> dict[int, str]:
+    """The roles that work on the channels under these settings: what the API offers, no role of ours takes."""
+    offered = config.api.take if config.api.enabled else ()
+    return ROLES | {int(Channel[name]): "api" for name in offered}
 
 
 #: Seconds between looks at whether the index was replaced.
@@ -52,7 +58,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 class SpoolParams:
     """What a spool is opened with. path: HOME/spool. slot, generation: of this worker, for its leases.
 
-    wake: called with the name of a role that has work. event: called with a name and details for the log. count: adds to a counter.
+    roles: who works on which channel. wake: called with the name of a role that has work. event: called with a name and details for the log. count: adds to a counter.
     """
 
     path: Path
@@ -60,6 +66,7 @@ class SpoolParams:
     slot: int = 0
     generation: int = 0
     loop: Any = None
+    roles: dict[int, str] = field(default_factory=lambda: dict(ROLES))
     wake: Callable[[str], Any] = _nothing
     event: Callable[..., Any] = _nothing
     count: Callable[[str, int], Any] = _nothing
@@ -81,6 +88,7 @@ class SpoolParams:
             slot=ctx.slot,
             generation=ctx.generation,
             loop=ctx.loop,
+            roles=roles_of(ctx.config),
             wake=ctx.wake,
             event=lambda name, **detail: ctx.log.event(name, None, **detail),
             count=getattr(ctx, "count", _nothing),
@@ -477,7 +485,7 @@ class Spool:
 
     def announce(self, channel: int) -> None:
         """Wake a worker for a channel."""
-        role = ROLES.get(channel)
+        role = self.params.roles.get(channel)
         if role is not None:
             self.params.wake(role)
 

@@ -85,7 +85,7 @@ STATES = (
     State(
         "moved",
         "MOVED record of the next generation; the original stays",
-        "janitor: one transaction gives the items their new place",
+        "janitor, or an administrator who sends it another way: one transaction gives the items their new place",
         "a copy the index does not know is voided",
         "the copy of the highest generation counts",
     ),

@@ -64,6 +64,8 @@ def home():
             client.mail("s@load.test")
             client.rcpt("a1@load.test")
             running.id = client.data(b"Subject: x\r\n\r\nx\r\n")[1].split()[-1].decode()
+            client.mail("s@load.test")
+            running.refusal = client.rcpt("nobody@load.test")[1].split()[-1].decode().strip("[]")
         queue.until_drained(running.path)
         running.backup = running.path.parent / "backup"
         running.ctl("backup", "make", str(running.backup))
@@ -79,7 +81,7 @@ def home():
 @pytest.mark.parametrize("line", [line for line in shown() if not line.startswith(ELSEWHERE)])
 def test_command_line(home, line, tmp_path):
     places = {
-        "ADDRESS": "a1@load.test", "FILE": str(tmp_path / "addresses" if "autotext" in line else home.path / "conf/iems.toml"), "ID": home.queued if "queue" in line else home.id,
+        "ADDRESS": "a1@load.test", "FILE": str(tmp_path / "addresses" if "autotext" in line else home.path / "conf/iems.toml"), "ID": home.refusal if "refusal" in line else home.queued if "queue" in line else home.id,
         "DOMAIN": "load.test", "anna@example.org": "anna@load.test", "/var/lib/iems": str(home.path),
         "SCENARIO": "large-office", "perf.jsonl": str(tmp_path / "perf.jsonl"),
         "measured/perf.jsonl": str(tmp_path / "perf.jsonl"), "site.toml": str(tmp_path / "site.toml"),

@@ -98,11 +98,11 @@ def test_early_talkers_and_real_clients() -> None:
         port = home.port("smtp")
         with From(port) as wire:
             wire.send(b"EHLO c\r\n")
-            assert wire.line() == b"554 5.5.1 You spoke before the greeting was sent" and wire.line() == b""
+            assert wire.line().startswith(b"554 5.5.1 You spoke before the greeting was sent [") and wire.line() == b""
         with From(port) as wire:
             wire.reply()
             wire.send(b"EHLO c\r\nMAIL FROM:<a@b>\r\n")
-            assert wire.line() == b"554 5.5.0 Commands came before the answer they have to wait for" and wire.line() == b""
+            assert wire.line().startswith(b"554 5.5.0 Commands came before the answer they have to wait for [") and wire.line() == b""
         swaks = ["swaks", "--server", "127.0.0.1", "--port", str(port), "--from", "x@load.test", "--to", TO]
         for more in ([], ["--pipeline"]):
             done = subprocess.run([*swaks, *more], capture_output=True, text=True, timeout=30, check=False)
@@ -141,7 +141,7 @@ def test_flow_control_by_the_input_queue() -> None:
             for _ in range(6):
                 client.sendmail("s@load.test", [TO], b"Subject: x\r\n\r\nx\r\n")
         for name in ("smtp", "lmtp"):
-            until(lambda name=name: mail_reply(home, name) == b"452 4.3.1 Mail system full, try again later")
+            until(lambda name=name: mail_reply(home, name).startswith(b"452 4.3.1 Mail system full, try again later ["))
         assert status(home)["flow"] == {"queue": "closed", "disk": "open", "memory": "open"}
         assert "mail is put off: queue" in home.ctl("status")
         with urllib.request.urlopen(f"http://127.0.0.1:{home.base + 9100}/metrics") as answer:
@@ -216,7 +216,7 @@ def test_a_sender_on_hold() -> None:
         # Enough is enough: more than nine in an hour are for later.
         for number in range(2):
             assert submit(home, *people[:4]).startswith("250"), number
-        assert submit(home, people[0]) == "450 4.7.1 Too many recipients for now, try again later"
+        assert submit(home, people[0]).startswith("450 4.7.1 Too many recipients for now, try again later [")
         # Many networks in an hour.
         for number in (1, 2, 3):
             assert submit(home, "a2@load.test", ip=f"127.0.{number}.1").startswith("250")

@@ -44,3 +44,55 @@ def test_queue_commands_on_a_running_server():
         home.ctl("queue", "release", "--channel", "LOCAL")
         queue.until_drained(home.path)
         assert listed("destinations") == []
+
+
+def test_another_way_and_files(tmp_path):
+    with PrivateHome(2) as home:
+
+        def ask(*words):
+            return [json.loads(line) for line in home.ctl("queue", *words, "--json").splitlines()]
+
+        home.ctl("queue", "hold", "--channel", "LOCAL")
+        with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
+            client.ehlo()
+            client.mail("s@load.test")
+            client.rcpt("a1@load.test")
+            client.rcpt("a2@load.test")
+            id = client.data(b"Subject: x\r\n\r\n..dots\r\n")[1].split()[-1].decode()
+        queue.until_drained(home.path, 30, queue.unrouted)
+        home.ctl("connector", "list", "a1@load.test")
+        chosen = ("route", "--from-channel", "LOCAL", "--recipient", "a2@load.test", "--channel", "CCMAIL", "--destination", "PO1")
+        [entry] = ask(*chosen, "--to", "box@load.test", "--dry-run")
+        assert (entry["id"], entry["channel"], entry["to_channel"]) == (id, "LOCAL", "CCMAIL")
+        assert entry["recipients"] == [{"address": "a2@load.test", "to_address": "box@load.test", "to_identifier": "PO1"}]
+        assert [row["channel"] for row in ask("destinations")] == ["LOCAL"]
+        assert ask(*chosen, "--to", "box@load.test") == [{"routed": 1}]
+        rows = {row["channel"]: row for row in ask("destinations")}
+        assert (rows["CCMAIL"]["destination"], rows["CCMAIL"]["ready"], rows["LOCAL"]["held"]) == ("PO1", 1, 1)
+        assert "rerouted" in home.ctl("trace", id)
+
+        home.ctl("queue", "export", id, "--out", str(tmp_path / "out"))
+        content = (tmp_path / "out" / f"{id}.eml").read_bytes()
+        assert content.endswith(b"\r\n\r\n..dots\r\n")
+        told = json.loads((tmp_path / "out" / f"{id}.json").read_text())
+        assert {(r["address"], r["channel"]) for r in told["recipients"]} == {("a1@load.test", "LOCAL"), ("box@load.test", "CCMAIL")}
+        with pytest.raises(RuntimeError, match="there already"):
+            home.ctl("queue", "export", id, "--out", str(tmp_path / "out"))
+        for wrong in (
+            ("route", id, "--channel", "CCMAIL"),
+            ("route", "--channel", "LOCAL"),
+            ("route", id, "--channel", "LOCAL", "--to", "x@load.test"),
+            ("export", "--out", str(tmp_path)),
+        ):
+            with pytest.raises(RuntimeError):
+                home.ctl("queue", *wrong)
+
+        # the index is lost with the power: the new way stays, and both get their mail
+        home.crash()
+        subprocess.run(["rm", "-r", str(home.path / "spool/index")], check=True)
+        home.ctl("queue", "route", "--recipient", "box@load.test", "--channel", "LOCAL", "--to", "a2@load.test")
+        home.ctl("queue", "release", "--channel", "LOCAL")
+        home.start()
+        queue.until_drained(home.path)
+        events = home.ctl("trace", id)
+        assert events.count("delivered") == 2 and json.loads(home.ctl("audit", "--json"))["missing"] == 0

@@ -125,7 +125,8 @@ def test_large_content_that_goes_to_a_file(server):
 def test_a_list_rejects_with_its_words(server, dns):
     server.ctl("dnsbl", "add", "bl.test", "--action", "reject")
     try:
-        assert send(server, "192.0.2.7") == (550, "5.7.1 Your address is listed by bl.test: told by bl.test")
+        code, text = send(server, "192.0.2.7")
+        assert code == 550 and text.startswith("5.7.1 Your address is listed by bl.test: told by bl.test [")
         assert send(server, "192.0.2.6")[0] == 250 and send(server)[0] == 250
     finally:
         server.ctl("dnsbl", "remove", "bl.test")

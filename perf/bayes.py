@@ -1,6 +1,6 @@
 """How well and how fast the Bayesian filter tells a corpus apart, beside bogofilter if it is installed.
 
-    python perf/bayes.py CORPUS [--seeds 1,2,3,4,5] [--train 0.5] [--no-bogofilter] [--growth FILE.csv]
+    python perf/bayes.py CORPUS [--seeds 1,2,3,4,5] [--train 0.5] [--no-bogofilter] [--growth FILE.svg]
 
 CORPUS has the folders `ham` and `spam`, a file for each message. For each seed the corpus is split at random; both
 filters learn the one part (good first, then spam, by their commands) and score the other:
@@ -10,7 +10,8 @@ filters learn the one part (good first, then spam, by their commands) and score 
 - accuracy: on the right side of 0.5. unsure: between our two thresholds. database: octets of the folder over octets learnt.
 - CPU a message: user and system time of the scoring command over its messages; start: the same of a command that scores none.
 
-Then the stream: all messages in the order of their Date field, each judged, then learnt. --growth: database size by mail learnt.
+Then the stream: all messages in the order of their Date field, each judged, then learnt. --growth draws the size of
+the database by the mail given, beside the paper's rule (half of the good mail, a quarter of the spam).
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def dated(path: Path) -> float:
 
 def stream(folder: Path, corpus: list[tuple[Path, bool]], growth: str | None) -> None:
     """Judge, then learn, in the order of the Date field."""
+    from iems import plot
     from iems.bayes import Trainer
     from iems.bayes.filter import squeezed
     from iems.bayes.parts import sections
@@ -119,8 +121,8 @@ def stream(folder: Path, corpus: list[tuple[Path, bool]], growth: str | None) ->
 
     order = sorted(corpus, key=lambda one: (dated(one[0]), one[0]))
     wrong: list[int] = []
-    rows = ["mail_octets,database_octets,good_octets,spam_octets"]
-    octets = 0
+    curves: dict[str, list[tuple[float, float]]] = {"paper's rule": [], "both tables": [], "good": [], "spam": []}
+    octets = [0, 0]
     with Trainer(folder) as trainer:
         for number, (path, spam) in enumerate(order):
             content = path.read_bytes()
@@ -128,15 +130,18 @@ def stream(folder: Path, corpus: list[tuple[Path, bool]], growth: str | None) ->
             if (squeezed(odds) > 0.5) != spam:
                 wrong.append(number)
             trainer.learn(content, spam)
-            octets += len(content)
-            if growth and number % 50 == 49:
+            octets[spam] += len(content)
+            if number % 50 == 49:
                 sizes = [len(side.table) + 64 + 8 * len(side.digests) for side in trainer.sides]
-                rows.append(f"{octets},{sum(sizes)},{sizes[0]},{sizes[1]}")
+                rule = octets[0] / 2 + octets[1] / 4
+                for curve, value in zip(curves.values(), (rule, sum(sizes), *sizes), strict=True):
+                    curve.append((sum(octets) / 1e6, value / 1e6))
     late = sum(number >= len(order) // 2 for number in wrong)
     print(f"stream: {len(order)} messages, {100 - 100 * len(wrong) / len(order):.2f} % right, "
           f"second half {100 - 100 * late / (len(order) - len(order) // 2):.2f} %")  # fmt: skip
     if growth:
-        Path(growth).write_text("\n".join(rows) + "\n")
+        drawn = plot.lines(curves, title="Database by mail given", x="mail given, MB", y="MB", log_y=True)
+        Path(growth).write_text(plot.standalone(drawn))
 
 
 def main() -> None:

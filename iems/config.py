@@ -792,6 +792,13 @@ class Imapd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     append_limit: Annotated[
         int, Meta(ge=0, description="Largest message in octets APPEND takes; 0: no limit.")
     ] = 104_857_600
+    fulltext_from: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Messages from which on a mailbox searched by TEXT or BODY gets a full-text index; 0: none does.",
+        ),
+    ] = 500
 
 
 class Pop3d(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

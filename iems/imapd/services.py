@@ -20,6 +20,7 @@ class Services:
 
     reader, store, authenticator: as in `iems.store` and `iems.directory`. content: makes and keeps the content of APPEND
     (`commands.append` says what it needs). plaintext: the setting `auth.plaintext`. log, error, count: of the worker.
+    finder: full-text indexes (`iems.fulltext`), None: none; fulltext_from: messages a mailbox has that gets one.
     gone(session): a connection ended. directory: who the other users are; None: nothing is shared. now: monotonic seconds; clock: seconds since 1970.
     """
 
@@ -42,6 +43,8 @@ class Services:
         gone: Callable[[Any], None] = lambda session: None,
         know: Callable[[Any], None] = lambda account: None,
         directory: Any = None,
+        finder: Any = None,
+        fulltext_from: int = 0,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.loop = loop
@@ -62,6 +65,8 @@ class Services:
         self.gone = gone
         self.know = know
         self.directory = directory
+        self.finder = finder
+        self.fulltext_from = fulltext_from
         self.structures = Structures()
         self.columns = Columns()
         self.views = KeptViews()

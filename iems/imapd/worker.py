@@ -8,6 +8,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from iems.directory import Authenticator, Directory
+from iems.fulltext.finder import Finder
+from iems.fulltext.index import available
 from iems.imapd.engine import Limits
 from iems.imapd.keep import Keeper
 from iems.imapd.services import Services
@@ -33,6 +35,11 @@ class Worker:
         self.directory = Directory(ctx.home / "directory")
         self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
         self.reader = Reader(config.store_path(ctx.home))
+        self.finder = (
+            Finder(ctx.loop, config.store_path(ctx.home) / "search", self.reader, ctx.log.event, ctx.log.error)
+            if config.imapd.fulltext_from and available()
+            else None
+        )
         self._partitions: dict[int, int] = {}
         self.store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
         self.keeper = Keeper(ctx)
@@ -59,6 +66,8 @@ class Worker:
             gone=self._gone,
             know=self._know,
             directory=self.directory,
+            finder=self.finder,
+            fulltext_from=config.imapd.fulltext_from,
         )
 
     def _know(self, account: Any) -> None:
@@ -145,6 +154,8 @@ class Worker:
             session.stream.abort()
         if self._sweeping is not None:
             self._sweeping.cancel()
+        if self.finder is not None:
+            await self.finder.close()
         await self.keeper.close()
         self.store.close()
         self.authenticator.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 from iems.directory import Directory
 from iems.errors import DirectoryUnavailable, StoreError
+from iems.fulltext.finder import forget
 from iems.store.client import StoreClient
 
 #: Deliveries and sessions of the account that were under way have ended by then.
@@ -56,6 +57,7 @@ class DeletedAccounts:
             try:
                 for gone in due:
                     await store.drop(gone.number)
+                    forget(self.ctx.config.store_path(self.ctx.home) / "search", gone.number)
                     self._directory.forget_retired(gone.number)
                     self.ctx.log.event("account-removed", number=gone.number)
                     waiting.remove(gone)

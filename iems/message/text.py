@@ -133,6 +133,13 @@ class Searchable:
         return key in self.header or key in self.body
 
 
+def _is_text(content: bytes, part: Part) -> bool:
+    if part.content_type[0] >= part.content_type[1]:
+        return True
+    # A multipart or message that was not taken apart is shown as text, so it is searched as text.
+    return content_type(content[slice(*part.content_type)])[0] in ("text", "message", "multipart")
+
+
 def _body_texts(content: bytes) -> Iterator[str]:
     structure = Structure.parse(content)
     left = MAX_TEXT
@@ -142,16 +149,24 @@ def _body_texts(content: bytes) -> Iterator[str]:
             yield header_text(content, part.header_start, part.body_start)
         if part.kind != _mime.LEAF or left <= 0:
             continue
-        main = (
-            content_type(content[slice(*part.content_type)])[0]
-            if part.content_type[0] < part.content_type[1]
-            else "text"
-        )
-        # A multipart or message that was not taken apart is shown as text, so it is searched as text.
-        if main in ("text", "message", "multipart"):
+        if _is_text(content, part):
             text = part_text(content, part)
             left -= len(text)
             yield text
+
+
+def text_octets(content: bytes) -> int:
+    """At most so many octets of a message are decoded for `Searchable`: headers and what is shown as text."""
+    if len(content) < 65_536:
+        return len(content)
+    structure = Structure.parse(content)
+    count = header_end(content)
+    for row in range(len(structure)):
+        part = structure.at(row)
+        count += part.body_start - part.header_start if row else 0
+        if part.kind == _mime.LEAF and _is_text(content, part):
+            count += part.body_end - part.body_start
+    return count
 
 
 def search_text(content: bytes, what: str) -> str:

@@ -121,6 +121,16 @@ class Reader:
         self._home: dict[int, int] = {}
         self._blobs: Blobs | None = None
 
+    def twin(self, account: int) -> Reader:
+        """A reader of one account for another thread, over the same environments; close it before this one."""
+        twin = Reader(self._path)
+        partition = self._find(account)
+        if partition is not None:
+            number = self._home[account]
+            twin._partitions[number] = _Partition(self._path, partition.env)
+            twin._home[account] = number
+        return twin
+
     @property
     def blobs(self) -> Blobs:
         """The content behind the ropes of all partitions."""

@@ -22,6 +22,7 @@ from iems.imapd import columns, contexts
 from iems.imapd.commands.common import chosen, selected
 from iems.imapd.content import Source
 from iems.imapd.engine import Command, Spec, State, Updates
+from iems.imapd.narrowing import narrowed
 from iems.message.address import parse_addresses
 from iems.message.date import sent_date
 from iems.message.header import values
@@ -150,6 +151,7 @@ async def find(
         must, may = again[0] & may, again[1] & may
     open_questions = np.nonzero(may & ~must)[0].tolist()
     found: list[int] = np.nonzero(must)[0].tolist()
+    open_questions = await narrowed(session, view, key, judged, open_questions)
     if not open_questions:
         return found
     started = told_s = loop_now()

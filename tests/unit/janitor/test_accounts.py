@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from iems.config import Config
 from iems.directory import Directory
 from iems.errors import StoreUnavailable
 from iems.janitor import accounts
@@ -44,9 +45,13 @@ def test_removed_once(tmp_path, dropped):
         directory.create_account(f"{name}@example.test", "pw", partitions=2)
     directory.delete_account("a@example.test")
     directory.delete_account("b@example.test")
+    index = tmp_path / "store" / "search" / "1.sqlite"
+    index.parent.mkdir(parents=True)
+    index.write_bytes(b"")
     errors = []
     ctx = SimpleNamespace(
         home=tmp_path,
+        config=Config(),
         loop=None,
         log=SimpleNamespace(event=lambda *a, **d: None, error=lambda *a, **d: errors.append(a)),
     )
@@ -66,6 +71,7 @@ def test_removed_once(tmp_path, dropped):
         await work.round()
         assert dropped == [(1, 1), (2, 0)]
         assert directory.retired() == []
+        assert not index.exists()
         directory.delete_account("c@example.test")
         await work.round()
         assert dropped[2:] == [(3, 1)]

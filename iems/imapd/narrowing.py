@@ -1,0 +1,81 @@
+"""Leaves out of a search the messages that can't match, by the full-text index; the exact check of the others is `commands.search`'s."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iems.fulltext.index import GRAM
+from iems.imap import search
+from iems.imap.grammar import Refused
+from iems.message.text import fold
+
+if TYPE_CHECKING:
+    from iems.fulltext.finder import Found, Text
+    from iems.imapd.session import Session
+    from iems.imapd.view import View
+
+#: Messages to look at below which the index is not asked, and messages it lacks from which on it is brought up to date.
+FEW = 50
+
+Mask = Any  # numpy bool array over the open questions
+
+
+async def narrowed(session: Session, view: View, key: Any, judged: Any, positions: list[int]) -> list[int]:
+    """Those of `positions` (ascending) that may match. judged: what view and rows know, `of(key)` giving (holds, may hold).
+
+    All of them if the key has no text to look up, or there is no index yet: then one is made for the next search.
+    """
+    finder = session.services.finder
+    if finder is None or len(positions) < FEW:
+        return positions
+    texts = _texts(key)
+    if not texts:
+        return positions
+    found = await finder.find(view.account, view.mailbox_id, texts)
+    if session.view is not view:
+        raise Refused("The mailbox is gone")
+    uids = np.frombuffer(view.uids.tobytes(), np.uint32)
+    behind = int(np.count_nonzero(uids > (found.upto if found else 0)))
+    if behind >= (FEW if found else session.services.fulltext_from):
+        finder.want(view.account, view.mailbox_id)
+    if found is None:
+        return positions
+    at = np.array(positions, np.int64)
+    uids = uids[at]
+    unknown = (uids > found.upto) | np.isin(uids, found.long)
+    keep: list[int] = at[unknown | _may(key, judged, found, at, uids)].tolist()
+    return keep
+
+
+def _texts(key: Any) -> set[Text]:
+    """The texts the index can be asked for, where an answer leaves something out."""
+    match key:
+        case search.And(keys):
+            return {text for part in keys for text in _texts(part)}
+        case search.Or(left, right):
+            return _texts(left) | _texts(right)
+        case search.Text():
+            text = _text(key)
+            return {text} if len(text[0]) >= GRAM else set()
+    return set()
+
+
+def _text(key: search.Text) -> Text:
+    return fold(key.text), not key.header
+
+
+def _may(key: Any, judged: Any, found: Found, at: np.ndarray, uids: np.ndarray) -> Mask:
+    """Which of the messages at positions `at` may match, as far as the index knows them."""
+    match key:
+        case search.And(keys):
+            mask = np.ones(len(at), bool)
+            for part in keys:
+                mask &= _may(part, judged, found, at, uids)
+            return mask
+        case search.Or(left, right):
+            return _may(left, judged, found, at, uids) | _may(right, judged, found, at, uids)
+        case search.Text() if (known := found.uids.get(_text(key))) is not None:
+            return np.isin(uids, known)
+    return judged.of(key)[1][at]

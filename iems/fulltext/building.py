@@ -10,6 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ class Build:
                     continue
                 content = None
                 if row.size <= MAX_CONTENT_OCTETS:
-                    content = bytes(self._reader.blobs.read(row.rope))
+                    # What can't be read is told about by the search that reads it.
+                    with suppress(OSError, EOFError):
+                        content = bytes(self._reader.blobs.read(row.rope))
                 yield entry_of(content, row.uid, row.origin)
 
     def step(self, until_s: float) -> bool:

@@ -151,7 +151,7 @@ class Index:
         """(uid, origin) of the last `count` messages that were taken in with a uid below `below`, descending."""
         found = self._run(
             "select id, origin from message where id >= ? and id < ? order by id desc limit ?",
-            (mailbox << 32, mailbox << 32 | below, count),
+            (mailbox << 32, (mailbox << 32) + below, count),
         )
         return [(number & 0xFFFFFFFF, bytes(origin)) for number, origin in found]
 

@@ -68,6 +68,12 @@ class FakeStore:
 
     # ---- Reader
 
+    def twin(self, account: int) -> FakeStore:
+        return self
+
+    def close(self) -> None:
+        pass
+
     def mailboxes(self, account: int) -> list[Mailbox]:
         found = [box.mailbox for box in self.boxes.values()]
         for box in found:

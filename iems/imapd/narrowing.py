@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from iems.imapd.session import Session
     from iems.imapd.view import View
 
+#: Fields whose addresses are compared as they are meant, too, which need not be as they are written.
+ADDRESSES = (b"FROM", b"TO", b"CC", b"BCC", b"SENDER", b"REPLY-TO")
 #: Messages to look at below which the index is not asked, and messages it lacks from which on it is brought up to date.
 FEW = 50
 
@@ -56,14 +58,18 @@ def _texts(key: Any) -> set[Text]:
             return {text for part in keys for text in _texts(part)}
         case search.Or(left, right):
             return _texts(left) | _texts(right)
-        case search.Text():
-            text = _text(key)
-            return {text} if len(text[0]) >= GRAM else set()
-    return set()
+    text = _text(key)
+    return {text} if text is not None and len(text[0]) >= GRAM else set()
 
 
-def _text(key: search.Text) -> Text:
-    return fold(key.text), not key.header
+def _text(key: Any) -> Text | None:
+    """What the index is asked for a key; of a field it knows only that its value is in the header."""
+    match key:
+        case search.Text(text, header):
+            return fold(text), not header
+        case search.Header(name, text) if name not in ADDRESSES:
+            return fold(text), False
+    return None
 
 
 def _may(key: Any, judged: Any, found: Found, at: np.ndarray, uids: np.ndarray) -> Mask:
@@ -76,6 +82,6 @@ def _may(key: Any, judged: Any, found: Found, at: np.ndarray, uids: np.ndarray) 
             return mask
         case search.Or(left, right):
             return _may(left, judged, found, at, uids) | _may(right, judged, found, at, uids)
-        case search.Text() if (known := found.uids.get(_text(key))) is not None:
-            return np.isin(uids, known)
-    return judged.of(key)[1][at]
+    text = _text(key)
+    known = found.uids.get(text) if text is not None else None
+    return np.isin(uids, known) if known is not None else judged.of(key)[1][at]

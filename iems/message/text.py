@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from iems._native import kernel
 from iems._native.mime_py import single_token
-from iems.message.header import fields, header_end, values
+from iems.message.header import fields, header_end, unfold, values
 from iems.message.structure import Part, Structure
 from iems.message.words import content_type, decode, decode_words, unbase64
 
@@ -77,7 +77,7 @@ def header_text(content: bytes, start: int, stop: int) -> str:
     lines = []
     for field in fields(content, start, stop):
         name = content[field.start : field.value].decode("latin-1")
-        lines.append(name + " " + decode_words(content[field.value : field.end]))
+        lines.append(name + " " + decode_words(unfold(content[field.value : field.end])))
     return "\n".join(lines)
 
 

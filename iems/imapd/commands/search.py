@@ -22,7 +22,7 @@ from iems.imapd import columns, contexts
 from iems.imapd.commands.common import chosen, selected
 from iems.imapd.content import Source
 from iems.imapd.engine import Command, Spec, State, Updates
-from iems.imapd.narrowing import narrowed
+from iems.imapd.narrowing import ADDRESSES, narrowed
 from iems.message.address import parse_addresses
 from iems.message.date import sent_date
 from iems.message.header import values
@@ -385,7 +385,6 @@ def _compare(actual: Any, op: str, wanted: int) -> Any:
     return actual == wanted if op == "=" else actual >= wanted
 
 
-_ADDRESSES = (b"FROM", b"TO", b"CC", b"BCC", b"SENDER", b"REPLY-TO")
 _EPOCH = 719163  # 1970-01-01 as date.toordinal
 
 
@@ -393,7 +392,7 @@ def _in_header(header: bytes, name: bytes, text: str) -> bool:
     """Whether a field of that name holds the text, as written or, of an address, as it is meant."""
     if Searchable(header).in_field(name, text):
         return True
-    if name not in _ADDRESSES:
+    if name not in ADDRESSES:
         return False
     return any(
         text in fold(address.addr_spec)

@@ -82,7 +82,12 @@ def message(rng: random.Random) -> bytes:
         octets = base64.encodebytes(octets)
     subject = words(rng).replace("\x00", "")
     if rng.random() < 0.6:
-        coded = b"=?utf-8?B?" + base64.b64encode(subject.encode("utf-8", "replace")) + b"?="
+        half = rng.randrange(len(subject) + 1)
+        fold = rng.choice([b"\r\n ", b" ", b"\n\t"])
+        coded = fold.join(
+            b"=?utf-8?B?" + base64.b64encode(part.encode("utf-8", "replace")) + b"?="
+            for part in (subject[:half], subject[half:])
+        )
     else:
         coded = subject.encode("utf-8", "replace").replace(b"\n", b" ")
     head = b"From: =?iso-8859-1?Q?J=FCrgen?= <Jurgen@Example.test>\r\nSubject: " + coded

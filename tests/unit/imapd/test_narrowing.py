@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from iems.fulltext.building import entry_of
 from iems.fulltext.finder import Finder
 from iems.imap import flags, search
 from iems.imapd import narrowing
@@ -22,8 +23,8 @@ def tree(rng, texts, depth=0):
         return search.And(parts) if kind == 0 else search.Or(*parts) if kind == 1 else search.Not(parts[0])
     if pick < 0.85:
         return search.Text(mail.keys(rng, texts), rng.random() < 0.5)
-    if pick < 0.92:
-        return search.Header(b"SUBJECT", mail.keys(rng, texts))
+    if pick < 0.95:
+        return search.Header(rng.choice([b"SUBJECT", b"FROM", b"CONTENT-TYPE"]), mail.keys(rng, texts))
     return search.Flag(flags.SEEN, rng.random() < 0.5)
 
 
@@ -90,6 +91,8 @@ def test_only_candidates_are_read(tmp_path, always, monkeypatch):
             (b"BODY 107 BODY 109", []),
             (b"TEXT nowhere", []),
             (b"SEEN TEXT offer", []),
+            (b"HEADER Message-ID 107@", []),
+            (b"HEADER Subject 107", [8]),
             (b"NOT TEXT 107 UID 7:8", [7, 8]),
             (b"TEXT 07 UID 7:8", [7, 8]),
         ):
@@ -114,3 +117,14 @@ def test_small_mailboxes_get_none(tmp_path):
         await finder.close()
 
     asyncio.run(main())
+
+
+def test_values_of_fields_are_in_the_header():
+    """What HEADER finds in a field the index finds in the header."""
+    for seed in range(1500):
+        rng = random.Random(seed)
+        content = mail.message(rng)
+        entry = entry_of(content, 1, b"")
+        assert entry.header is not None
+        for value in Searchable(content).field(b"subject"):
+            assert value in entry.header, (seed, value)

@@ -74,3 +74,9 @@ def test_a_message_without_structure_is_text():
     assert Searchable(b"caf\xe9").in_text("caf") is True
     assert Searchable(b"").in_body("") is True
     assert Searchable(b"Content-Type: multipart/mixed\r\n\r\nno boundary here").in_body("no boundary")
+
+
+def test_encoded_words_over_a_fold_are_one_text_in_the_whole_header_too():
+    content = b"Subject: =?utf-8?Q?Gr=C3=BC?=\r\n =?utf-8?Q?=C3=9Fe?= aus\r\n Ulm\r\n\r\nbody"
+    assert Searchable(content).in_field(b"Subject", fold("Grüße aus Ulm"))
+    assert Searchable(content).in_text(fold("Grüße aus Ulm"))

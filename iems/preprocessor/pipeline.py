@@ -46,6 +46,8 @@ async def examine(
                     part.tags += verdict.tags
             if verdict.rope is not None:
                 work.rope = verdict.rope
+                # What was known of the old content: the new one may have lines that begin with a dot.
+                item.envelope.dot_free = False
                 if verdict.reenter and len(groups) == 1:
                     plan.again = (verdict.reenter, verdict.rope)
                     return ran

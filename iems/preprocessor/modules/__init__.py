@@ -96,7 +96,7 @@ class Module(Protocol):
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("loopdetection", "authres", "tnef", "antivirus", "attachments", "content", "antispam", "autotext", "arc", "dkim")
+NAMES = ("loopdetection", "authres", "tnef", "antivirus", "milter", "attachments", "content", "antispam", "autotext", "arc", "dkim")
 
 
 def installed(
@@ -116,7 +116,7 @@ def installed(
     from iems.preprocessor.modules.attachments import Attachments
     from iems.preprocessor.modules.autotext import AutoText, AutoTextInsertion
     from iems.preprocessor.modules.tnef import Tnef
-    from iems.preprocessor.scanning import antivirus, content
+    from iems.preprocessor.scanning import antivirus, content, milters
 
     found: list[Module] = []
     if ctx is not None and config.authres.verify:
@@ -128,6 +128,8 @@ def installed(
         found.append(Tnef())
     if config.antivirus.scanners:
         found.append(antivirus(config, event))
+    if config.milter.milters:
+        found.append(milters(config, event))
     found.append(Attachments(_kept(directory, directory.attachment_rules), config.attachment.unparsable, config.hostname))
     if config.content.checker:
         found.append(content(config, home, event))

@@ -99,7 +99,8 @@ class Milter:
         async with self._room:
             self._breaker.check()
             try:
-                found = await asyncio.wait_for(self._ask(mail), self._deadline_s)
+                async with asyncio.timeout(self._deadline_s):
+                    found = await self._ask(mail)
             except (OSError, EOFError, TimeoutError, ValueError, ScanFailure) as error:
                 reason = str(error) or type(error).__name__
                 self._breaker.failed(reason)

@@ -61,4 +61,7 @@ def test_chain_of_two(tmp_path):
             assert b"Status: 5.7.1" in report and b"Refused by a check of the content" in report
             assert any("discard" in event["detail"]["reason"] for event in events(home, "discarded"))
             assert fake.all(b"C")[0] == b"[127.0.0.1]\x004\0\x00127.0.0.1\0"
+            counters = json.loads(home.ctl("status", "--json"))["counters"]
+            assert counters["preprocessor_module_milter_messages_total"] >= 3
+            assert counters["preprocessor_module_milter_us_total"] > counters["preprocessor_module_milter_cpu_us_total"] > 0
             assert json.loads(home.ctl("audit", "--json"))["missing"] == 0

@@ -27,6 +27,7 @@ class FakeMilter:
     def __init__(self, answers=None, actions=0x13B, steps=0, version=6):
         self.answers = {b"O": packet(b"O", u32(version, actions, steps)), b"D": b""} | (answers or {})
         self.seen = []
+        self.closed = asyncio.Event()
 
     async def handle(self, reader, writer):
         try:
@@ -46,6 +47,7 @@ class FakeMilter:
             pass
         finally:
             writer.close()
+            self.closed.set()
 
     def all(self, command):
         """The data of all packets with this letter."""

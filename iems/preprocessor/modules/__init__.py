@@ -10,7 +10,7 @@ only for faults of ours, or TryLater: then the message stays in the input queue 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -66,7 +66,7 @@ class Verdict(Struct, frozen=True):
     and another go on. tags: what the module found, for the group's recipients to act on. reenter: an
     input channel by which the message, with its new content, starts again. quarantine: why
     the whole message is put aside for a person to look at, "" if it is not. note: for the log. ropes: content for some parts only; for
-    modules that run last, as the ones behind do not see it.
+    modules that run last, as the ones behind do not see it. failures: how many of those it asked did not answer, for the metrics.
     """
 
     rope: Rope | None = None
@@ -78,6 +78,7 @@ class Verdict(Struct, frozen=True):
     quarantine: str = ""
     note: str = ""
     ropes: list[tuple[Part, Rope]] = []
+    failures: int = 0
 
 
 class Module(Protocol):
@@ -91,7 +92,7 @@ class Module(Protocol):
     def wants(self, envelope: Envelope) -> bool:
         """Whether the module looks at a message at all; asked of every message, so it must cost next to nothing."""
 
-    async def examine(self, work: Work) -> Verdict:
+    def examine(self, work: Work) -> Coroutine[Any, Any, Verdict]:
         """Look at one message for one group of recipients."""
 
 

@@ -98,6 +98,7 @@ class Milters:
         gone: list[tuple[Recipient, str]] = []
         notes: list[str] = []
         rope = work.rope
+        failures = 0
         for milter in self._milters:
             here = structs.replace(work, rope=rope)
             head = self._head(here)
@@ -110,6 +111,7 @@ class Milters:
                 if self._on_failure == "defer":
                     raise TryLater(Reply(451, 4, 7, "A mail filter is not available"), RETRY_S, str(error)) from error
                 notes.append(f"{milter.name}: not available")
+                failures += 1
                 continue
             notes.append(f"{milter.name}: {answer.text}")
             note = "; ".join(notes)
@@ -138,7 +140,8 @@ class Milters:
                 rope = await _changed(here, head, answer)
             if not left:
                 break
-        return Verdict(rope=rope if rope is not work.rope else None, failed=failed, discarded=gone, note="; ".join(notes))
+        changed = rope if rope is not work.rope else None
+        return Verdict(rope=changed, failed=failed, discarded=gone, note="; ".join(notes), failures=failures)
 
     def _head(self, work: Work) -> Head | None:
         """The header of the content as it is now; None if it is too long."""

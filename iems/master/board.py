@@ -50,7 +50,7 @@ ROLES = ["smtpd", "preprocessor", "smtpc", "lmda", "store", "imapd", "pop3d", "j
 ROLE_CODE = {role: number for number, role in enumerate(ROLES, 1)}
 
 #: Modules of the preprocessor that are counted; add at the END.
-MODULES = ("authres", "tnef", "antivirus", "milter", "attachments", "content", "antispam", "autotext", "arc", "dkim")
+MODULES = ("authres", "tnef", "antivirus", "milter", "attachments", "content", "antispam", "autotext", "arc", "dkim", "headerrules")
 
 #: Counters, kept per worker and summed per role. A name that ends in `_now` is a gauge. Add at the END.
 COUNTERS = [

@@ -97,7 +97,7 @@ class Module(Protocol):
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("loopdetection", "authres", "tnef", "antivirus", "milter", "attachments", "content", "antispam", "autotext", "arc", "dkim")
+NAMES = ("loopdetection", "authres", "tnef", "antivirus", "milter", "attachments", "headerrules", "content", "antispam", "autotext", "arc", "dkim")
 
 
 def installed(
@@ -113,9 +113,11 @@ def installed(
     keeps_tags: whether a part leaves with our tags on it. event: of the log. ctx: of the worker; without it `authres`, `arc` and `dkim`
     are left out.
     """
+    from iems.message.headerrules import Rules
     from iems.preprocessor.modules.antispam import AntiSpam
     from iems.preprocessor.modules.attachments import Attachments
     from iems.preprocessor.modules.autotext import AutoText, AutoTextInsertion
+    from iems.preprocessor.modules.headerrules import HeaderRules
     from iems.preprocessor.modules.tnef import Tnef
     from iems.preprocessor.scanning import antivirus, content, milters
 
@@ -132,6 +134,7 @@ def installed(
     if config.milter.milters:
         found.append(milters(config, event))
     found.append(Attachments(_kept(directory, directory.attachment_rules), config.attachment.unparsable, config.hostname))
+    found.append(HeaderRules(_kept(directory, lambda: Rules(directory.header_rules()))))
     if config.content.checker:
         found.append(content(config, home, event))
     found.append(AntiSpam(directory.tag_default, keeps_tags))

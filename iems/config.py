@@ -514,6 +514,39 @@ class Content(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "pass"
 
 
+def _milters(value: list[str]) -> None:
+    for text in value:
+        kind, _, place = text.partition(":")
+        if kind == "inet" and place.rpartition(":")[0]:
+            host_port(place, 0)
+        elif kind != "unix" or not place.startswith("/"):
+            raise ValueError(f"{text!r} is no milter: inet:HOST:PORT or unix:/PATH/OF/SOCKET")
+
+
+class Milter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Milters, asked one after the other once mail is accepted."""
+
+    milters: Annotated[
+        list[str],
+        Meta(description="inet:HOST:PORT or unix:/PATH/OF/SOCKET. None: mail is not looked at.", extra={"check": _milters}),
+    ] = field(default_factory=list)
+    rejected: Annotated[
+        Literal["bounce", "quarantine", "delete"],
+        Meta(description="What becomes of mail a milter refuses: told to the sender, put aside (`iemsctl queue`), or removed."),
+    ] = "bounce"
+    discarded: Annotated[
+        Literal["delete", "quarantine"], Meta(description="What becomes of mail a milter discards: removed, or put aside.")
+    ] = "delete"
+    on_failure: Annotated[
+        Literal["defer", "pass"], Meta(description="What becomes of mail while a milter does not answer: it waits, or goes on unseen by it.")
+    ] = "defer"
+    timeout_s: Annotated[float, Meta(gt=0, description="Time for one answer; a sign of progress starts it anew.")] = 60.0
+    deadline_s: Annotated[float, Meta(gt=0, description="Time for one message with one milter, in all.")] = 300.0
+    lifetime_s: Annotated[float, Meta(gt=0, description="Age at which mail that milters put off is refused.")] = 432_000.0
+    at_once: Annotated[int, Meta(ge=1, le=256, description="Messages a milter looks at at the same time, per worker.")] = 8
+    body_max_octets: Annotated[int, Meta(ge=1024, description="Longest new body taken from a milter.")] = 104_857_600
+
+
 class Lmda(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers that deliver to mailboxes."""
 
@@ -1240,6 +1273,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     attachment: Attachment = field(default_factory=Attachment)
     antivirus: Antivirus = field(default_factory=Antivirus)
     content: Content = field(default_factory=Content)
+    milter: Milter = field(default_factory=Milter)
     lmda: Lmda = field(default_factory=Lmda)
     smtpc: Smtpc = field(default_factory=Smtpc)
     store: Store = field(default_factory=Store)

@@ -37,6 +37,7 @@ COMMANDS = {
     "peer": ("peers", "peer"),
     "cam": ("cam", "cam"),
     "attachment": ("attachment", "attachment"),
+    "headerrule": ("headerrule", "headerrule"),
     "autotext": ("autotext", "autotext"),
     "tagkey": ("cam", "tagkey"),
     "backup": ("backup", "backup"),

@@ -20,7 +20,17 @@ import msgspec
 
 from iems import reserve
 from iems.attachment.rules import Rule
-from iems.directory import attachmentrules, autotext, keys, passwords, screening, spamcontrol, stored, tagging
+from iems.directory import (
+    attachmentrules,
+    autotext,
+    headerrules,
+    keys,
+    passwords,
+    screening,
+    spamcontrol,
+    stored,
+    tagging,
+)
 from iems.directory.entries import (
     ACCOUNT,
     ALIAS,
@@ -56,6 +66,7 @@ from iems.directory.resolve import resolve
 from iems.directory.stored import NO_FORMS, Forms
 from iems.directory.view import ROOT, Change, Policy, View
 from iems.errors import DirectoryUnavailable
+from iems.message.headerrules import Rule as HeaderRule
 from iems.model import Channel
 
 if TYPE_CHECKING:
@@ -383,6 +394,20 @@ class Directory:
         """Take a rule away. Raises DirectoryRefusal."""
         rule = attachmentrules.rule_of(type, name, "ignore")
         self._write("attachment remove", lambda work: attachmentrules.remove(work, rule), policy=False)
+
+    def header_rules(self) -> list[HeaderRule]:
+        """The rules about header fields, in the order they count, drafts too."""
+        with self._view() as view:
+            return headerrules.rules(view)
+
+    def add_header_rule(self, name: str, field: str, pattern: str, action: str, draft: bool = False) -> None:
+        """Add a rule, last, or change the one of this name. Raises DirectoryRefusal."""
+        rule = headerrules.rule_of(name, field, pattern, action, draft)
+        self._write("headerrule add", lambda work: headerrules.add(work, rule), policy=False)
+
+    def remove_header_rule(self, name: str) -> None:
+        """Take a rule away. Raises DirectoryRefusal."""
+        self._write("headerrule remove", lambda work: headerrules.remove(work, name), policy=False)
 
     def tag_default(self, channel: int) -> str:
         """What becomes of tagged mail on a channel that can't act on tags: pass, discard, bounce or none."""

@@ -31,6 +31,7 @@ BAN = "iemsBan"
 DNSBL = "iemsDnsbl"
 ATTACHMENT = "iemsAttachmentRule"
 AUTOTEXT = "iemsAutoText"
+HEADER_RULE = "iemsHeaderRule"
 
 
 class DirectoryRefusal(IemsError):

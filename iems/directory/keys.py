@@ -52,6 +52,7 @@ KIND_PEER = 12
 KIND_RELAYED = 13
 KIND_ATTACHMENT = 14
 KIND_AUTOTEXT = 15
+KIND_HEADER_RULE = 30
 
 # Codes of the object classes that have an index.
 CLASS_LOCAL_DOMAIN = 2
@@ -67,6 +68,7 @@ CLASS_PEER = 24
 CLASS_RELAYED = 25
 CLASS_ATTACHMENT = 26
 CLASS_AUTOTEXT = 27
+CLASS_HEADER_RULE = 40
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
@@ -75,7 +77,7 @@ _U8_U64 = struct.Struct(">BQ")
 _RETIRED = struct.Struct(">QI")
 retired = _RETIRED.pack
 unpack_retired = _RETIRED.unpack
-_KINDS = [bytes([kind]) for kind in range(16)]
+_KINDS = [bytes([kind]) for kind in range(64)]
 
 u64 = _U64.pack
 

@@ -17,6 +17,7 @@ from iems.directory.entries import (
     BAN,
     DNSBL,
     FORWARD,
+    HEADER_RULE,
     LOCAL_DOMAIN,
     MATRIX,
     RECIPIENT,
@@ -50,6 +51,7 @@ _CODES = {
     RELAYED: keys.CLASS_RELAYED,
     ATTACHMENT: keys.CLASS_ATTACHMENT,
     AUTOTEXT: keys.CLASS_AUTOTEXT,
+    HEADER_RULE: keys.CLASS_HEADER_RULE,
 }
 
 

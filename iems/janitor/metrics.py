@@ -13,7 +13,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from iems.master.board import COUNTERS, ROLES, Board
+from iems.master.board import COUNTERS, MODULES, ROLES, Board
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
@@ -26,6 +26,13 @@ MAX_CONNECTIONS = 32
 
 #: Gauges of the queue on the board: channel, state.
 _QUEUE = re.compile("queue_([a-z]+)_([a-z]+)_now")
+#: Counters of a module of the preprocessor: on the board, here, units of the board in one of ours, what it is.
+_MODULE_FAMILIES = (
+    ("messages", "messages", 1, "Messages a module looked at."),
+    ("us", "seconds", 1_000_000, "Time a module took for them; messages are looked at together, so it may exceed the clock."),
+    ("cpu_us", "cpu_seconds", 1_000_000, "CPU of the worker's loop while the module ran; its threads and other programs are not in it."),
+    ("failures", "failures", 1, "Messages a module could not look at: a scanner did not answer, or a fault."),
+)
 
 
 def publish_queue(ctx: WorkerContext, index: Index) -> None:
@@ -106,11 +113,23 @@ def exposition(board: Board) -> bytes:
     )
     sums = {role: board.counters(role) for role in roles}
     for name in COUNTERS:
-        if _QUEUE.fullmatch(name):
+        if name.startswith("module_") or _QUEUE.fullmatch(name):
             continue
         samples = [(f'{{role="{role}"}}', float(sums[role][name])) for role in roles if sums[role][name]]
         kind = "gauge" if name.endswith("_now") else "counter"
         family("iems_" + name, kind, name.replace("_", " ") + ".", samples)
+    modules = sums.get("preprocessor", {})
+    for what, name, unit, text in _MODULE_FAMILIES:
+        family(
+            f"iems_module_{name}_total",
+            "counter",
+            text,
+            [
+                (f'{{module="{module}"}}', modules[f"module_{module}_{what}_total"] / unit)
+                for module in MODULES
+                if modules.get(f"module_{module}_messages_total")
+            ],
+        )
     if "janitor" in sums:
         family(
             "iems_queue_messages",

@@ -49,6 +49,9 @@ _ROW = struct.Struct("<IBBBxQQQQ16sIIQ")
 ROLES = ["smtpd", "preprocessor", "smtpc", "lmda", "store", "imapd", "pop3d", "janitor", "bsmtp", "sieved", "api"]
 ROLE_CODE = {role: number for number, role in enumerate(ROLES, 1)}
 
+#: Modules of the preprocessor that are counted; add at the END.
+MODULES = ("authres", "tnef", "antivirus", "milter", "attachments", "content", "antispam", "autotext", "arc", "dkim", "headerrules")
+
 #: Counters, kept per worker and summed per role. A name that ends in `_now` is a gauge. Add at the END.
 COUNTERS = [
     "sessions_total",
@@ -98,6 +101,8 @@ COUNTERS = [
     "takeovers_total",
     "messages_held_total",
     "etrn_total",
+    # What the preprocessor's modules cost (`iems/preprocessor/meter.py`): messages looked at, microseconds, and how often one failed.
+    *(f"module_{module}_{what}_total" for module in MODULES for what in ("messages", "us", "cpu_us", "failures")),
 ]
 COUNTER_INDEX = {name: number for number, name in enumerate(COUNTERS)}
 

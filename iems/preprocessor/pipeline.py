@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from iems.master.board import MODULES
 from iems.model import Extent, Recipient, Rope
 from iems.preprocessor.batch import Plan
 from iems.preprocessor.matrix import Matrices
-from iems.preprocessor.modules import Module, Work
+from iems.preprocessor.meter import Metered
+from iems.preprocessor.modules import Module, Verdict, Work
 
 
 async def examine(
@@ -17,8 +19,11 @@ async def examine(
     modules: Mapping[str, Module],
     read: Callable[[Rope, int, int], bytes],
     write: Callable[[bytes], Awaitable[Extent]],
+    count: Callable[[str, int], None] = lambda name, number: None,
 ) -> list[tuple[str, str]]:
     """Let the modules look at a message; what they want goes into the plan. (module, note) of each that ran.
+
+    count: adds to a counter of the board.
 
     A recipient refused or discarded by one module is not shown to the next, and a group without recipients to none.
     """
@@ -36,7 +41,7 @@ async def examine(
             work.parts = [part for part in parts if any(id(source) not in gone for source in part.sources)]
             if not work.parts:
                 break
-            verdict = await module.examine(work)
+            verdict = await _measured(module, work, count)
             ran.append((name, verdict.note))
             if verdict.quarantine:
                 plan.quarantine = verdict.quarantine
@@ -46,6 +51,8 @@ async def examine(
                     part.tags += verdict.tags
             if verdict.rope is not None:
                 work.rope = verdict.rope
+                # What was known of the old content: the new one may have lines that begin with a dot.
+                item.envelope.dot_free = False
                 if verdict.reenter and len(groups) == 1:
                     plan.again = (verdict.reenter, verdict.rope)
                     return ran
@@ -70,6 +77,24 @@ async def examine(
                     gone.add(id(recipient))
                     plan.discarded = [*plan.discarded, (recipient, reason)]
     return ran
+
+
+async def _measured(module: Module, work: Work, count: Callable[[str, int], None]) -> Verdict:
+    """What the module says; what it cost is counted, however it ends."""
+    metered = Metered(module.examine(work))
+    failures = 1
+    try:
+        verdict = await metered
+        failures = verdict.failures
+        return verdict
+    finally:
+        name = module.name
+        if name in MODULES:
+            count(f"module_{name}_messages_total", 1)
+            count(f"module_{name}_us_total", metered.took_ns // 1000)
+            count(f"module_{name}_cpu_us_total", metered.cpu_ns // 1000)
+            if failures:
+                count(f"module_{name}_failures_total", failures)
 
 
 def _drop(plan: Plan, recipient: Recipient) -> Recipient | None:

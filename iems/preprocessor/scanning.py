@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from iems.model import Channel
 from iems.preprocessor.modules.antivirus import AntiVirus, Scanner
 from iems.preprocessor.modules.content import Content
+from iems.preprocessor.modules.milter import Milters
 from iems.scan.breaker import Breaker
 from iems.scan.checker import Rspamd, Spamd
 from iems.scan.clamd import Clamd
 from iems.scan.command import Command
+from iems.scan.milter import Milter
 
 if TYPE_CHECKING:
     from iems.config import Config
@@ -46,6 +48,31 @@ def antivirus(config: Config, event: Callable[..., None]) -> AntiVirus:
                 )
             )
     return AntiVirus(scanners, settings.infected, settings.on_failure, config.hostname)
+
+
+def milters(config: Config, event: Callable[..., None]) -> Milters:
+    """The module `milter`."""
+    settings = config.milter
+    made = [
+        Milter(
+            place,
+            hostname=config.hostname,
+            timeout_s=settings.timeout_s,
+            deadline_s=settings.deadline_s,
+            at_once=settings.at_once,
+            body_max=settings.body_max_octets,
+            breaker=_breaker(place, event),
+        )
+        for place in settings.milters
+    ]
+    return Milters(
+        made,
+        hostname=config.hostname,
+        rejected=settings.rejected,
+        discarded=settings.discarded,
+        on_failure=settings.on_failure,
+        lifetime_s=settings.lifetime_s,
+    )
 
 
 def content(config: Config, home: Path, event: Callable[..., None]) -> Content:

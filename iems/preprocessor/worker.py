@@ -291,7 +291,7 @@ class Worker:
     async def _examined(self, plan: Plan, writer: ContentWriter) -> None:
         self.ctx.working_on(plan.item.id)
         try:
-            ran = await examine(plan, self._matrices, self.modules, self.spool.blobs.read_range, writer.append)
+            ran = await examine(plan, self._matrices, self.modules, self.spool.blobs.read_range, writer.append, self.ctx.count)
         except TryLater as error:
             plan.later = error
             return

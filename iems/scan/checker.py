@@ -48,7 +48,8 @@ class Checker:
         async with self._room:
             self._breaker.check()
             try:
-                found = await asyncio.wait_for(self._ask(content, ip, helo, sender, recipients), self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):
+                    found = await self._ask(content, ip, helo, sender, recipients)
             except (OSError, EOFError, TimeoutError, ValueError, KeyError, TypeError, http.client.HTTPException, ScanFailure) as error:
                 reason = str(error) or type(error).__name__
                 self._breaker.failed(reason)

@@ -26,7 +26,8 @@ class Clamd:
         async with self._room:
             self._breaker.check()
             try:
-                found = await asyncio.wait_for(self._ask(content), self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):
+                    found = await self._ask(content)
             except (OSError, EOFError, TimeoutError, ValueError, ScanFailure) as error:
                 reason = str(error) or type(error).__name__
                 self._breaker.failed(reason)

@@ -10,7 +10,7 @@ only for faults of ours, or TryLater: then the message stays in the input queue 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -66,7 +66,7 @@ class Verdict(Struct, frozen=True):
     and another go on. tags: what the module found, for the group's recipients to act on. reenter: an
     input channel by which the message, with its new content, starts again. quarantine: why
     the whole message is put aside for a person to look at, "" if it is not. note: for the log. ropes: content for some parts only; for
-    modules that run last, as the ones behind do not see it.
+    modules that run last, as the ones behind do not see it. failures: how many of those it asked did not answer, for the metrics.
     """
 
     rope: Rope | None = None
@@ -78,6 +78,7 @@ class Verdict(Struct, frozen=True):
     quarantine: str = ""
     note: str = ""
     ropes: list[tuple[Part, Rope]] = []
+    failures: int = 0
 
 
 class Module(Protocol):
@@ -91,12 +92,12 @@ class Module(Protocol):
     def wants(self, envelope: Envelope) -> bool:
         """Whether the module looks at a message at all; asked of every message, so it must cost next to nothing."""
 
-    async def examine(self, work: Work) -> Verdict:
+    def examine(self, work: Work) -> Coroutine[Any, Any, Verdict]:
         """Look at one message for one group of recipients."""
 
 
 #: Names of all modules, in the order they run.
-NAMES = ("loopdetection", "authres", "tnef", "antivirus", "attachments", "content", "antispam", "autotext", "arc", "dkim")
+NAMES = ("loopdetection", "authres", "tnef", "antivirus", "milter", "attachments", "headerrules", "content", "antispam", "autotext", "arc", "dkim")
 
 
 def installed(
@@ -112,11 +113,13 @@ def installed(
     keeps_tags: whether a part leaves with our tags on it. event: of the log. ctx: of the worker; without it `authres`, `arc` and `dkim`
     are left out.
     """
+    from iems.message.headerrules import Rules
     from iems.preprocessor.modules.antispam import AntiSpam
     from iems.preprocessor.modules.attachments import Attachments
     from iems.preprocessor.modules.autotext import AutoText, AutoTextInsertion
+    from iems.preprocessor.modules.headerrules import HeaderRules
     from iems.preprocessor.modules.tnef import Tnef
-    from iems.preprocessor.scanning import antivirus, content
+    from iems.preprocessor.scanning import antivirus, content, milters
 
     found: list[Module] = []
     if ctx is not None and config.authres.verify:
@@ -128,7 +131,10 @@ def installed(
         found.append(Tnef())
     if config.antivirus.scanners:
         found.append(antivirus(config, event))
+    if config.milter.milters:
+        found.append(milters(config, event))
     found.append(Attachments(_kept(directory, directory.attachment_rules), config.attachment.unparsable, config.hostname))
+    found.append(HeaderRules(_kept(directory, lambda: Rules(directory.header_rules()))))
     if config.content.checker:
         found.append(content(config, home, event))
     found.append(AntiSpam(directory.tag_default, keeps_tags))

@@ -52,6 +52,7 @@ class AntiVirus:
         if work.released:
             return Verdict(note="released from quarantine by an administrator")
         asked = []
+        failures = 0
         for scanner in self._scanners:
             try:
                 virus = await scanner.scan(_content(work))
@@ -59,11 +60,12 @@ class AntiVirus:
                 if self._on_failure == "defer":
                     raise TryLater(Reply(451, 4, 7, "The virus scanner is not available"), RETRY_S, str(error)) from error
                 asked.append(f"{scanner.name}: not available")
+                failures += 1
                 continue
             asked.append(f"{scanner.name}: {virus or 'clean'}")
             if virus:
                 return await self._act(work, scanner, virus, "; ".join(asked))
-        return Verdict(note="; ".join(asked))
+        return Verdict(note="; ".join(asked), failures=failures)
 
     async def _act(self, work: Work, scanner: Scanner, virus: str, note: str) -> Verdict:
         what = f"virus {virus}"

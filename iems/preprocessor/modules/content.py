@@ -69,7 +69,7 @@ class Content:
         except ScanFailure as error:
             if self._on_failure == "defer":
                 raise TryLater(Reply(451, 4, 7, "The content filter is not available"), RETRY_S, str(error)) from error
-            return Verdict(note=str(error))
+            return Verdict(note=str(error), failures=1)
         if not score.spam:
             return Verdict(note=f"{self._checker.name}: {score.text}")
         return await self._act(work, content, score)

@@ -41,6 +41,18 @@ def test_every_line_is_well_formed(board: Board) -> None:
     assert "queue_local" not in text
 
 
+def test_modules(board: Board) -> None:
+    board.set_workers("preprocessor", 1)
+    board.begin(1, 101, "preprocessor", 0, 2, 1)
+    for what, value in (("messages", 2), ("us", 1_500_000), ("cpu_us", 2_000)):
+        counters_view(board, 1)[COUNTERS.index(f"module_milter_{what}_total")] = value
+    text = exposition(board).decode()
+    for line in ("messages_total{module=\"milter\"} 2", "seconds_total{module=\"milter\"} 1.5",
+                 "cpu_seconds_total{module=\"milter\"} 0.002", "failures_total{module=\"milter\"} 0"):  # fmt: skip
+        assert f"iems_module_{line}\n" in text
+    assert "antivirus" not in text and "us_total" not in text, "what has not run is not told, nor what is told in seconds"
+
+
 def test_requests(board: Board) -> None:
     assert answer(b"GET /metrics HTTP/1.1\r\n\r\n", board).startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer(b"HEAD /metrics HTTP/1.1\r\n\r\n", board).endswith(b"\r\n\r\n")

@@ -1,0 +1,67 @@
+"""Care of the mailboxes of a real server: damage, storage reports, expiry."""
+
+from __future__ import annotations
+
+import imaplib
+import json
+import subprocess
+import sys
+
+import lmdb
+import pytest
+
+from iems.perf.home import PASSWORD, PrivateHome
+from iems.store import keys
+from tests.integration.test_spam_control import user
+from tests.support.senders import Senders
+
+
+def fsck(home, *options):
+    done = subprocess.run(
+        [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(home.path), "fsck", "--json", *options],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def inbox(home, address="a1@load.test"):
+    imap = imaplib.IMAP4("127.0.0.1", home.port("imap"))
+    imap.login(address, PASSWORD)
+    imap.select("INBOX")
+    return imap
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    box = tmp_path_factory.mktemp("box") / "in.mbox"
+    box.write_bytes(b"".join(b"From a Mon Jan  1 00:00:00 2024\nSubject: m%d\n\nwords %d\n\n" % (n, n) for n in range(6)))
+    with PrivateHome(3) as home:
+        user(home, "import", "a1@load.test", str(box), "--mailbox", "INBOX")
+        yield home
+
+
+def test_fsck_and_repair(home):
+    senders = Senders(home.port("smtp"), ["a2@load.test", "a3@load.test"], body=b"x" * 3000, pause_s=0.002)
+    try:
+        assert fsck(home, "--content")[:2] == (0, []), "sound while mail comes in"
+        code, _, error = fsck(home, "--repair")
+        assert code == 1 and "stop the server" in error
+    finally:
+        senders.stop()
+    home.stop()
+    number = 1
+    with lmdb.open(str(home.path / "store/p0/index"), map_size=1 << 38) as env, env.begin(write=True) as txn:
+        key = keys.message(number, 1, 3)
+        txn.put(key, bytes(txn.get(key))[:50])
+    code, found, _ = fsck(home)
+    assert code == 1
+    assert [(f["account"], f["mailbox"], f["uid"], f["mended"]) for f in found if f["uid"]] == [("a1@load.test", "INBOX", 3, False)]
+    code, found, _ = fsck(home, "--repair")
+    assert code == 0 and found and all(f["mended"] for f in found)
+    assert fsck(home, "--content") == (0, [], "")
+    home.start()
+    imap = inbox(home)
+    _, answers = imap.uid("FETCH", "1:*", "(ENVELOPE BODY.PEEK[TEXT])")
+    texts = [answer[1] for answer in answers if isinstance(answer, tuple)]
+    assert texts == [b"words %d\r\n" % n for n in (0, 1, 3, 4, 5)], "the rest is served"
+    imap.logout()

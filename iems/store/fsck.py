@@ -19,8 +19,9 @@ import msgspec
 
 from iems import reserve
 from iems.errors import IemsError
+from iems.store.findings import Damaged, Finding, still_there
 from iems.store.partition import MAP_OCTETS, MAX_READERS
-from iems.store.soundness import Check, Damaged, Finding, still_there
+from iems.store.soundness import Check
 
 #: The process that repairs found the partition in use.
 IN_USE = 3

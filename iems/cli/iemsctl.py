@@ -47,6 +47,7 @@ COMMANDS = {
     "tlsrpt": ("tlsrpt", "tlsrpt"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
+    "report": ("report", "report"),
     "capacity": ("capacity", "capacity"),
     "perf": ("perf", "perf"),
     "bayes": ("bayes", "bayes"),

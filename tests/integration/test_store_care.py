@@ -10,8 +10,9 @@ import sys
 import lmdb
 import pytest
 
+from iems.janitor import storage
 from iems.perf.home import PASSWORD, PrivateHome
-from iems.store import keys
+from iems.store import keys, usage
 from tests.integration.test_spam_control import user
 from tests.support.senders import Senders
 
@@ -65,3 +66,19 @@ def test_fsck_and_repair(home):
     texts = [answer[1] for answer in answers if isinstance(answer, tuple)]
     assert texts == [b"words %d\r\n" % n for n in (0, 1, 3, 4, 5)], "the rest is served"
     imap.logout()
+
+
+def test_storage_report(home):
+    store = home.path / "store"
+    usage.note(store, usage.Day("2020-01-01", 1_577_836_800, usage.Sum(100, 1, 1), {"load.test": usage.Sum(100, 1, 1)}))
+    assert storage.sums(home.path)["users"] == 3 and storage.sums(home.path) == {}, "once a day"
+    assert usage.history(store)[0].day == "2020-01-01"
+    rows = [json.loads(line) for line in home.ctl("report", "storage", "--top", "1", "--json").splitlines()]
+    assert [row["kind"] for row in rows] == ["user", "domain", "total"]
+    total = rows[2]
+    assert total["growth_bytes"] == total["used_bytes"] - 100 and total["since"] == "2020-01-01" and total["disk_bytes"] > 0
+    assert rows[1]["users"] == 3 and rows[1]["growth_bytes"] == total["growth_bytes"]
+    text = home.ctl("report", "storage", "--domain", "load.test")
+    assert "a1@load.test" in text and "SINCE 2020-01-01" in text
+    with pytest.raises(RuntimeError, match="no local domain"):
+        home.ctl("report", "storage", "--domain", "else.test")

@@ -18,11 +18,17 @@ import msgspec
 
 from iems import config as settings
 from iems.directory import Directory
-from iems.errors import IemsError
+from iems.directory.expiry import Expiry, days_of
+from iems.errors import DirectoryUnavailable, IemsError
 from iems.store import usage
+from iems.store.client import StoreClient
+from iems.store.expire import expire
+from iems.store.reader import Reader
 
 LOOK_S = 600.0
 FIRST_S = 60.0
+#: Expired mail is looked for this often, and at once when the rules were changed.
+EXPIRE_S = 3_600.0
 #: A process that takes longer is ended; the next one goes on where it was.
 LIMIT_S = 1_800
 
@@ -35,6 +41,9 @@ class StorageCare:
         self._store = store
         self._sums_at = time.monotonic() + FIRST_S
         self._day = ""
+        self._expire_at = 0.0
+        self._version = -1
+        self._rules: list[Expiry] | None = None
         self._task: asyncio.Future[None] | None = None
 
     def round(self, directory: Directory | None) -> None:
@@ -48,6 +57,24 @@ class StorageCare:
             if day != self._day and self._store.is_dir():
                 self._day = day
                 self._task = asyncio.ensure_future(self._run("sums"))
+                return
+        if self._expiry_due(directory, now):
+            self._expire_at = now + EXPIRE_S
+            self._task = asyncio.ensure_future(self._run("expire"))
+
+    def _expiry_due(self, directory: Directory, now: float) -> bool:
+        """Whether there are rules, and it is time or they were changed."""
+        try:
+            version = directory.version
+            if version != self._version:
+                self._version = version
+                rules = directory.expiry()
+                if rules != self._rules:
+                    self._rules = rules
+                    self._expire_at = 0.0
+        except DirectoryUnavailable:
+            return False
+        return bool(self._rules) and now >= self._expire_at and self._store.is_dir()
 
     async def _run(self, what: str) -> None:
         process = await asyncio.create_subprocess_exec(
@@ -93,12 +120,39 @@ def sums(home: Path) -> dict[str, int]:
     return {"octets": day.total.octets, "messages": day.total.messages, "users": day.total.accounts}
 
 
+def expired(home: Path) -> dict[str, int]:
+    """Let expired mail go: {messages}, or nothing. Raises OSError, lmdb.Error, IemsError."""
+    store = settings.load(home / "conf" / "iems.toml").store_path(home)
+    directory = Directory(home / "directory", who="janitor")
+    try:
+        rules = directory.expiry()
+        accounts = directory.list_accounts()
+    finally:
+        directory.close()
+    partitions = {account.number: account.partition for account in accounts}
+
+    async def work() -> int:
+        reader = Reader(store)
+        client = StoreClient(asyncio.get_running_loop(), home / "run", partition_of=partitions.__getitem__)
+        try:
+            return await expire(
+                reader, client, [(account.number, account.address) for account in accounts],
+                lambda address, mailbox: days_of(rules, address, mailbox), time.time(),
+            )  # fmt: skip
+        finally:
+            client.close()
+            reader.close()
+
+    count = asyncio.run(work()) if rules else 0
+    return {"messages": count} if count else {}
+
+
 def main(home: Path, what: str) -> int:
     """The process; its exit code."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LIMIT_S)
     try:
-        done = {"sums": sums}[what](home)
+        done = {"sums": sums, "expire": expired}[what](home)
     except (OSError, lmdb.Error, IemsError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

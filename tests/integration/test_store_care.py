@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import imaplib
 import json
+import poplib
 import subprocess
 import sys
 
@@ -82,3 +83,45 @@ def test_storage_report(home):
     assert "a1@load.test" in text and "SINCE 2020-01-01" in text
     with pytest.raises(RuntimeError, match="no local domain"):
         home.ctl("report", "storage", "--domain", "else.test")
+
+
+def capa(home, login=True):
+    pop = poplib.POP3("127.0.0.1", home.port("pop3"))
+    if login:
+        pop.user("a1@load.test")
+        pop.pass_(PASSWORD)
+    found = pop.capa()["EXPIRE"]
+    pop.quit()
+    return found
+
+
+def test_expiry(home):
+    """What came into a mailbox days ago goes when there is a rule, without any session's help."""
+    assert capa(home) == ["NEVER"]
+    imap = inbox(home)
+    uids = imap.uid("SEARCH", "ALL")[1][0].split()
+    imap.logout()
+    home.stop()
+    with lmdb.open(str(home.path / "store/p0/index"), map_size=1 << 38) as env, env.begin(write=True) as txn:
+        for uid in (1, 2):
+            value = txn.get(keys.message(1, 1, uid))
+            txn.put(keys.message(1, 1, uid), value[:16] + (1_500_000_000).to_bytes(4, "little") + value[20:])
+    home.ctl("expire", "add", "INBOX", "400", "--domain", "load.test")
+    home.start()
+    imap = inbox(home)
+    if len(imap.uid("SEARCH", "ALL")[1][0].split()) == len(uids):
+        imap.send(b"i IDLE\r\n")
+        while b" EXPUNGE" not in imap.readline():
+            pass
+        imap.send(b"DONE\r\n")
+        while not imap.readline().startswith(b"i OK"):
+            pass
+    assert imap.uid("SEARCH", "ALL")[1][0].split() == uids[2:]
+    imap.logout()
+    assert capa(home, login=False) == ["400", "USER"] and capa(home) == ["400"]
+    assert json.loads(home.ctl("expire", "list", "--json")) == {"mailbox": "INBOX", "days": 400, "domain": "load.test"}
+    home.ctl("expire", "remove", "INBOX", "--domain", "load.test")
+    assert home.ctl("expire", "list") == "" and capa(home) == ["NEVER"]
+    with pytest.raises(RuntimeError, match="between 1 and"):
+        home.ctl("expire", "add", "INBOX", "0")
+    assert "expire add" in (home.path / "log/directory.log").read_text()

@@ -48,7 +48,7 @@ class Worker:
         self._training: asyncio.Future[None] | None = None
         self._teacher: Any = None
         self._old_logs = OldLogs(ctx, self.spool)
-        self._storage = StorageCare(ctx, ctx.config.store_path(ctx.home))
+        self._storage = StorageCare(ctx, ctx.config.store_path(ctx.home), self.spool)
 
     async def start(self) -> None:
         """Begin with a first round in the background, so that the ports open at once."""

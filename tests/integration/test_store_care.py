@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import imaplib
 import json
 import poplib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import lmdb
 import pytest
 
+from iems import config as settings
 from iems.janitor import storage
 from iems.perf.home import PASSWORD, PrivateHome
 from iems.store import keys, usage
@@ -125,3 +128,46 @@ def test_expiry(home):
     with pytest.raises(RuntimeError, match="between 1 and"):
         home.ctl("expire", "add", "INBOX", "0")
     assert "expire add" in (home.path / "log/directory.log").read_text()
+
+
+class Kept:
+    """A spool and a log that keep what they are given."""
+
+    def __init__(self):
+        self.messages = []
+        self.events = []
+
+    def new_id(self):
+        return b"i" * 16
+
+    async def append(self, messages):
+        self.messages += messages
+        return [None] * len(messages)
+
+    def event(self, name, id=None, **fields):
+        self.events.append((name, fields))
+
+    def error(self, text, fault):
+        raise fault
+
+
+def test_quota_warnings(home):
+    kept = Kept()
+    ctx = SimpleNamespace(home=home.path, config=settings.load(home.path / "conf/iems.toml"), hostname="load.test", log=kept)
+    care = storage.StorageCare(ctx, home.path / "store", kept)
+    asyncio.run(care.warn())
+    assert kept.messages == [], "nobody has a quota"
+    used = usage.usages(home.path / "store")[1][0]
+    user(home, "quota", "a1@load.test", str(used * 100 // 85))
+    asyncio.run(care.warn())
+    asyncio.run(care.warn())
+    [message] = kept.messages
+    assert message.envelope.recipients[0].address == b"a1@load.test" and message.envelope.reverse_path == b""
+    assert b"more than 80 % full" in message.content[0] and storage.levels(home.path / "store") == {1: 80}
+    user(home, "quota", "a1@load.test", str(used))
+    asyncio.run(care.warn())
+    assert len(kept.messages) == 2 and b"95 %" in kept.messages[1].content[0]
+    assert [fields["percent"] for _, fields in kept.events] == [80, 95]
+    user(home, "quota", "a1@load.test", "unlimited")
+    asyncio.run(care.warn())
+    assert len(kept.messages) == 2 and storage.levels(home.path / "store") == {}

@@ -121,7 +121,7 @@ class StorageCare:
         domain = self._ctx.config.domain or self._ctx.hostname
         id = self._spool.new_id()
         text = (
-            f"The mail of {warning.address} takes {warning.used_octets / 1e6:.1f} MB of {warning.quota_octets / 1e6:.1f} MB\n"
+            f"The mail of {warning.address} takes {_size(warning.used_octets)} of {_size(warning.quota_octets)}\n"
             f"({100 * warning.used_octets // warning.quota_octets} %). New mail will be refused when there is no room left:\n"
             "please delete what you do not need.\n"
         )
@@ -205,6 +205,10 @@ def expired(home: Path) -> dict[str, int]:
 
     count = asyncio.run(work()) if rules else 0
     return {"messages": count} if count else {}
+
+
+def _size(octets: int) -> str:
+    return f"{octets / 1e6:,.1f} MB" if octets >= 100_000 else f"{octets:,} octets"
 
 
 def levels(store: Path) -> dict[int, int]:

@@ -37,6 +37,9 @@ def full(home: Home) -> Home:
     home.ask(wire.Create(1, "Gone"))
     home.append(1, "Gone", message(1), message(2))
     home.ask(wire.Delete(1, "Gone"))
+    assert home.ask(wire.SetMetadata(1, 1, {"/private/comment": b"x"})) is None
+    assert home.ask(wire.SetAcl(1, 1, "b@x.test", 2, "lr")) is None
+    assert home.ask(wire.SetShared(2, 1, True)) is None
     home.deliver(delivery(9, 3))
     home.ask(wire.Drop(3))
     home.close()

@@ -808,6 +808,10 @@ class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     undelete_s: Annotated[
         float, Meta(ge=3600, description="Seconds the bytes of expunged mail are kept; at least an hour.")
     ] = 86_400.0
+    quota_warn_percent: Annotated[
+        list[Annotated[int, Meta(ge=1, le=100)]],
+        Meta(max_length=10, description="Parts of the quota in percent; who crosses one gets a mail. Empty: no warnings."),
+    ] = field(default_factory=lambda: [80, 95])
 
 
 class Imapd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

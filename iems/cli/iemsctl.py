@@ -48,6 +48,8 @@ COMMANDS = {
     "tlsrpt": ("tlsrpt", "tlsrpt"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
+    "expire": ("expire", "expire"),
+    "report": ("report", "report"),
     "capacity": ("capacity", "capacity"),
     "perf": ("perf", "perf"),
     "bayes": ("bayes", "bayes"),

@@ -23,6 +23,7 @@ from iems.attachment.rules import Rule
 from iems.directory import (
     attachmentrules,
     autotext,
+    expiry,
     headerrules,
     keys,
     passwords,
@@ -1031,6 +1032,31 @@ class Directory:
                 work.replace(*found, values)
 
         self._write(action, change)
+
+    def expiry(self) -> list[expiry.Expiry]:
+        """The rules of expiry, sorted; read again only after a change of policy."""
+        with self._view() as view:
+            return expiry.rules_of(view.settings.get(expiry.ATTRIBUTE, ()))
+
+    def add_expiry(self, pattern: str, days: int, domain: str = "") -> None:
+        """Let mail of these mailboxes go after some days, or change how many. Raises DirectoryRefusal."""
+        rule = expiry.rule_of(pattern, days, domain)
+        self._expiry("expire add", lambda texts: expiry.added(texts, rule))
+
+    def remove_expiry(self, pattern: str, domain: str = "") -> None:
+        """Remove a rule of expiry. Raises DirectoryRefusal."""
+        self._expiry("expire remove", lambda texts: expiry.removed(texts, pattern, domain))
+
+    def _expiry(self, action: str, change: Callable[[list[str]], list[str]]) -> None:
+        def write(work: Change) -> None:
+            found = work.find(keys.KIND_SETTINGS, "")
+            values = {expiry.ATTRIBUTE: change(found[1].attributes.get(expiry.ATTRIBUTE, []) if found else [])}
+            if found is None:
+                work.add(Entry(work.folder(""), "ou=settings", keys.KIND_SETTINGS, "", ["top", SETTINGS], values))
+            else:
+                work.replace(*found, values)
+
+        self._write(action, write)
 
     def set_matrix(self, module: str, cells: set[tuple[int, int]]) -> None:
         """Set in which cells (input channel, output channel) a module runs."""

@@ -16,6 +16,7 @@ from iems.errors import SpoolError
 from iems.janitor.accounts import DeletedAccounts
 from iems.janitor.metrics import publish_queue, serve_metrics
 from iems.janitor.oldlogs import OldLogs
+from iems.janitor.storage import StorageCare
 from iems.spool import Spool, keys, reclaim, recovery, soundness
 from iems.spool.index import is_damage
 from iems.spool.rebuild import rebuild, repair
@@ -47,6 +48,7 @@ class Worker:
         self._training: asyncio.Future[None] | None = None
         self._teacher: Any = None
         self._old_logs = OldLogs(ctx, self.spool)
+        self._storage = StorageCare(ctx, ctx.config.store_path(ctx.home), self.spool)
 
     async def start(self) -> None:
         """Begin with a first round in the background, so that the ports open at once."""
@@ -103,6 +105,7 @@ class Worker:
         await self._accounts.round()
         if self._training is None or self._training.done():
             self._training = asyncio.ensure_future(self._train())
+        self._storage.round(self._accounts.directory)
         await self._report()
         await self._old_logs.round()
         if index.is_rebuilding():
@@ -208,6 +211,7 @@ class Worker:
             await asyncio.wait((self._training,), timeout=deadline_s)
         if self._teacher is not None:
             self._teacher.close()
+        await self._storage.close()
         self._accounts.close()
         if self._reports is not None:
             await self._reports.close()

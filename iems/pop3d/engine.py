@@ -85,6 +85,10 @@ class Command(Struct, frozen=True):
     rest: bool = False
 
 
+def _never() -> str:
+    return "NEVER"
+
+
 class Engine:
     """One session.
 
@@ -106,6 +110,7 @@ class Engine:
         "_user",
         "_waiting",
         "bindings",
+        "expire",
         "hostname",
         "maildrop",
         "offer",
@@ -127,6 +132,8 @@ class Engine:
         max_failures: int = 5,
     ) -> None:
         self.hostname = hostname
+        #: What CAPA says after EXPIRE (RFC 2449 6.7): of all users before the login, of this one after it.
+        self.expire: Callable[[], str] = _never
         self.secure = secure
         self.plaintext = plaintext
         self.offer = offer
@@ -367,7 +374,7 @@ class Engine:
         return StartTls()
 
     def _capa(self, _: list[str]) -> Event | None:
-        lines = ["TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE", "EXPIRE NEVER"]
+        lines = ["TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE", f"EXPIRE {self.expire()}"]
         if self.state is State.TRANSACTION or self._login_allowed():
             lines += ["USER", "SASL " + " ".join(self._mechanisms())]
         if self._tls_offered and not self.secure and self.state is State.AUTHORIZATION:

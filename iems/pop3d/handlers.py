@@ -58,6 +58,7 @@ class Services:
         error: Callable[[str, BaseException], None] = lambda text, exc: None,
         opened: Callable[[Session], None] = lambda session: None,
         closed: Callable[[Session], None] = lambda session: None,
+        expire: Callable[[str], str] = lambda address: "NEVER",
     ) -> None:
         self.loop = loop
         self.hostname = hostname
@@ -75,6 +76,7 @@ class Services:
         self.error = error
         self.opened = opened
         self.closed = closed
+        self.expire = expire
 
 
 def is_loopback(address: str) -> bool:
@@ -149,10 +151,14 @@ class Session:
             offer=services.authenticator.offer,
             max_failures=services.max_failures,
         )
+        self.engine.expire = self._expire
         services.opened(self)
         if not implicit_tls:
             self.engine.greet()
             self.stream.send(self.engine.take_output())
+
+    def _expire(self) -> str:
+        return self.services.expire(self.user)
 
     # Timers (wheel.Timed).
 

@@ -7,7 +7,7 @@ import functools
 import socket
 from typing import TYPE_CHECKING
 
-from iems.directory import Authenticator, Directory
+from iems.directory import Authenticator, Directory, expiry
 from iems.errors import DirectoryUnavailable
 from iems.net.stream import Server, last_descriptor, serve
 from iems.pop3d.handlers import Services, Session
@@ -56,11 +56,19 @@ class Worker:
             error=ctx.log.error,
             opened=self._opened,
             closed=self._closed,
+            expire=self._expire,
         )
         self._servers: list[Server] = []
         self._ticking: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
+
+    def _expire(self, address: str) -> str:
+        """What CAPA says of expiry; rules that can't be read promise nothing: 0 (RFC 2449 6.7)."""
+        try:
+            return expiry.pop3(self.directory.expiry(), address)
+        except DirectoryUnavailable:
+            return "0"
 
     def _partition(self, account: int) -> int:
         try:

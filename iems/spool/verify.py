@@ -60,6 +60,10 @@ class Verifier:
                 else:
                     self._blobs.fd(piece.blob)
 
+    def extent(self, extent: Extent) -> None:
+        """Look at one extent of a segment, whoever names it. Raises ContentDamaged; OSError, EOFError if it can't be read at all."""
+        self._extent(extent, extent.blob)
+
     def _large(self, item: Item) -> None:
         """Check what stands in files of their own."""
         for blob, crc in item.sums:

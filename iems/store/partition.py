@@ -188,6 +188,7 @@ class Partition:
             wire.Append: self._append,
             wire.StoreFlags: self._store_flags,
             wire.Expunge: self._expunge,
+            wire.Expire: self._expire,
             wire.Copy: self._copy_messages,
             wire.Recent: self._recent,
             wire.Drop: self._drop,
@@ -820,6 +821,13 @@ class Partition:
         if not rows:
             return encode(b"")
         return encode(self._remove(state, box, rows))
+
+    def _expire(self, body: wire.Expire) -> bytes:
+        state = self._state(body.account)
+        box = self._box(state, body.mailbox_id)
+        found = (self._txn.get(keys.flags(state.number, box.id, uid)) for uid in self._uids(body.uids))
+        rows = [raw for raw in found if raw is not None]
+        return encode(self._remove(state, box, rows) if rows else b"")
 
     def _remove(self, state: _State, box: Mailbox, rows: list[bytes]) -> bytes:
         """Expunge messages given by their flags rows; their uids, packed."""

@@ -495,6 +495,30 @@ class Reader:
 
         return pick()
 
+    def saved_before(self, account: int, mailbox_id: int, before_s: int, limit: int, after: int = 0) -> list[int]:
+        """Uids above `after` of the messages that came into the mailbox before that time (seconds since 1970), at most `limit`.
+
+        Messages come with rising uids, so the look ends at the first that is younger.
+        """
+        partition = self._find(account)
+        if partition is None:
+            return []
+        prefix = keys.prefix(account, keys.MESSAGE, mailbox_id)
+        found: list[int] = []
+        with partition.read() as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(keys.message(account, mailbox_id, min(after + 1, 0xFFFF_FFFF))):
+                for key, value in cursor:
+                    if not key.startswith(prefix) or len(found) == limit:
+                        break
+                    uid = int.from_bytes(key[-4:], "big")
+                    if len(value) < MESSAGE_HEAD.size or txn.get(keys.flags(account, mailbox_id, uid)) is None:
+                        continue  # damaged, or in the trash
+                    if MESSAGE_HEAD.unpack_from(value)[6] >= before_s:
+                        break
+                    found.append(uid)
+        return found
+
     def trash(self, account: int) -> list[Trashed]:
         """What was expunged or discarded and is not yet gone for good, the oldest first. Reads the trash of all accounts."""
         partition = self._find(account)

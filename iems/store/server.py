@@ -36,7 +36,7 @@ def weight(body: Any) -> int:
     """How many entries a request is for."""
     if isinstance(body, wire.Deliver):
         return len(body.batch)
-    if isinstance(body, wire.StoreFlags | wire.Copy):
+    if isinstance(body, wire.StoreFlags | wire.Copy | wire.Expire):
         return len(body.uids) // 4
     if isinstance(body, wire.Undelete):
         return len(body.rows)

@@ -206,9 +206,18 @@ class SetShared(Struct, array_like=True, tag=19):
     on: bool
 
 
+class Expire(Struct, array_like=True, tag=40):
+    """Expunge these messages, whatever their flags: their time is over."""
+
+    account: int
+    mailbox_id: int
+    uids: bytes
+
+
 Body = (
     Hello | Deliver | Forget | Ensure | Create | Delete | Rename | Subscribe | Append | StoreFlags
     | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete | SetMetadata | SetAcl | SetShared
+    | Expire
 )
 
 

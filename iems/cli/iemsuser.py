@@ -17,9 +17,6 @@ from typing import Any, TypeVar
 import click
 
 from iems.cli.common import Failed, Group, become_owner, json_option, say, say_json, table
-from iems.cli.spam import spam, undelete
-from iems.cli.transfer import export_mail, import_mail
-from iems.cli.userbayes import bayes
 from iems.config import Config, load
 from iems.directory import Account, Directory
 from iems.directory.stored import Forms
@@ -131,8 +128,17 @@ _password_option = click.option(
 )
 
 
-#: Groups of commands in modules of their own, imported when used.
-GROUPS = {"mailsort": "filters", "sieve": "filters", "vacation": "filters"}
+#: Commands in modules of their own, imported when used: module, name in it, whether `--home` is added.
+GROUPS = {
+    "mailsort": ("filters", "mailsort", False),
+    "sieve": ("filters", "sieve", False),
+    "vacation": ("filters", "vacation", False),
+    "spam": ("spam", "spam", True),
+    "undelete": ("spam", "undelete", True),
+    "bayes": ("userbayes", "bayes", True),
+    "export": ("transfer", "export_mail", True),
+    "import": ("transfer", "import_mail", True),
+}
 
 
 class Lazy(Group):
@@ -146,7 +152,10 @@ class Lazy(Group):
         """The command, or None if there is none of that name."""
         if cmd_name not in GROUPS:
             return super().get_command(ctx, cmd_name)
-        found: click.Command = getattr(importlib.import_module(f"iems.cli.{GROUPS[cmd_name]}"), cmd_name)
+        module, name, with_home = GROUPS[cmd_name]
+        found: click.Command = getattr(importlib.import_module(f"iems.cli.{module}"), name)
+        if with_home and not any(parameter.name == "home" for parameter in found.params):
+            _home_option(found)
         return found
 
 
@@ -326,11 +335,6 @@ def enable(home: Home, address: str) -> None:
     say(f"enabled {address.lower()}")
 
 
-cli.add_command(_home_option(spam))
-cli.add_command(_home_option(undelete))
-cli.add_command(_home_option(bayes))
-cli.add_command(_home_option(export_mail))
-cli.add_command(_home_option(import_mail))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import importlib
 import importlib.util
 import os
 import pwd
@@ -165,6 +166,13 @@ class PidFile:
         """Notes our pid."""
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+
+
+def _preload() -> None:
+    """Import what most roles need, once: workers start sooner and share its pages. Nothing of it opens a file or starts a thread."""
+    os.environ.setdefault("IEMS_NATIVE", "native")
+    for name in ("iems.directory", "iems.spool", "iems.spool.recovery", "iems.spool.dsn", "iems.message"):
+        importlib.import_module(name)
 
 
 def running_pid(home: Path) -> int | None:
@@ -443,6 +451,7 @@ class Supervisor:
         signal.set_wakeup_fd(self.signal_write.fileno(), warn_on_full_buffer=False)
         self.selector.register(self.signal_read, selectors.EVENT_READ)
         self.selector.register(self.worker_eventfd, selectors.EVENT_READ)
+        _preload()
         self.short_lived("prepare")
         self.log.event("started", pid=os.getpid(), home=str(self.home))
         self.apply(self.config)

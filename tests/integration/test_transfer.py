@@ -110,7 +110,6 @@ def test_a_run_that_was_killed_is_repeated(server, tmp_path):
     assert 0 < part <= done["known"] and done["known"] + done["brought"] == 2500
     found = contents(server, "a6@load.test")
     assert len(found) == 2500 == len({content for _, content, _, _ in found})
-    assert not [entry for entry in (server.path / "spool/large").iterdir() if entry.stat().st_nlink > 1], "names of the command are gone"
 
 
 def test_bad_input_and_quota(server, tmp_path):

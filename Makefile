@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BASE ?= 10000
 DEMO ?= demo
-JOBS ?= 4
+JOBS ?= 3
 PERF ?= --quick
 NATIVE := $(wildcard iems/_native/*.pyx iems/_native/*.pxd iems/_native/*.h)
 

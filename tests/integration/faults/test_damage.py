@@ -154,10 +154,10 @@ def check_scattered(seed: int, flips: int) -> None:
         ids = queued(home)
         scatter(home, seed, flips)
         home.start()
-        late = until(lambda: (reply := home.send("late")).startswith(b"250") and reply, 20)
+        late = until(lambda: (reply := home.send("late")).startswith(b"250") and reply, 90)
         assert late
-        until(lambda: _released(home), 20)
-        until(lambda: set(delivered(home.path)) == {*ids, "late"}, 20)
+        until(lambda: _released(home), 90)
+        until(lambda: set(delivered(home.path)) == {*ids, "late"}, 90)
         assert set(delivered(home.path).values()) == {1}
 
 

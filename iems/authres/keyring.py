@@ -8,7 +8,6 @@ domain; with two, mail gets two signatures (RFC 8463 5). Every change touches HO
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -23,6 +22,7 @@ from msgspec import Struct
 
 from iems.authres.asking import ascii_name
 from iems.authres.sign import ALGORITHMS, PrivateKey, Signer, key_pem, new_key, read_pem, record
+from iems.durable import sync_folder, write_durably
 from iems.errors import IemsError
 
 FOLDER: Final = "conf/dkim"
@@ -230,22 +230,8 @@ class Keyring:
         """Durable, and whole or not there."""
         folder = self.folder / key.domain
         folder.mkdir(mode=0o700, exist_ok=True)
-        path, part = folder / f"{key.selector}.json", folder / f"{key.selector}.part"
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            octets = msgspec.json.encode(key)
-            if os.write(fd, octets) != len(octets):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        part.rename(path)
-        for at in (folder, self.folder):
-            fd = os.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        write_durably(folder / f"{key.selector}.json", msgspec.json.encode(key))
+        sync_folder(self.folder)
 
     def _audit(self, action: str, key: Key, before: str | None) -> None:
         """A line in log/directory.log, as changes of policy leave one; the secret is not in it."""

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 
 from iems._native import kernel
 from iems.blobs import blob_number
+from iems.durable import sync_folder, write_durably
 from iems.errors import IemsError
 from iems.store import keys
 from iems.store.rows import message_rope, summary_place
@@ -68,14 +69,6 @@ def manifest(folder: Path, name: str) -> Manifest:
     if found.format != FORMAT:
         raise BackupFailure(f"snapshot {name} is of format {found.format}; this version reads {FORMAT}")
     return found
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _checksum(path: Path, size: int | None = None) -> File:
@@ -165,15 +158,9 @@ def take(home: Path, store: Path, folder: Path, version: str, now_s: float | Non
     found.rows["directory/data.mdb"] = _copy_rows(home / "directory", place / "directory")
     for tree, below in ((home / "conf", place / "conf"), (store / "home", place / "store" / "home")):
         _copy_tree(tree, below, place, found)
-    _sync(place)
-    part = place / ".manifest.json"
-    with open(part, "wb") as file:
-        file.write(msgspec.json.encode(found))
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(part, place / "manifest.json")
-    _sync(place)
-    _sync(place.parent)
+    sync_folder(place)
+    write_durably(place / "manifest.json", msgspec.json.encode(found))
+    sync_folder(place.parent)
     return name, found, copied
 
 
@@ -220,7 +207,7 @@ def _take_partition(partition: Path, folder: Path, place: Path, name: str, found
             if not file:
                 raise BackupFailure(f"the content {blob:016x} that {name} names is not there")
         (place / "store" / name / "blobs").symlink_to(Path("../../../../blobs") / name)
-        _sync(target)
+        sync_folder(target)
         return copied
     finally:
         shutil.rmtree(held, ignore_errors=True)

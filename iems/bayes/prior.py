@@ -11,7 +11,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from iems.bayes.side import Damaged, Side, replace
+from iems.bayes.side import Damaged, Side
+from iems.durable import write_durably
 from iems.errors import IemsError
 
 _HEAD = struct.Struct("<8sQ")
@@ -43,4 +44,4 @@ def write(path: Path, good: Side, spam: Side) -> None:
     """Make a prior of two tables. What names single messages (digests) is left out."""
     good.digests, spam.digests = {}, {}
     first = good.octets()
-    replace(path, _HEAD.pack(_MAGIC, len(first)) + first + spam.octets())
+    write_durably(path, _HEAD.pack(_MAGIC, len(first)) + first + spam.octets())

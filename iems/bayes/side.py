@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from iems._native import kernel
+from iems.durable import write_durably
 
 _bayes = kernel("bayes")
 _crc = kernel("crc32c")
@@ -85,7 +86,7 @@ class Side:
 
     def write(self, path: Path) -> None:
         """Give `path` the content of this table: whole or not at all, on the disk when it returns."""
-        replace(path, self.octets())
+        write_durably(path, self.octets())
 
     # Counts
 
@@ -127,21 +128,6 @@ def _checksum(whole: bytes | bytearray | memoryview) -> int:
     head = bytearray(view[: _HEADER.size])
     head[_HEADER.size - 12 : _HEADER.size - 8] = bytes(4)
     return int(_crc.crc32c(view[_HEADER.size :], _crc.crc32c(bytes(head))))
-
-
-def replace(path: Path, octets: bytes) -> None:
-    """Give `path` a new content: whole or not at all, on the disk when it returns."""
-    fresh = path.with_name(path.name + ".new")
-    with open(fresh, "wb") as file:
-        file.write(octets)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def keys_of(found: bytes) -> np.ndarray:

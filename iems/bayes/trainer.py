@@ -26,7 +26,8 @@ from iems.bayes.filter import odds_of, squeezed, verdict_of
 from iems.bayes.parts import MAX_MESSAGE, sections
 from iems.bayes.prior import Prior
 from iems.bayes.records import Record
-from iems.bayes.side import CAP_BITS, Damaged, Side, keys_of, replace
+from iems.bayes.side import CAP_BITS, Damaged, Side, keys_of
+from iems.durable import write_durably
 from iems.errors import IemsError
 
 _bayes = kernel("bayes")
@@ -288,7 +289,7 @@ class Trainer:
         if not self._waits:
             self._path("waiting").unlink(missing_ok=True)
             return
-        replace(self._path("waiting"), b"".join(record.octets() for record in self._waits.values()))
+        write_durably(self._path("waiting"), b"".join(record.octets() for record in self._waits.values()))
 
     def _drain(self, waiting: list[Record]) -> None:
         for record in waiting:

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 
 from iems._native import kernel
-from iems.spool.segments import sync_folder
+from iems.durable import sync_folder
 
 crc32c = kernel("crc32c").crc32c
 

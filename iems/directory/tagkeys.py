@@ -6,13 +6,13 @@ sides, let it sign, remove the old one a week later.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
 from pathlib import Path
 
 from iems.directory.entries import DirectoryRefusal
+from iems.durable import write_durably
 
 FILE = "conf/tag.keys"
 MIN_OCTETS = 16
@@ -95,18 +95,5 @@ class TagKeys:
 
     def _write(self, keys: dict[str, bytes], signs: str) -> None:
         lines = [f"{name} {secret.hex()}{' signs' if name == signs else ''}\n" for name, secret in keys.items()]
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(fd)
-        os.rename(part, self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_durably(self.path, "".join(lines).encode("ascii"))
         self._look()

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from iems import log as logs
+from iems.durable import write_durably
 from iems.message import build
 from iems.model import Channel, Envelope, Recipient
 from iems.spool.items import Message
-from iems.spool.recovery import write_durably
 
 if TYPE_CHECKING:
     from iems.spool.spool import Spool

@@ -20,11 +20,11 @@ import msgspec
 from iems import config as settings
 from iems.directory import Directory
 from iems.directory.expiry import Expiry, days_of
+from iems.durable import write_durably
 from iems.errors import DirectoryUnavailable, IemsError
 from iems.message import build
 from iems.model import Channel, Envelope, Recipient
 from iems.spool import Message, Spool
-from iems.spool.recovery import write_durably
 from iems.store import quota, usage
 from iems.store.client import StoreClient
 from iems.store.expire import expire

@@ -20,8 +20,8 @@ from iems.bayes.prior import Prior
 from iems.bayes.trainer import Outcome, Trainer
 from iems.directory import Account
 from iems.directory.directory import Directory
+from iems.durable import write_durably
 from iems.errors import DirectoryUnavailable, IemsError
-from iems.spool.recovery import write_durably
 from iems.store.homes import bayes_folder
 from iems.store.reader import Reader
 from iems.store.rows import Mailbox

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from iems._native import kernel
-from iems.spool.recovery import write_durably
+from iems.durable import sync_folder, write_durably
 
 crc32c = kernel("crc32c").crc32c
 
@@ -78,7 +78,6 @@ def _decide(file: Path, key: bytes, interval_s: int, now_s: int, message: bytes,
     finally:
         os.close(fd)
     if fresh:
-        from iems.spool.segments import sync_folder
 
         sync_folder(file.parent)
     return True

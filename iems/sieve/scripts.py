@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct, field
 
+from iems.durable import write_durably
 from iems.errors import IemsError
 from iems.sieve.compiler import SCRIPT_MAX, Script, compile_script
-from iems.spool.recovery import write_durably
 from iems.store.homes import home_of
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ import lmdb
 import msgspec
 from msgspec import Struct, field
 
-from iems.spool.recovery import write_durably
+from iems.durable import write_durably
 
 if TYPE_CHECKING:
     from iems.config import Smtpd

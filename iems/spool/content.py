@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from iems._native import kernel
 from iems.blobs import large_name
+from iems.durable import sync_folder
 from iems.errors import SpoolError, SpoolFull
 from iems.model import Extent
 from iems.spool.records import Kind
-from iems.spool.segments import Post, create_large, spool_error, sync_folder
+from iems.spool.segments import Post, create_large, spool_error
 
 if TYPE_CHECKING:
     from iems.spool.index import Change

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, structs
 
 from iems.blobs import blob_number, large_name, segment_name
+from iems.durable import sync_folder
 from iems.model import Channel, Extent, Outcome, Rope
 from iems.spool import keys, records
 from iems.spool.index import Change
@@ -24,7 +25,6 @@ from iems.spool.items import Item
 from iems.spool.keys import BlobRow
 from iems.spool.rebuild import free, placed
 from iems.spool.records import Done, Kind, Ledger, MovedHead, Record
-from iems.spool.segments import sync_folder
 from iems.spool.spool import AwaitedPost
 
 if TYPE_CHECKING:

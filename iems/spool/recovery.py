@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
 import shutil
@@ -21,6 +20,7 @@ from msgspec import Struct
 
 from iems import reserve
 from iems.blobs import blob_number, segment_name
+from iems.durable import sync_folder, write_durably
 from iems.model import INPUT, Channel, Extent
 from iems.spool import keys, records
 from iems.spool.clock import boot_ms
@@ -29,7 +29,6 @@ from iems.spool.items import Item
 from iems.spool.keys import BlobRow
 from iems.spool.rebuild import message_item
 from iems.spool.records import Done, Kind
-from iems.spool.segments import sync_folder
 
 if TYPE_CHECKING:
     from iems.spool.spool import Spool
@@ -67,20 +66,6 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Put a small file in place, wholly or not at all, on the disk when this returns."""
-    fresh = path.with_name(path.name + ".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        if os.write(fd, data) != len(data):  # the disk is full, or about to be
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(fresh))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(fresh, path)
-    sync_folder(path.parent)
 
 
 def channels_on_hold(path: Path) -> list[int]:

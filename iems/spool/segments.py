@@ -24,6 +24,7 @@ import lmdb
 
 from iems._native import kernel
 from iems.blobs import large_name, segment_name
+from iems.durable import sync_folder
 from iems.errors import SpoolError, SpoolFull
 from iems.spool import records
 from iems.spool.index import MAX_ENTRIES, Change, Index, is_damage
@@ -54,15 +55,6 @@ def spool_error(error: BaseException | int, what: str = "the spool can't write")
         return SpoolFull(f"{what}: no room")
     text = os.strerror(number) if isinstance(number, int) else str(error)
     return SpoolError(f"{what}: {text}")
-
-
-def sync_folder(path: Path) -> None:
-    """Make names made in or removed from a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 _last_blob = 0

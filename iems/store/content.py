@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from iems.blobs import large_name, segment_name
+from iems.durable import sync_folder
 from iems.model import Extent, Rope
 
 SEGMENT_OCTETS = 128 << 20
@@ -21,15 +22,6 @@ _COPY_CHUNK = 1 << 20
 _COPIED_KEPT = 4_096
 #: A link is refused: other file system, other owner (protected_hardlinks), no more links, or no links at all.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Content:

@@ -21,10 +21,11 @@ import lmdb
 import msgspec
 
 from iems import reserve
+from iems.durable import sync_folder
 from iems.errors import IemsError, StoreError
 from iems.model import Extent, Rope
 from iems.store import keys, names, wire
-from iems.store.content import Content, sync_folder
+from iems.store.content import Content
 from iems.store.reclaim import Reclaim
 from iems.store.rows import (
     ACL_MAX,

@@ -14,6 +14,7 @@ import lmdb
 import msgspec
 from msgspec import Struct, field
 
+from iems.durable import write_durably
 from iems.store import keys
 from iems.store.findings import BAD
 from iems.store.rows import Account
@@ -123,9 +124,4 @@ def note(store: Path, day: Day) -> None:
     known = [one for one in history(store) if one.day != day.day]
     largest = sorted(day.domains.items(), key=lambda one: (-one[1].octets, one[0]))[:DOMAINS]
     known.append(Day(day.day, day.time_s, day.total, dict(largest)))
-    part = store / f".{NAME}.part"
-    with open(part, "wb") as file:
-        file.writelines(msgspec.json.encode(one) + b"\n" for one in known[-DAYS:])
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, store / NAME)
+    write_durably(store / NAME, b"".join(msgspec.json.encode(one) + b"\n" for one in known[-DAYS:]))

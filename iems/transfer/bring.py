@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from iems.blobs import large_name
+from iems.durable import sync_folder
 from iems.message import summarize
 from iems.model import Extent
-from iems.spool.segments import create_large, sync_folder
+from iems.spool.segments import create_large
 from iems.store.wire import Deliver, Delivered, Delivery
 from iems.transfer.sources import Mail
 

@@ -50,6 +50,7 @@ from iems.smtpc.sts import PolicyStore
 from iems.smtpc.tallies import WRITE_S, Tallies
 from iems.spool import dsn
 from iems.spool.items import Item, Message, Settlement
+from iems.spool.keys import destination_hash
 from iems.spool.spool import Spool
 from iems.spool.verify import Verifier
 from iems.spool.weight import Weights
@@ -65,6 +66,9 @@ TURNS: Final = 2  # takes before the loop comes round
 MAX_IN_HAND: Final = 4096
 #: Items of one destination held; the spool is told, so that a slow host's mail stays there.
 DESTINATION_IN_HAND: Final = 256
+#: From so many items in hand on, a destination without a session gets few more: one in so many of the places left.
+CROWDED: Final = MAX_IN_HAND // 2
+FEW: Final = 512
 #: With so many items in hand, arrivals and outcomes are gathered for a moment: fewer and larger transactions of the queue.
 BUSY: Final = 8
 GATHER_S: Final = 0.003
@@ -270,6 +274,7 @@ class Worker:
         self._in_hand = 0
         self._held: dict[str, int] = {}  # the spool's destinations -> items in hand
         self._limited: set[str] = set()
+        self._passed: set[int] = set()  # destinations nothing is taken for while those in hand have no session
         self._plain: list[Done] = []
         self._told: list[Done] = []
         self._settling: dict[str, asyncio.Task[None]] = {}
@@ -451,7 +456,7 @@ class Worker:
             # Parked before the look: what is posted after it wakes us, and one look is enough.
             ctx.park()
             try:
-                items, due_s = self._spool.take(Channel.SMTPC, limit)
+                items, due_s = self._spool.take(Channel.SMTPC, limit, self._passed)
             except Exception as error:
                 self._pause("the queue can't be read", error)
                 continue
@@ -518,6 +523,8 @@ class Worker:
         if held >= DESTINATION_IN_HAND and name not in self._limited:
             self._limited.add(name)
             self._spool.limit_destination(Channel.SMTPC, name, DESTINATION_IN_HAND)
+        if self._in_hand >= CROWDED and not destination.sessions and held * FEW >= MAX_IN_HAND - self._in_hand:
+            self._passed.add(destination_hash(name))
         work = Work(item, destination)
         if self._weights is not None:
             work.weight = self._weights.of_item(item, self._spool.blobs, self._spool.age_s(item))
@@ -1270,6 +1277,8 @@ class Worker:
         held = self._held
         for done in batch:
             name = done.work.item.destination
+            if self._passed:
+                self._passed.discard(destination_hash(name))
             left = held[name] - 1
             if left:
                 held[name] = left

@@ -10,7 +10,7 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -444,17 +444,20 @@ class Change:
         self.put(item, RETRY if item.attempts else FRESH, due_ms, live=False)
         return True
 
-    def take(self, channel: int, limit: int, generation: int, slot: int) -> tuple[list[Item], int | None]:
+    def take(
+        self, channel: int, limit: int, generation: int, slot: int, leave: Collection[int] = ()
+    ) -> tuple[list[Item], int | None]:
         """Lease up to `limit` items that are due; the second value is when the next one is (queue time), or None.
 
-        One in four places goes to items tried before, if any are due; destinations take turns.
+        One in four places goes to items tried before, if any are due; destinations take turns. leave: hashes of destinations
+        to pass over; when their items are due is not told.
         """
         if self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None:
             return [], None
         holder = keys.holder_key(self.index.run, generation, slot)
         taken: list[Item] = []
         if has_agenda(channel):
-            return taken, self._take_by_agenda(channel, limit, holder, taken)
+            return taken, self._take_by_agenda(channel, limit, holder, taken, leave)
         due = self._take_from(channel, 0, limit, holder, taken)
         return taken, due
 
@@ -566,7 +569,9 @@ class Change:
             # not before now: who still has work goes behind those that wait
             self._enter(channel, hashed, destination, max(due, destination.backoff_ms, self.now_ms))
 
-    def _take_by_agenda(self, channel: int, limit: int, holder: bytes, taken: list[Item]) -> int | None:
+    def _take_by_agenda(
+        self, channel: int, limit: int, holder: bytes, taken: list[Item], leave: Collection[int]
+    ) -> int | None:
         """Go round the destinations that are due, each giving its share."""
         due: list[int] = []
         later = None
@@ -580,7 +585,8 @@ class Change:
                 if at > self.now_ms or len(due) >= limit:
                     later = at
                     break
-                due.append(hashed)
+                if hashed not in leave:
+                    due.append(hashed)
                 cursor.next()
         share = -(-limit // len(due)) if due else 0
         for hashed in due:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -489,16 +489,17 @@ class Spool:
         if role is not None:
             self.params.wake(role)
 
-    def take(self, channel: int, limit: int) -> tuple[list[Item], float | None]:
+    def take(self, channel: int, limit: int, leave: Collection[int] = ()) -> tuple[list[Item], float | None]:
         """Lease up to `limit` items that are due; and in how many seconds the next one is, None if nothing waits.
 
         Destinations take turns, and items tried before get a quarter of the places. Nobody else gets a leased item until it is
-        settled, moved or given back, or this worker is dead.
+        settled, moved or given back, or this worker is dead. leave: destinations to pass over, by `destination_hash`; when their items
+        are due is not told.
         """
         index = self.index
         limit = min(limit, MAX_ENTRIES)
         with index.change() as change:
-            items, due_ms = change.take(channel, limit, self.params.generation, self.params.slot)
+            items, due_ms = change.take(channel, limit, self.params.generation, self.params.slot, leave)
         if due_ms is None:
             return items, None
         return items, max(0.0, (due_ms - change.now_ms) / 1000)

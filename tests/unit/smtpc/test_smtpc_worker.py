@@ -638,6 +638,39 @@ def test_mute_hosts_leave_places_to_hosts_that_answer(tmp_path, monkeypatch):
     assert took < module.PATIENCE_S / 2
 
 
+def test_mail_for_mute_hosts_leaves_room_in_hand(tmp_path, monkeypatch):
+    """More mail for a few mute hosts than the worker takes in hand: what goes to a host that answers is taken all the same."""
+    for name, value in {"TAKE": 2, "MAX_IN_HAND": 16, "CROWDED": 8, "FEW": 2}.items():
+        monkeypatch.setattr(module, name, value)
+    real = module.connect
+
+    async def slow(loop, host):
+        if host.address.startswith("192.0.2."):
+            await asyncio.sleep(60)
+        return await real(loop, host)
+
+    monkeypatch.setattr(module, "connect", slow)
+    records = {("good.test", "A"): ["127.0.0.1"]} | {(f"mute{n}.test", "A"): [f"192.0.2.{n + 1}"] for n in range(4)}
+
+    async def scenario(bench, dns_server, server):
+        bench.worker._router._port = server.port
+        await bench.queue(b"b@good.test")
+        await bench.settled(1)
+        await bench.queue(*(b"a@mute%d.test" % n for n in range(4)), count=10)
+        await bench.until(lambda: bench.worker._unproven == 3 and bench.worker._in_hand >= 8)
+        await asyncio.sleep(0.1)  # it has taken what it will take
+        began = bench.loop.time()
+        await bench.queue(b"c@good.test", count=5)
+        await bench.until(lambda: len(server.messages) == 6, 15)
+        took = bench.loop.time() - began
+        await bench.until(lambda: len(bench.outcomes()) == 46, 20)  # the rest has its turn, too
+        return took
+
+    settings = {"resolution": "dns", "max_connections": 4, "connect_timeout_s": 3.0}
+    took = run(tmp_path, scenario, DnsServer(records), SmtpServer(), smtpc=settings, limit_s=30)
+    assert took < module.PATIENCE_S / 2
+
+
 def test_a_destination_that_waits_for_a_connection_does_not_starve(tmp_path):
     """With one connection and ever newer destinations, the first that had to wait gets its turn."""
 

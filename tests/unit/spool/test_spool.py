@@ -7,6 +7,7 @@ from typing import Any
 
 from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result
 from iems.spool import Item, Message, Settlement
+from iems.spool.keys import destination_hash
 from tests.support.spool import Harness, envelope, routed
 
 
@@ -127,6 +128,11 @@ def test_destinations_take_turns(harness: Harness, run: Any) -> None:
                 for id, host in zip(ids, hosts, strict=True)
             ]
         )
+        others = {destination_hash("small.test"), destination_hash("tiny.test"), destination_hash("big.test")}
+        assert spool.take(Channel.SMTPC, 6, others) == ([], None)
+        first, due = spool.take(Channel.SMTPC, 1, others - {destination_hash("tiny.test")})
+        assert [i.destination for i in first] == ["tiny.test"]
+        spool.give_back(first)
         first, due = spool.take(Channel.SMTPC, 6)
         assert sorted({i.destination for i in first}) == ["big.test", "small.test", "tiny.test"]
         assert due == 0

@@ -158,6 +158,7 @@ class Destination:
     """Mail that goes to the same hosts: what waits, who works on it, how it fares."""
 
     __slots__ = (
+        "backed_off",
         "dead_reply",
         "dead_until_s",
         "direct",
@@ -195,6 +196,7 @@ class Destination:
         self.failed_s = 0.0
         self.dead_until_s = 0.0
         self.dead_reply: Reply | None = None
+        self.backed_off: set[str] = set()  # the spool's destinations that wait in the queue meanwhile
         self.route: Route | None = None
         self.route_until_s = 0.0
 
@@ -274,6 +276,7 @@ class Worker:
         self._in_hand = 0
         self._held: dict[str, int] = {}  # the spool's destinations -> items in hand
         self._limited: set[str] = set()
+        self._backing_off: dict[str, tuple[float, str]] = {}  # name -> (seconds, why), to be told to the spool
         self._passed: set[int] = set()  # destinations nothing is taken for while those in hand have no session
         self._plain: list[Done] = []
         self._told: list[Done] = []
@@ -535,9 +538,12 @@ class Worker:
             and now_s < destination.dead_until_s
             and not destination.opening
             and not destination.routing
-            and not (item.attempts and now_s - destination.failed_s >= PROBE_S)
+            # what waited in the queue comes before its time only if it is late, or pushed by hand
+            and not ((item.attempts or name in destination.backed_off) and now_s - destination.failed_s >= PROBE_S)
         ):
-            self._give_up(work, destination.dead_reply, destination.dead_until_s - now_s)
+            wait_s = destination.dead_until_s - now_s
+            self._back_off(destination, name, destination.dead_reply, wait_s)
+            self._give_up(work, destination.dead_reply, wait_s)
             return destination
         if item.attempts:
             self._read_ahead(item)
@@ -754,6 +760,7 @@ class Worker:
                 self._proven[host.address, host.port] = self._loop.time() + PROVEN_S
                 destination.failures = 0
                 destination.dead_reply = None
+                self._works(destination)
                 self._adopt(destination, session)
                 return None
             assert reply is not None
@@ -841,13 +848,50 @@ class Worker:
         if not certain:
             destination.failures += 1
             wait_s = min(DEAD_S, self._policy.retry_s * 2.0 ** min(destination.failures - 1, 16))
+            wait_s *= random.uniform(0.8, 1.0)  # what failed together need not be tried together
             destination.failed_s = self._loop.time()
             destination.dead_until_s = destination.failed_s + wait_s
             destination.dead_reply = reply
             destination.route = None
         ready, destination.ready = destination.ready, deque()
+        destination.backed_off.clear()
         for work in ready:
+            if not certain:
+                self._back_off(destination, work.item.destination, reply, wait_s)
             self._give_up(work, reply, wait_s)
+
+    def _back_off(self, destination: Destination, name: str, reply: Reply, wait_s: float) -> None:
+        """Have what waits for a dead destination stay in the queue; told to the spool with others of this moment."""
+        if destination.requiretls or name in destination.backed_off:
+            return  # where a message asks for more than the hosts have, others may still go
+        destination.backed_off.add(name)
+        if not self._backing_off:
+            self._loop.call_later(GATHER_S, self._tell_back_off)
+        self._backing_off[name] = (wait_s, _said(reply))
+
+    def _tell_back_off(self) -> None:
+        failed, self._backing_off = self._backing_off, {}
+        if not self._over:
+            self._queue_says(self._spool.back_off, failed)
+
+    def _queue_says(self, tell: Callable[[int, Any], None], what: Any) -> None:
+        """Tell the spool how destinations fare. What it can't note costs tries, no mail."""
+        try:
+            tell(Channel.SMTPC, what)
+        except Exception as error:
+            self._ctx.log.error("the queue can't be told of a destination", error)
+
+    def _works(self, destination: Destination) -> None:
+        """A host took a connection: what was backed off for its sake is due again."""
+        names = destination.backed_off
+        if destination.ready:
+            names.add(destination.ready[0].item.destination)  # another worker may have had no luck with it
+        for name in names:
+            self._backing_off.pop(name, None)
+        destination.backed_off = set()
+        if names:
+            self._queue_says(self._spool.succeeded, names)
+            self._pump_soon()
 
     def _let_wait_go(self) -> None:
         """Connections may have become free: hosts that answer come first, they have few places to wait for."""
@@ -1300,9 +1344,11 @@ class Worker:
             session.tick(now_s)
         if self._waiting or self._waiting_proven:
             # Others wait for a place: hosts that don't answer at all have had theirs long enough.
-            for limit, since_s in self._dialling.items():
-                if now_s - since_s >= PATIENCE_S and not limit.expired():
-                    limit.reschedule(now_s)
+            # One after the other until the next look: what follows from each must not hold up the sessions of others.
+            late = [limit for limit, since_s in self._dialling.items() if now_s - since_s >= PATIENCE_S]
+            for number, limit in enumerate(late):
+                if not limit.expired():
+                    limit.reschedule(now_s + TICK_S * number / len(late))
         idle_s = 0.0 if self._stopped else self._config.idle_s
         for session in [
             s for resting in self._idle.values() for s in resting if now_s - s.resting_since_s >= idle_s

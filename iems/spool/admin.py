@@ -270,7 +270,7 @@ def list_items(
                     own = weights.of_item(item, blobs, age_s)
                     message["weight"] = own if weight is None else min(weight, own)
             waits = entry.state in ("ready", "deferred")
-            due_ms = max(entry.due_ms, backoffs[place])
+            due_ms = keys.resumes_ms(entry.due_ms, backoffs[place])
             message["recipients"] += [
                 {
                     "address": text(r.address),
@@ -414,9 +414,8 @@ def retry(path: Path, selection: Selection) -> int:
 
 def _retry(change: Change, found: Found, item: Item) -> None:
     if item.destination and keys.has_agenda(item.channel):
-        change.destination(
-            item.channel, keys.destination_hash(item.destination), item.destination
-        ).backoff_ms = 0
+        hop = change.destination(item.channel, keys.destination_hash(item.destination), item.destination)
+        hop.backoff_ms = hop.failures = 0
     change.put(item, RETRY if item.attempts else FRESH, live=False)
 
 

@@ -122,7 +122,7 @@ def _entry(
         **counts,
         "oldest_s": max(0.0, (now_ms - row.oldest_ms) / 1000),
         "reason": reason,
-        "next_attempt": admin.rfc3339((max(min(due_ms), backoff_ms) + offset_ms) * 1_000_000)
+        "next_attempt": admin.rfc3339((keys.resumes_ms(min(due_ms), backoff_ms) + offset_ms) * 1_000_000)
         if due_ms
         else None,
         "failures": known.failures if known else 0,

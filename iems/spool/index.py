@@ -433,7 +433,7 @@ class Change:
             hashed = destination_hash(item.destination)
             destination = self.destination(channel, hashed, item.destination)
             destination.leased = max(0, destination.leased - 1)
-            if destination.limit and destination.agenda_ms < 0:
+            if (destination.limit or destination.failures) and destination.agenda_ms < 0:
                 self.arm(channel, hashed, destination)
         return True
 
@@ -458,30 +458,30 @@ class Change:
         taken: list[Item] = []
         if has_agenda(channel):
             return taken, self._take_by_agenda(channel, limit, holder, taken, leave)
-        due = self._take_from(channel, 0, limit, holder, taken)
+        due = self._take_from(channel, 0, limit, holder, taken, self.now_ms)
         return taken, due
 
     def _take_from(
-        self, channel: int, hashed: int, limit: int, holder: bytes, taken: list[Item]
+        self, channel: int, hashed: int, limit: int, holder: bytes, taken: list[Item], upto_ms: int
     ) -> int | None:
-        """Lease from one destination's queue; gives when its next item is due, or None."""
+        """Lease what was due at `upto_ms` from one destination's queue; gives when its next item is due, or None."""
         retries: list[Item] = []
-        late = self._take_class(channel, RETRY, hashed, max(1, limit // 4), holder, retries)
+        late = self._take_class(channel, RETRY, hashed, max(1, limit // 4), holder, retries, upto_ms)
         fresh: list[Item] = []
-        early = self._take_class(channel, FRESH, hashed, limit - len(retries), holder, fresh)
-        if len(fresh) + len(retries) < limit and late is not None and late <= self.now_ms:
+        early = self._take_class(channel, FRESH, hashed, limit - len(retries), holder, fresh, upto_ms)
+        if len(fresh) + len(retries) < limit and late is not None and late <= upto_ms:
             late = self._take_class(
-                channel, RETRY, hashed, limit - len(fresh) - len(retries), holder, retries
+                channel, RETRY, hashed, limit - len(fresh) - len(retries), holder, retries, upto_ms
             )
         taken += fresh
         taken += retries
         return min((due for due in (early, late) if due is not None), default=None)
 
     def _take_class(
-        self, channel: int, class_: int, hashed: int, limit: int, holder: bytes, taken: list[Item]
+        self, channel: int, class_: int, hashed: int, limit: int, holder: bytes, taken: list[Item], upto_ms: int
     ) -> int | None:
         prefix = keys.queue_prefix(channel, class_, hashed)
-        now = self.now_ms.to_bytes(8, "big")
+        upto = upto_ms.to_bytes(8, "big")
         leases: list[tuple[bytes, bytes]] = []
         with self.txn.cursor(self._queue) as cursor:
             cursor.set_range(prefix)
@@ -490,7 +490,7 @@ class Change:
                 key = cursor.key()
                 if not key.startswith(prefix):
                     break
-                if key[10:18] > now or limit <= 0:
+                if key[10:18] > upto or limit <= 0:
                     next_due = int.from_bytes(key[10:18], "big")
                     break
                 value = cursor.value()
@@ -537,9 +537,10 @@ class Change:
     def _announce(self, channel: int, hashed: int, name: str, due_ms: int) -> None:
         """See to it that takers come by when an item is due."""
         destination = self.destination(channel, hashed, name)
-        if destination.limit and destination.leased >= destination.limit:
+        most = keys.most_leased(destination, self.now_ms)
+        if most and destination.leased >= most:
             return
-        due_ms = max(due_ms, destination.backoff_ms)
+        due_ms = keys.resumes_ms(due_ms, destination.backoff_ms)
         if destination.agenda_ms < 0 or due_ms < destination.agenda_ms:
             self._enter(channel, hashed, destination, due_ms)
 
@@ -553,7 +554,8 @@ class Change:
 
     def arm(self, channel: int, hashed: int, destination: Destination) -> None:
         """Put a destination where its earliest item belongs in the agenda, or take it out."""
-        if destination.limit and destination.leased >= destination.limit:
+        most = keys.most_leased(destination, self.now_ms)
+        if most and destination.leased >= most:
             self._enter(channel, hashed, destination, -1)
             return
         due = None
@@ -567,7 +569,7 @@ class Change:
             self._enter(channel, hashed, destination, -1)
         else:
             # not before now: who still has work goes behind those that wait
-            self._enter(channel, hashed, destination, max(due, destination.backoff_ms, self.now_ms))
+            self._enter(channel, hashed, destination, max(keys.resumes_ms(due, destination.backoff_ms), self.now_ms))
 
     def _take_by_agenda(
         self, channel: int, limit: int, holder: bytes, taken: list[Item], leave: Collection[int]
@@ -592,11 +594,13 @@ class Change:
         for hashed in due:
             room = min(share, limit - len(taken))
             destination = self.destination(channel, hashed)
-            if destination.limit:
-                room = min(room, destination.limit - destination.leased)
+            most = keys.most_leased(destination, self.now_ms)
+            if most:
+                room = min(room, most - destination.leased)
             if room > 0:
                 before = len(taken)
-                self._take_from(channel, hashed, room, holder, taken)
+                late = keys.LATE_MS if destination.backoff_ms > self.now_ms else 0
+                self._take_from(channel, hashed, room, holder, taken, max(self.now_ms - late, 0))
                 destination.leased += len(taken) - before
             self.arm(channel, hashed, destination)
             if destination.agenda_ms >= 0 and (later is None or destination.agenda_ms < later):

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -73,7 +74,7 @@ unpack_pair_key = _TWO.unpack
 
 
 class Destination(Struct, array_like=True):
-    """How a next hop fares. backoff_ms: queue time before which nothing is taken; limit: most items leased at once (0: any).
+    """How a next hop fares. backoff_ms: queue time before which only what is late is taken (`LATE_MS`); limit: most items leased at once (0: any).
 
     agenda_ms: where it stands in the agenda, -1 if nowhere. failures: in a row. reason: of the last one.
     """
@@ -85,6 +86,25 @@ class Destination(Struct, array_like=True):
     limit: int = 0
     leased: int = 0
     reason: str = ""
+
+
+#: How long after it fell due an item waits for a next hop that is backed off. Then it is taken all the same, so that its sender hears of a
+#: delay, or of the end, not much later than settings say.
+LATE_MS: Final = 600_000
+#: Items leased at once of a next hop that failed when it was tried last: enough to try it with.
+PROBES: Final = 4
+
+
+def most_leased(destination: Destination, now_ms: int) -> int:
+    """How many items of a next hop may be leased at once; 0: any number. While it is backed off only what is late comes, and all of it."""
+    if destination.failures and destination.backoff_ms <= now_ms:
+        return min(destination.limit or PROBES, PROBES)
+    return destination.limit
+
+
+def resumes_ms(due_ms: int, backoff_ms: int) -> int:
+    """When an item that is due at `due_ms` is taken, if its next hop is backed off until `backoff_ms`."""
+    return max(due_ms, min(backoff_ms, due_ms + LATE_MS))
 
 
 class BlobRow(Struct, array_like=True):

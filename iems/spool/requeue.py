@@ -43,7 +43,7 @@ async def _one(spool: Spool, channel: int, name: str) -> int:
     number = 0
     with spool.index.change() as change:
         destination = change.destination(channel, hashed, name)
-        destination.backoff_ms = 0
+        destination.backoff_ms = destination.failures = 0
         change.arm(channel, hashed, destination)
     with spool.index.read() as txn:
         cursor = txn.cursor(spool.index.db["queue"])

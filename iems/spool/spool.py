@@ -627,24 +627,32 @@ class Spool:
         """How a next hop fares (a copy)."""
         return self.index.destination(channel, name) or Destination(name)
 
-    def back_off(self, channel: int, name: str, seconds: float, reason: str = "") -> None:
-        """A next hop failed: nothing is taken for it during `seconds`. One update, however many items wait."""
-        with self.index.change() as change:
-            destination = change.destination(channel, destination_hash(name), name)
-            destination.failures += 1
-            destination.backoff_ms = change.now_ms + int(seconds * 1000)
-            destination.reason = reason
-            change.arm(channel, destination_hash(name), destination)
+    def back_off(self, channel: int, failed: dict[str, tuple[float, str]]) -> None:
+        """Next hops failed: name -> (seconds, why). During that time nothing is taken for them but what is late (`keys.LATE_MS`).
 
-    def succeeded(self, channel: int, name: str) -> None:
-        """A next hop works: forget its failures, if any."""
-        if not self.destination(channel, name).failures:
+        One update a next hop, however many items wait.
+        """
+        with self.index.change() as change:
+            for name, (seconds, reason) in failed.items():
+                hashed = destination_hash(name)
+                destination = change.destination(channel, hashed, name)
+                destination.failures += 1
+                destination.backoff_ms = change.now_ms + int(seconds * 1000)
+                destination.reason = reason
+                change.arm(channel, hashed, destination)
+
+    def succeeded(self, channel: int, names: Iterable[str]) -> None:
+        """Next hops work: forget their failures, if any."""
+        failed = [name for name in names if self.destination(channel, name).failures]
+        if not failed:
             return
         with self.index.change() as change:
-            destination = change.destination(channel, destination_hash(name), name)
-            destination.failures = destination.backoff_ms = 0
-            destination.reason = ""
-            change.arm(channel, destination_hash(name), destination)
+            for name in failed:
+                hashed = destination_hash(name)
+                destination = change.destination(channel, hashed, name)
+                destination.failures = destination.backoff_ms = 0
+                destination.reason = ""
+                change.arm(channel, hashed, destination)
 
     def limit_destination(self, channel: int, name: str, limit: int) -> None:
         """Lease at most `limit` items of a next hop at once (0: any number)."""

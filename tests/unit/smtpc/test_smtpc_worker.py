@@ -17,7 +17,7 @@ from iems.model import INPUT, Channel, Envelope, Notify, Outcome, Recipient, Rep
 from iems.smtpc import worker as module
 from iems.smtpc.engine import NONSENSE, TOO_BIG, Wait
 from iems.smtpc.worker import Worker, classify
-from iems.spool import Item, Message, Spool, SpoolParams
+from iems.spool import Item, Message, Spool, SpoolParams, keys
 from tests.support.dnsserver import DnsServer
 from tests.support.smtpserver import SmtpServer
 
@@ -448,20 +448,54 @@ def test_a_host_that_greets_badly_is_passed_over(tmp_path, said):
     assert len(good.messages) == 3 and bad.connections
 
 
-def test_a_dead_destination_is_remembered(tmp_path):
+def test_a_dead_destination_is_remembered(tmp_path, monkeypatch):
     async def scenario(bench):
         await bench.queue(count=50)
         await bench.settled(50)
         connects = bench.ctx.counters.get("sessions_total", 0)
         await bench.queue(count=5)
+        await asyncio.sleep(0.1)
+        assert len(bench.outcomes()) == 50  # they wait where they are
+        fares = bench.spool.destination(Channel.SMTPC, "x.test")
+        assert fares.failures == 1 and "refused" in fares.reason and fares.backoff_ms > bench.spool.queue_ms() + 200_000
+        monkeypatch.setattr(keys, "LATE_MS", 50)
+        await bench.queue()  # they are late now, and taken: senders hear of delays in time
         await bench.settled(55)
         return bench, bench.waiting(), connects
 
-    bench, waiting, connects = run(
-        tmp_path, scenario, smtpc={"resolution": "relay", "relay_hosts": [f"127.0.0.1:{closed_port()}"]})
-    assert len(waiting) == 55 and len(bench.ctx.log.of("deferred")) == 55 and connects == 0
+    settings = {"resolution": "relay", "relay_hosts": [f"127.0.0.1:{closed_port()}"]}
+    bench, waiting, connects = run(tmp_path, scenario, smtpc=settings)
+    waiting = [item for item in waiting if item.attempts]
+    assert len(waiting) >= 55 and len(bench.ctx.log.of("deferred")) >= 55 and connects == 0
     assert {item.attempts for item in waiting} == {1} and all("refused" in item.reason for item in waiting), waiting[0]
     assert 1799 <= bench.ctx.log.of("deferred")[-1][3]["next_attempt_s"] <= 1800
+
+
+def test_what_waited_for_a_dead_destination_leaves_when_it_is_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PROBE_S", 0.0)
+    port = closed_port()
+
+    async def scenario(bench):
+        await bench.queue()
+        await bench.settled(1)
+        await bench.queue(count=200)
+        await asyncio.sleep(0.1)
+        assert len(bench.outcomes()) == 1
+        server = SmtpServer()
+        server.port = port
+        async with server:
+            # the first one is late, the others are not
+            monkeypatch.setattr(keys, "LATE_MS", bench.spool.queue_ms() - 5)
+            with bench.spool.index.change() as change:
+                [[key, item]] = [(key, item) for _, _, item, key in bench.spool.index.queued() if item.attempts]
+                change.remove(key, item)
+                change.put(item, 1, 1)
+            bench.worker._pump_soon()
+            await bench.settled(202)
+            return len(server.messages), bench.spool.destination(Channel.SMTPC, "x.test")
+
+    sent, fares = run(tmp_path, scenario, smtpc={"resolution": "relay", "relay_hosts": [f"127.0.0.1:{port}"]})
+    assert sent == 201 and not fares.failures and not fares.backoff_ms and not fares.reason
 
 
 def test_what_is_pushed_by_hand_tries_a_dead_destination(tmp_path, monkeypatch):
@@ -476,6 +510,7 @@ def test_what_is_pushed_by_hand_tries_a_dead_destination(tmp_path, monkeypatch):
         server.port = port
         async with server:
             with bench.spool.index.change() as change:  # as `iemsctl queue retry` does
+                change.destination(Channel.SMTPC, keys.destination_hash("x.test")).backoff_ms = 0
                 for _, _, item, key in list(bench.spool.index.queued()):
                     change.remove(key, item)
                     change.put(item, 1)
@@ -663,7 +698,8 @@ def test_mail_for_mute_hosts_leaves_room_in_hand(tmp_path, monkeypatch):
         await bench.queue(b"c@good.test", count=5)
         await bench.until(lambda: len(server.messages) == 6, 15)
         took = bench.loop.time() - began
-        await bench.until(lambda: len(bench.outcomes()) == 46, 20)  # the rest has its turn, too
+        await bench.until(lambda: not bench.worker._in_hand, 20)  # the rest waits in the queue until its hosts are tried again
+        assert len(bench.waiting()) == 40
         return took
 
     settings = {"resolution": "dns", "max_connections": 4, "connect_timeout_s": 3.0}

@@ -37,7 +37,7 @@ async def fill(harness: Harness, spool: Spool) -> list[bytes]:
     await spool.settle(
         [Settlement(item, [Result(r, Outcome.DEFERRED, reply, 3600) for r in item.envelope.recipients])]
     )
-    spool.back_off(Channel.SMTPC, "far.test", 7200, "mute")
+    spool.back_off(Channel.SMTPC, {"far.test": (7200, "mute")})
     return [message.id for message in messages]
 
 

@@ -23,7 +23,7 @@ async def deferred(harness: Harness, spool: Any, destination: str, count: int) -
         Settlement(i, [Result(r, Outcome.DEFERRED, None, 3600.0) for r in i.envelope.recipients]) for i in items
     ]
     await spool.settle(settlements)
-    spool.back_off(SMTPC, destination, 3600.0, "away")
+    spool.back_off(SMTPC, {destination: (3600.0, "away")})
 
 
 def test_make_due(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

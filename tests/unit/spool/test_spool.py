@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result
-from iems.spool import Item, Message, Settlement
+from iems.spool import Item, Message, Settlement, keys
 from iems.spool.keys import destination_hash
 from tests.support.spool import Harness, envelope, routed
 
@@ -115,7 +117,7 @@ def test_large_content_has_its_own_file(harness: Harness, run: Any) -> None:
     run(body())
 
 
-def test_destinations_take_turns(harness: Harness, run: Any) -> None:
+def test_destinations_take_turns(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         spool = harness.open()
         ids = await harness.accept(spool, *[b"x"] * 12)
@@ -136,11 +138,21 @@ def test_destinations_take_turns(harness: Harness, run: Any) -> None:
         first, due = spool.take(Channel.SMTPC, 6)
         assert sorted({i.destination for i in first}) == ["big.test", "small.test", "tiny.test"]
         assert due == 0
-        spool.back_off(Channel.SMTPC, "big.test", 60, "refused")
+        spool.back_off(Channel.SMTPC, {"big.test": (60, "refused")})
         rest, due = spool.take(Channel.SMTPC, 20)
         assert rest == [] and due is not None and 59 < due <= 60
         assert spool.destination(Channel.SMTPC, "big.test").failures == 1
-        spool.succeeded(Channel.SMTPC, "big.test")
+        monkeypatch.setattr(keys, "LATE_MS", 20)
+        await asyncio.sleep(0.05)
+        spool.back_off(Channel.SMTPC, {"big.test": (60, "refused")})
+        late, due = spool.take(Channel.SMTPC, 2)  # backed off, and all the same
+        assert [i.destination for i in late] == ["big.test"] * 2 and due == 0
+        spool.give_back(late)
+        spool.back_off(Channel.SMTPC, {"big.test": (0, "refused")})
+        probes, _ = spool.take(Channel.SMTPC, 20)  # its time is over: enough to try it with
+        assert probes and spool.destination(Channel.SMTPC, "big.test").leased == keys.PROBES and not spool.take(Channel.SMTPC, 20)[0]
+        spool.give_back(probes)
+        spool.succeeded(Channel.SMTPC, ["big.test"])
         spool.limit_destination(Channel.SMTPC, "big.test", 5)
         rest, due = spool.take(Channel.SMTPC, 20)
         leased = spool.destination(Channel.SMTPC, "big.test").leased

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from iems.imapd.engine import Limits
 from iems.imapd.keep import Keeper
 from iems.imapd.services import Services
 from iems.imapd.session import Session
-from iems.net.stream import Server, last_descriptor, serve
+from iems.net.reception import Reception
 from iems.store.client import StoreClient
 from iems.store.reader import Reader
 
@@ -43,12 +43,8 @@ class Worker:
         self._partitions: dict[int, int] = {}
         self.store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
         self.keeper = Keeper(ctx)
-        self.sessions: set[Session] = set()
-        self.last_descriptor = last_descriptor()
-        self._servers: list[Server] = []
+        self.reception: Reception[Session] = Reception(ctx, config.imapd.max_sessions, _REFUSAL)
         self._sweeping: asyncio.TimerHandle | None = None
-        self._empty: asyncio.Event = asyncio.Event()
-        self._draining = False
         self.services = Services(
             loop=ctx.loop,
             reader=self.reader,
@@ -63,7 +59,7 @@ class Worker:
             log=ctx.log.event,
             error=ctx.log.error,
             count=ctx.count,
-            gone=self._gone,
+            gone=self.reception.closed,
             know=self._know,
             directory=self.directory,
             finder=self.finder,
@@ -80,46 +76,20 @@ class Worker:
 
     async def start(self) -> None:
         """Accept connections."""
-        for name, implicit_tls in (("imap", False), ("imaps", True)):
-            if implicit_tls and self.ctx.tls is None:
-                continue
-            for sock in self.ctx.sockets.get(name, ()):
-                self._servers.append(serve(self.ctx.loop, sock, self._acceptor(implicit_tls), _REFUSAL))
+        self.reception.listen("imap", functools.partial(self._accept, False))
+        self.reception.listen("imaps", functools.partial(self._accept, True), implicit_tls=True)
         self._sweeping = self.ctx.loop.call_later(SWEEP_S, self._sweep)
 
-    def _acceptor(self, implicit_tls: bool) -> Any:
-        def accept(sock: socket.socket) -> None:
-            limit = self.ctx.config.imapd.max_sessions
-            full = sock.fileno() >= self.last_descriptor
-            if full or (limit and self.ctx.total("sessions_now") >= limit):
-                self.ctx.count("sessions_refused_total")
-                with sock, contextlib.suppress(OSError):
-                    sock.setblocking(False)
-                    if not implicit_tls:
-                        sock.send(_REFUSAL)
-                return
-            session = Session(self.services)
-            self.sessions.add(session)
-            self._counted()
-            self.ctx.count("sessions_total")
-            session.connect(sock, implicit_tls)
-
-        return accept
-
-    def _gone(self, session: Session) -> None:
-        self.sessions.discard(session)
-        self._counted()
-        if not self.sessions:
-            self._empty.set()
-
-    def _counted(self) -> None:
-        self.ctx.gauge("sessions_now", len(self.sessions))
+    def _accept(self, implicit_tls: bool, sock: socket.socket) -> None:
+        session = Session(self.services)
+        self.reception.opened(session)
+        session.connect(sock, implicit_tls)
 
     def _sweep(self) -> None:
         """Close what was silent too long; one pass over all sessions instead of a timer for each."""
         config = self.ctx.config.imapd
         now = self.ctx.loop.time()
-        for session in list(self.sessions):
+        for session in list(self.reception.sessions):
             silent_s = now - session.active_s
             if session.number == 0:
                 if silent_s > config.login_timeout_s:
@@ -128,30 +98,13 @@ class Worker:
                 session.expire("Autologout; idle for too long")
         self._sweeping = self.ctx.loop.call_later(SWEEP_S, self._sweep)
 
-    def _stop_accepting(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
-
     async def retire(self) -> None:
         """Stop accepting; return when the last session has ended."""
-        self._stop_accepting()
-        while self.sessions:
-            self._empty.clear()
-            await self._empty.wait()
+        await self.reception.retire()
 
     async def drain(self, deadline_s: float) -> None:
         """BYE to idle sessions, to the others after their command; what is left at the deadline is cut off."""
-        self._stop_accepting()
-        for session in list(self.sessions):
-            session.bye("Server is shutting down")
-        until = self.ctx.loop.time() + deadline_s
-        while self.sessions and (left := until - self.ctx.loop.time()) > 0:
-            self._empty.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), left)
-        for session in list(self.sessions):
-            session.stream.abort()
+        await self.reception.drain(deadline_s, lambda session: session.bye("Server is shutting down"))
         if self._sweeping is not None:
             self._sweeping.cancel()
         if self.finder is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from iems.directory import Authenticator, Directory, expiry
 from iems.errors import DirectoryUnavailable
-from iems.net.stream import Server, last_descriptor, serve
+from iems.net.reception import Reception
 from iems.pop3d.handlers import Services, Session
 from iems.pop3d.locks import MaildropLocks
 from iems.pop3d.wheel import Wheel
@@ -19,7 +19,6 @@ from iems.store.reader import Reader
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
 
-LISTENERS = ("pop3", "pop3s")
 TICK_S = 1.0
 REFUSAL = b"-ERR [SYS/TEMP] Too many sessions, try again later\r\n"
 
@@ -30,15 +29,13 @@ class Worker:
     def __init__(self, ctx: WorkerContext) -> None:
         config = ctx.config
         self.ctx = ctx
-        self.max_sessions = config.pop3d.max_sessions
-        self.last_descriptor = last_descriptor()
+        self.reception: Reception[Session] = Reception(ctx, config.pop3d.max_sessions, REFUSAL)
         self.directory = Directory(ctx.home / "directory")
         self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
         self.reader = Reader(config.store_path(ctx.home))
         self.store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition)
         self.locks = MaildropLocks(ctx.home / "run" / "pop3.lock")
         self.wheel = Wheel(TICK_S)
-        self.sessions: set[Session] = set()
         self.services = Services(
             loop=ctx.loop,
             hostname=ctx.hostname,
@@ -58,10 +55,7 @@ class Worker:
             closed=self._closed,
             expire=self._expire,
         )
-        self._servers: list[Server] = []
         self._ticking: asyncio.TimerHandle | None = None
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     def _expire(self, address: str) -> str:
         """What CAPA says of expiry; rules that can't be read promise nothing: 0 (RFC 2449 6.7)."""
@@ -79,75 +73,34 @@ class Worker:
 
     async def start(self) -> None:
         """Begin to accept."""
-        for listener in LISTENERS:
-            implicit = listener == "pop3s"
-            if implicit and self.ctx.tls is None:
-                continue
-            for sock in self.ctx.sockets.get(listener, ()):
-                self._servers.append(
-                    serve(
-                        self.ctx.loop,
-                        sock,
-                        functools.partial(self._accept, implicit),
-                        refusal=b"" if implicit else REFUSAL,
-                    )
-                )
+        self.reception.listen("pop3", functools.partial(self._accept, False))
+        self.reception.listen("pop3s", functools.partial(self._accept, True), implicit_tls=True)
 
     def _accept(self, implicit: bool, sock: socket.socket) -> None:
-        limit = self.max_sessions
-        if sock.fileno() >= self.last_descriptor or (limit and self.ctx.total("sessions_now") >= limit):
-            self.ctx.count("sessions_refused_total")
-            try:
-                if not implicit:
-                    sock.send(REFUSAL)
-            except OSError:
-                pass
-            sock.close()
-            return
         Session(self.services, sock, implicit)
 
     def _opened(self, session: Session) -> None:
-        self.sessions.add(session)
-        self._empty.clear()
-        self.ctx.count("sessions_total")
-        self.ctx.count("sessions_now")
+        self.reception.opened(session)
         self.wheel.add(session, self.ctx.loop.time())
         if self._ticking is None:
             self._ticking = self.ctx.loop.call_later(TICK_S, self._tick)
 
     def _closed(self, session: Session) -> None:
         self.wheel.remove(session)
-        self.sessions.discard(session)
-        self.ctx.count("sessions_now", -1)
-        if not self.sessions:
-            self._empty.set()
+        self.reception.closed(session)
 
     def _tick(self) -> None:
         self.wheel.turn(self.ctx.loop.time())
         # Without sessions there is nothing to time: an idle worker makes no wake-ups.
-        self._ticking = self.ctx.loop.call_later(TICK_S, self._tick) if self.sessions else None
-
-    def _stop_accepting(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        self._ticking = self.ctx.loop.call_later(TICK_S, self._tick) if self.reception.sessions else None
 
     async def retire(self) -> None:
         """A new generation accepts: let open sessions end by themselves."""
-        self._stop_accepting()
-        await self._empty.wait()
+        await self.reception.retire()
 
     async def drain(self, deadline_s: float) -> None:
         """Stop accepting, let what is under way finish, end the rest; what was marked stays in the maildrop."""
-        self._stop_accepting()
-        for session in list(self.sessions):
-            session.drain()
-        try:
-            await asyncio.wait_for(self._empty.wait(), deadline_s)
-        except TimeoutError:
-            for session in list(self.sessions):
-                session.stream.abort()
-            await asyncio.sleep(0)
+        await self.reception.drain(deadline_s, Session.drain)
         if self._ticking is not None:
             self._ticking.cancel()
         self.authenticator.close()

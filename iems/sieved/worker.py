@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from iems.directory import Authenticator, Directory
-from iems.net.stream import Server, last_descriptor, serve
+from iems.net.reception import Reception
 from iems.sieved.handlers import Services, Session
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
 
-LISTENER = "sieve"
 REFUSAL = b'BYE (TRYLATER) "Too many sessions, try again later"\r\n'
 
 
@@ -24,12 +22,10 @@ class Worker:
     def __init__(self, ctx: WorkerContext) -> None:
         config = ctx.config
         self.ctx = ctx
-        self.max_sessions = config.sieved.max_sessions
-        self.last_descriptor = last_descriptor()
+        self.reception: Reception[Session] = Reception(ctx, config.sieved.max_sessions, REFUSAL)
         self.directory = Directory(ctx.home / "directory", who="sieved")
         self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="scripts")
-        self.sessions: set[Session] = set()
         self.services = Services(
             loop=ctx.loop,
             directory=self.directory,
@@ -44,63 +40,21 @@ class Worker:
             count=ctx.count,
             event=ctx.log.event,
             error=ctx.log.error,
-            opened=self._opened,
-            closed=self._closed,
+            opened=self.reception.opened,
+            closed=self.reception.closed,
         )
-        self._servers: list[Server] = []
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     async def start(self) -> None:
         """Begin to accept."""
-        for sock in self.ctx.sockets.get(LISTENER, ()):
-            self._servers.append(serve(self.ctx.loop, sock, self._accept, refusal=REFUSAL))
-
-    def _accept(self, sock: socket.socket) -> None:
-        limit = self.max_sessions
-        if sock.fileno() >= self.last_descriptor or (limit and self.ctx.total("sessions_now") >= limit):
-            self.ctx.count("sessions_refused_total")
-            try:
-                sock.send(REFUSAL)
-            except OSError:
-                pass
-            sock.close()
-            return
-        Session(self.services, sock)
-
-    def _opened(self, session: Session) -> None:
-        self.sessions.add(session)
-        self._empty.clear()
-        self.ctx.count("sessions_total")
-        self.ctx.count("sessions_now")
-
-    def _closed(self, session: Session) -> None:
-        self.sessions.discard(session)
-        self.ctx.count("sessions_now", -1)
-        if not self.sessions:
-            self._empty.set()
-
-    def _stop_accepting(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        self.reception.listen("sieve", functools.partial(Session, self.services))
 
     async def retire(self) -> None:
         """A new generation accepts: let open sessions end by themselves."""
-        self._stop_accepting()
-        await self._empty.wait()
+        await self.reception.retire()
 
     async def drain(self, deadline_s: float) -> None:
         """Stop accepting, let what is under way finish, end the rest."""
-        self._stop_accepting()
-        for session in list(self.sessions):
-            session.drain()
-        try:
-            await asyncio.wait_for(self._empty.wait(), deadline_s)
-        except TimeoutError:
-            for session in list(self.sessions):
-                session.stream.abort()
-            await asyncio.sleep(0)
+        await self.reception.drain(deadline_s, Session.drain)
         self.pool.shutdown(wait=True)
         self.authenticator.close()
         self.directory.close()

@@ -169,10 +169,14 @@ class PidFile:
 
 
 def _preload() -> None:
-    """Import what most roles need, once: workers start sooner and share its pages. Nothing of it opens a file or starts a thread."""
+    """Import what workers need, once: they start sooner and share its pages. Nothing of it opens a file or starts a thread."""
     os.environ.setdefault("IEMS_NATIVE", "native")
-    for name in ("iems.directory", "iems.spool", "iems.spool.recovery", "iems.spool.dsn", "iems.message"):
+    # numpy's algebra, which nobody here uses, would start threads; a process with threads can't be forked safely
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for name in ("uvloop", "iems.spool.recovery", "iems.spool.dsn"):
         importlib.import_module(name)
+    for role in ("smtpd", "preprocessor", "lmda", "store", "smtpc", "imapd", "pop3d", "sieved", "janitor"):
+        importlib.import_module(f"iems.{role}.worker")
 
 
 def running_pid(home: Path) -> int | None:

@@ -385,3 +385,16 @@ def test_administrators_wake_all(home: Path) -> None:
         server.process.send_signal(signal.SIGUSR1)
         until(lambda: woken() == [before[0] + 2, before[1] + 1])
         assert server.stop() == 0
+
+
+def test_what_is_imported_before_the_fork_starts_no_thread_and_opens_no_file():
+    program = (
+        "import os\n"
+        "from iems.master import supervisor\n"
+        "look = lambda: (len(os.listdir('/proc/self/task')), sorted(os.listdir('/proc/self/fd')))\n"
+        "before = look()\n"
+        "supervisor._preload()\n"
+        "assert look() == before and before[0] == 1, (before, look())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ from iems.perf.measure import Case, Options, Reading
 #: In the order of a message's path; then what holds while much else goes on, then cost as work grows.
 NAMES = (
     "smtp_accept",
+    "smtp_checked",
     "local_delivery",
     "end_to_end",
     "relay",

@@ -169,6 +169,12 @@ class Ports(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(ge=0, le=10000, description="LMTP (RFC 2033). On 127.0.0.1 and ::1 only, whatever bind says."),
     ] = 24
+    odmr: Annotated[
+        int,
+        Meta(
+            ge=0, le=10000, description="ODMR (RFC 2645): sites without a fixed address fetch their mail; see smtpd.odmr. Off; its number is 366."
+        ),
+    ] = 0
     imap: Annotated[int, Meta(ge=0, le=10000, description="IMAP with STARTTLS.")] = 143
     imaps: Annotated[int, Meta(ge=0, le=10000, description="IMAP over TLS (RFC 8314).")] = 993
     pop3: Annotated[int, Meta(ge=0, le=10000, description="POP3 with STLS.")] = 110
@@ -178,6 +184,20 @@ class Ports(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(ge=0, le=10000, description="Prometheus text. On 127.0.0.1 and ::1 only, whatever bind says."),
     ] = 9100
     sieve: Annotated[int, Meta(ge=0, le=10000, description="ManageSieve with STARTTLS (RFC 5804).")] = 4190
+
+
+class OdmrAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A site that fetches its mail by ODMR: mail for its domains is kept for it and not sent by MX."""
+
+    account: Annotated[str, Meta(min_length=1, max_length=320, description="Address of the account it logs in with.")]
+    domains: Annotated[list[str], Meta(min_length=1, description="Domains of the site.")]
+
+
+def _odmr_accounts(value: list[OdmrAccount]) -> None:
+    for entry in value:
+        for domain in entry.domains:
+            if not domain.isascii() or domain.endswith(".") or len(domain) > 253 or not all(_LABEL.fullmatch(part) for part in domain.split(".")):
+                raise ValueError(f"{domain!r} of {entry.account!r} is no domain (write an IDN in its xn-- form)")
 
 
 class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -398,6 +418,13 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     etrn_domains: Annotated[
         list[str],
         Meta(description="Domains (`*.DOMAIN` for those below it) for which ETRN is allowed beside relayed ones."),
+    ] = field(default_factory=list)
+    odmr: Annotated[
+        list[OdmrAccount],
+        Meta(
+            description="Sites that fetch the mail of their domains by ATRN on ports.odmr, each a table `[[smtpd.odmr]]`; see odmr.md.",
+            extra={"check": _odmr_accounts},
+        ),
     ] = field(default_factory=list)
 
 
@@ -872,7 +899,10 @@ def _pickup_host(value: str) -> None:
 
 
 class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A maildrop that batches are picked up from by POP3 or IMAP. name: for the log, Received lines and the memory of what was taken."""
+    """A maildrop that batches are picked up from by POP3 or IMAP, or a provider that keeps our mail (ODMR).
+
+    name: for the log, Received lines and the memory of what was taken.
+    """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", description="Name of the profile.")]
     host: Annotated[str, Meta(min_length=1, description="Host of the maildrop.")]
@@ -883,7 +913,7 @@ class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls: Annotated[
         Literal["implicit", "starttls", "none"], Meta(description="How the connection is kept private.")
     ] = "implicit"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS; by IMAP 993, 143.")] = 0
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS; by IMAP 993, 143; by ODMR 366.")] = 0
     verify: Annotated[bool, Meta(description="Whether the server's certificate must be good.")] = True
     ca_file: Annotated[
         str, Meta(description="PEM file of roots trusted beside the system's; relative to the home.")
@@ -904,7 +934,13 @@ class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bool, Meta(description="Whether recipients that are not ours are taken; needs a key.")
     ] = False
     deliver_to: Annotated[str, Meta(description="Address that gets mail without a batch; empty: the postmaster.")] = ""
-    protocol: Annotated[Literal["pop3", "imap"], Meta(description="How the maildrop is read.")] = "pop3"
+    protocol: Annotated[
+        Literal["pop3", "imap", "odmr"],
+        Meta(description="How the maildrop is read; odmr (RFC 2645): mail itself, taken as by SMTP, no batches. See odmr.md."),
+    ] = "pop3"
+    domains: Annotated[
+        list[str], Meta(description="Domains whose mail is asked for, by ODMR; empty: all that the provider keeps for the login.")
+    ] = field(default_factory=list)
     mailbox: Annotated[
         str, Meta(min_length=1, max_length=255, description="Mailbox that is emptied, by IMAP.", extra={"check": _no_control})
     ] = "INBOX"
@@ -920,6 +956,16 @@ def _pickups(value: list[Pickup]) -> None:
             _pickup_host(profile.host)
         except ValueError as error:
             raise ValueError(f"profile {profile.name!r}: host {error}") from None
+        if profile.protocol != "odmr":
+            if profile.domains:
+                raise ValueError(f"profile {profile.name!r}: domains are for protocol odmr")
+            continue
+        for name in ("senders", "key_file", "relay", "deliver_to"):
+            if getattr(profile, name):
+                raise ValueError(f"profile {profile.name!r}: {name} is about batches, which protocol odmr does not bring")
+        for domain in profile.domains:
+            if not domain.isascii() or len(domain) > 253 or not all(_LABEL.fullmatch(label) for label in domain.split(".")):
+                raise ValueError(f"profile {profile.name!r}: {domain!r} is no domain (write an IDN in its xn-- form)")
 
 
 class Bsmtp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -1374,6 +1420,10 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
             found.append((("bsmtp", "pickup"), f"profile {profile.name!r}: relay needs a key"))
     if config.bsmtp.folder_relay and not config.bsmtp.key_file:
         found.append((("bsmtp", "folder_relay"), "needs bsmtp.key_file"))
+    if config.bsmtp.enabled and not config.smtpd.enabled and any(profile.protocol == "odmr" for profile in config.bsmtp.pickup):
+        found.append((("bsmtp", "pickup"), "protocol odmr needs smtpd, which takes the mail in"))
+    if config.ports.odmr and not config.smtpc.enabled:
+        found.append((("ports", "odmr"), "needs smtpc, which sends the mail"))
     if config.dkim.seal and not config.authres.verify:
         found.append((("dkim", "seal"), "needs authres.verify"))
     if config.authres.reports and not config.authres.verify:

@@ -1218,6 +1218,50 @@ class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ""
 
 
+def _ldap_uris(value: list[str]) -> None:
+    from iems.net.ldap import Server
+
+    for uri in value:
+        Server.of(uri)
+
+
+def _ldap_filter(value: str) -> None:
+    from iems.net.ldap import Filter
+
+    if not Filter(value).places & {"s", "u"}:
+        raise ValueError("must ask for the address: %s, or %u (and %d)")
+
+
+class Ldap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An external directory that is asked for recipients of relay domains (`iemsctl forward set --check ldap`); see relay.md."""
+
+    uris: Annotated[
+        list[str],
+        Meta(description="Servers, ldap://HOST[:PORT] or ldaps://HOST[:PORT], asked in this order; empty: none.", extra={"check": _ldap_uris}),
+    ] = field(default_factory=list)
+    bind_dn: Annotated[str, Meta(description="Name to bind with; empty: nobody (anonymous).")] = ""
+    password_file: Annotated[
+        str, Meta(description="File with the password of bind_dn, readable by its owner alone; relative to the home; empty: none.")
+    ] = ""
+    base: Annotated[str, Meta(description="Name below which is searched.")] = ""
+    scope: Annotated[Literal["sub", "one", "base"], Meta(description="How far below.")] = "sub"
+    filter: Annotated[
+        str,
+        Meta(
+            description="Filter (RFC 4515) that finds a recipient; %s is the address, %u and %d its parts, %% a percent sign. "
+            "What takes their place is never read as part of the filter.",
+            extra={"check": _ldap_filter},
+        ),
+    ] = "(mail=%s)"
+    starttls: Annotated[bool, Meta(description="Whether TLS is started on ldap:// before anything else is said.")] = False
+    ca_file: Annotated[
+        str, Meta(description="PEM file of the authorities a server's certificate must be of; relative to the home; empty: the system's.")
+    ] = ""
+    timeout_s: Annotated[float, Meta(gt=0, le=300, description="Wait for a connection with its bind, and for an answer.")] = 5.0
+    known_s: Annotated[float, Meta(ge=0, description="Seconds a recipient that was found is remembered, per worker.")] = 86_400.0
+    unknown_s: Annotated[float, Meta(ge=0, description="Seconds one that was not found is remembered, per worker.")] = 3_600.0
+
+
 class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server's certificate. A pair that doesn't match keeps the old one in use."""
 
@@ -1316,6 +1360,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls: Tls = field(default_factory=Tls)
     auth: Auth = field(default_factory=Auth)
     dns: Dns = field(default_factory=Dns)
+    ldap: Ldap = field(default_factory=Ldap)
     log: Log = field(default_factory=Log)
     spool: Spool = field(default_factory=Spool)
     smtpd: Smtpd = field(default_factory=Smtpd)
@@ -1424,6 +1469,11 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
         found.append((("bsmtp", "pickup"), "protocol odmr needs smtpd, which takes the mail in"))
     if config.ports.odmr and not config.smtpc.enabled:
         found.append((("ports", "odmr"), "needs smtpc, which sends the mail"))
+    if config.ldap.password_file and not config.ldap.bind_dn:
+        found.append((("ldap", "password_file"), "needs ldap.bind_dn"))
+    if config.ldap.bind_dn and not config.ldap.password_file:
+        # A bind with a name and no password is an anonymous one in disguise (RFC 4513 5.1.2).
+        found.append((("ldap", "bind_dn"), "needs ldap.password_file"))
     if config.dkim.seal and not config.authres.verify:
         found.append((("dkim", "seal"), "needs authres.verify"))
     if config.authres.reports and not config.authres.verify:

@@ -33,6 +33,7 @@ from iems.net import handover
 from iems.net.imapclient import ImapClient
 from iems.net.odmr import OdmrClient
 from iems.net.pop3 import Pop3Client, context_of
+from iems.secretfile import SecretError, read_secret
 from iems.smtp import grammar
 from iems.spool import dsn
 from iems.spool.accepted import accepted_ids
@@ -58,7 +59,6 @@ RETRY_S = 300.0
 FILES = 1000
 #: Workers that may die over one mail; then it stays where it is.
 DEATHS = 3
-SECRET_OCTETS = 4096
 ODMR_PORT = 366
 KEY_LEAST_OCTETS = 16
 
@@ -68,28 +68,6 @@ BAD_ENVELOPE = Reply(553, 1, 0, "The envelope can't be put into a batch")
 PASSED_ON = Reply(250, 1, 5, "Put into a batch")
 UNREADABLE = Reply(451, 3, 0, "Content can't be read, try again later")
 TOO_LONG = Reply(550, 4, 7, "Delivery time expired")
-
-
-class SecretError(IemsError):
-    """A file with a password or key that can't be used; the text never holds what is in it."""
-
-
-def read_secret(path: Path, least: int = 1) -> bytes:
-    """The octets of a file of the owner's alone, without line end. Raises SecretError. least: fewer octets are refused."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SecretError(f"{path}: {error.strerror}") from None
-    try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode) or mode & 0o077:
-            raise SecretError(f"{path}: must be a file that its owner alone may read (chmod 600)")
-        secret = os.read(fd, SECRET_OCTETS).rstrip(b"\r\n")
-    finally:
-        os.close(fd)
-    if len(secret) < least:
-        raise SecretError(f"{path}: holds fewer than {least} octets")
-    return secret
 
 
 class _Made(Struct):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iems.cli.common import Group, Home, json_option, note, pass_home, say, say_json, table
+from iems.cli.common import Failed, Group, Home, json_option, note, pass_home, say, say_json, table
 from iems.model import Channel
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def forward() -> None:
 @click.argument("identifier", default="")
 @click.option(
     "--check",
-    type=click.Choice(["none", "list", "callahead"]),
+    type=click.Choice(["none", "list", "ldap", "callahead"]),
     default="none",
     show_default=True,
     help="How a recipient is looked at before its mail is taken.",
@@ -228,6 +228,8 @@ def forward() -> None:
 @pass_home
 def forward_set(home: Home, domain: str, channel: str, identifier: str, check: str) -> None:
     """Send the mail of DOMAIN (or `*.DOMAIN`) to CHANNEL; IDENTIFIER is a relay host for SMTPC."""
+    if check == "ldap" and not home.config().ldap.uris:
+        raise Failed("--check ldap needs ldap.uris in conf/iems.toml: without a server to ask, nobody would be taken")
     with directory_of(home) as directory:
         directory.set_forward(domain, channel, identifier, check)
 

@@ -26,6 +26,7 @@ from iems.smtpd import flow, handlers, pace
 from iems.smtpd.door import Door
 from iems.smtpd.engine import Engine, Settings, State, Transaction
 from iems.smtpd.etrn import QueueRuns
+from iems.smtpd.ldaplookup import lookup_of
 from iems.smtpd.loud import LoudEngine
 from iems.smtpd.odmr import Reversals
 from iems.smtpd.outbound import Outbound
@@ -317,7 +318,9 @@ class Worker:
             reversals=Reversals(self.spool, config.smtpd.odmr, ctx.home / "run") if config.smtpd.odmr else None,
             peers=self.directory.peers,
             relays=RelayChecks(
-                self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
+                self.directory,
+                Callahead(resolver, config.hostname or "localhost", config.smtpc.port),
+                lookup_of(config.ldap, ctx.home, ctx.log) if config.ldap.uris else None,
             ),
         )
         self.refusals = Ring(

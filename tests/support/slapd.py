@@ -39,7 +39,7 @@ class Slapd:
             config += [f"TLSCertificateFile {certificate}", f"TLSCertificateKeyFile {certificate}", f"TLSCACertificateFile {authority}"]
         config += [
             f"pidfile {folder}/slapd.pid", "database mdb", f"suffix {BASE}", f"rootdn cn=admin,{BASE}", f"directory {folder}/data",
-            f"access to attrs=userPassword by anonymous auth", f'access to * by dn.exact="{BIND_DN}" read',
+            "access to attrs=userPassword by anonymous auth", f'access to * by dn.exact="{BIND_DN}" read',
         ]  # fmt: skip
         (folder / "slapd.conf").write_text("\n".join(config) + "\n")
         entries = [

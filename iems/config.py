@@ -1216,6 +1216,34 @@ class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Address of the authorization server's metadata, named to clients whose token is refused (RFC 7628)."
         ),
     ] = ""
+    oauth_introspection: Annotated[
+        str,
+        Meta(
+            description="Address (https) of the authorization server that is asked about tokens which are no JWT, or about all without oauth_jwks "
+            "(RFC 7662). What is set of oauth_issuer, oauth_audience and oauth_scope must be in its answer. Empty: nobody is asked.",
+            extra={"check": _introspection},
+        ),
+    ] = ""
+    oauth_client_id: Annotated[str, Meta(description="Name by which this server is known to the one that is asked.")] = ""
+    oauth_client_secret_file: Annotated[
+        str, Meta(description="File with the secret that goes with it, readable by its owner alone; relative to the home; empty: none.")
+    ] = ""
+    oauth_ca_file: Annotated[
+        str, Meta(description="PEM file of the authorities its certificate must be of; relative to the home; empty: the system's.")
+    ] = ""
+    oauth_cache_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="Seconds its answer is remembered, at most until the token's end; a token it cuts off is good so long.")
+    ] = 60.0
+    oauth_timeout_s: Annotated[float, Meta(gt=0, le=60, description="Wait for its answer; without one a login is put off (454).")] = 5.0
+
+
+def _introspection(value: str) -> None:
+    from iems.net.http import Place
+
+    if value:
+        place = Place.of(value)
+        if not place.tls and place.host not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError("http sends tokens in the clear: write https (but for this machine)")
 
 
 def _ldap_uris(value: list[str]) -> None:
@@ -1469,6 +1497,8 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
         found.append((("bsmtp", "pickup"), "protocol odmr needs smtpd, which takes the mail in"))
     if config.ports.odmr and not config.smtpc.enabled:
         found.append((("ports", "odmr"), "needs smtpc, which sends the mail"))
+    if config.auth.oauth_client_secret_file and not config.auth.oauth_client_id:
+        found.append((("auth", "oauth_client_secret_file"), "needs auth.oauth_client_id"))
     if config.ldap.password_file and not config.ldap.bind_dn:
         found.append((("ldap", "password_file"), "needs ldap.bind_dn"))
     if config.ldap.bind_dn and not config.ldap.password_file:

@@ -49,9 +49,10 @@ def route() -> None:
 
 @route.command()
 @click.argument("address")
+@click.option("--hosts", is_flag=True, help="Look up the next hosts, too: host table and DNS, as the relay does.")
 @json_option
 @pass_home
-def explain(home: Home, address: str, as_json: bool) -> None:
+def explain(home: Home, address: str, hosts: bool, as_json: bool) -> None:
     """Show each question asked for ADDRESS, its answer, and where mail to it goes."""
     with directory_of(home) as directory:
         found = directory.resolve(address.encode("utf-8", "surrogateescape"), explain=True)
@@ -64,21 +65,35 @@ def explain(home: Home, address: str, as_json: bool) -> None:
         for target in found.targets
     ]
     reply = f"{found.reply.code} {found.reply.status} {found.reply.text}" if found.reply else None
+    steps = list(found.steps)
+    next_hosts: list[dict[str, Any]] = []
+    if hosts:
+        from iems.cli.nexthops import next_hops
+
+        ways = [
+            (target.identifier or target.address.rpartition(b"@")[2].decode("utf-8", "backslashreplace"), bool(target.identifier))
+            for target in found.targets
+            if target.channel == Channel.SMTPC
+        ]
+        looked, next_hosts = next_hops(home.config(), home.path, ways)
+        steps += looked
     if as_json:
-        say_json(
-            {
-                "address": address,
-                "local": found.local,
-                "steps": [{"question": question, "answer": answer} for question, answer in found.steps],
-                "result": result,
-                "reply": reply,
-            }
-        )
+        told = {
+            "address": address,
+            "local": found.local,
+            "steps": [{"question": question, "answer": answer} for question, answer in steps],
+            "result": result,
+            "reply": reply,
+        }
+        say_json(told | ({"hosts": next_hosts} if hosts else {}))
         return
-    table(found.steps, ("QUESTION", "ANSWER"))
+    table(steps, ("QUESTION", "ANSWER"))
     say("")
     if result:
         table([tuple(line.values()) for line in result], ("CHANNEL", "IDENTIFIER", "ADDRESS"))
+    if next_hosts:
+        say("")
+        table([tuple(line.values()) for line in next_hosts], ("DESTINATION", "HOST", "ADDRESS", "PORT"))
     if reply:
         say(f"answered at RCPT: {reply}")
 

@@ -1261,7 +1261,7 @@ def _ldap_filter(value: str) -> None:
 
 
 class Ldap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An external directory that is asked for recipients of relay domains (`iemsctl forward set --check ldap`); see relay.md."""
+    """An external directory that is asked for recipients of relay domains (`--check ldap` of a forwarded domain); see relay.md."""
 
     uris: Annotated[
         list[str],

@@ -1,4 +1,4 @@
-"""A connection that a worker of one role hands to a worker of another, octet by octet over a Unix socket (docs/decisions/0012-reversed-connections.md).
+"""A connection that a worker of one role hands to a worker of another, octet by octet over a Unix socket (docs/decisions/0013-reversed-connections.md).
 
 Who gives it keeps the connection and its TLS, and carries octets both ways; who takes it sees a plain stream and what is known of the peer.
 The giver connects to HOME/run/ROLE-N.handover, sends a line of JSON and waits for a line that says yes or no; what follows is the

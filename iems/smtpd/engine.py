@@ -579,6 +579,8 @@ class Engine:
             self._out += replies.wire(reply)
             self.state = _REVERSED
             self._pos = self._end
+        elif reply.code == 453:
+            self._out += replies.wire(reply)  # sites ask every few minutes: that nothing waits is no refusal to keep
         else:
             self._refuse(reply)
 

@@ -50,7 +50,7 @@ def test_in_pieces(cut):
 def test_a_refusal_leaves_the_roles_as_they_are():
     found, say, asked = engine(replies.NO_MAIL_WAITS)
     assert say(b"ATRN\r\n") == b"453 4.0.0 You have no mail\r\n" and asked == [()]
-    assert found.state == State.READY and say(b"QUIT\r\n").startswith(b"221") and found.closed
+    assert found.errors == 0 and found.state == State.READY and say(b"QUIT\r\n").startswith(b"221") and found.closed
     found, say, _ = engine(replies.OK)
     found.drain()
     assert found.take_output().startswith(b"421")

@@ -169,6 +169,12 @@ class Ports(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(ge=0, le=10000, description="LMTP (RFC 2033). On 127.0.0.1 and ::1 only, whatever bind says."),
     ] = 24
+    odmr: Annotated[
+        int,
+        Meta(
+            ge=0, le=10000, description="ODMR (RFC 2645): sites without a fixed address fetch their mail; see smtpd.odmr. Off; its number is 366."
+        ),
+    ] = 0
     imap: Annotated[int, Meta(ge=0, le=10000, description="IMAP with STARTTLS.")] = 143
     imaps: Annotated[int, Meta(ge=0, le=10000, description="IMAP over TLS (RFC 8314).")] = 993
     pop3: Annotated[int, Meta(ge=0, le=10000, description="POP3 with STLS.")] = 110
@@ -178,6 +184,20 @@ class Ports(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(ge=0, le=10000, description="Prometheus text. On 127.0.0.1 and ::1 only, whatever bind says."),
     ] = 9100
     sieve: Annotated[int, Meta(ge=0, le=10000, description="ManageSieve with STARTTLS (RFC 5804).")] = 4190
+
+
+class OdmrAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A site that fetches its mail by ODMR: mail for its domains is kept for it and not sent by MX."""
+
+    account: Annotated[str, Meta(min_length=1, max_length=320, description="Address of the account it logs in with.")]
+    domains: Annotated[list[str], Meta(min_length=1, description="Domains of the site.")]
+
+
+def _odmr_accounts(value: list[OdmrAccount]) -> None:
+    for entry in value:
+        for domain in entry.domains:
+            if not domain.isascii() or domain.endswith(".") or len(domain) > 253 or not all(_LABEL.fullmatch(part) for part in domain.split(".")):
+                raise ValueError(f"{domain!r} of {entry.account!r} is no domain (write an IDN in its xn-- form)")
 
 
 class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -398,6 +418,13 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     etrn_domains: Annotated[
         list[str],
         Meta(description="Domains (`*.DOMAIN` for those below it) for which ETRN is allowed beside relayed ones."),
+    ] = field(default_factory=list)
+    odmr: Annotated[
+        list[OdmrAccount],
+        Meta(
+            description="Sites that fetch the mail of their domains by ATRN on ports.odmr, each a table `[[smtpd.odmr]]`; see odmr.md.",
+            extra={"check": _odmr_accounts},
+        ),
     ] = field(default_factory=list)
 
 
@@ -872,7 +899,10 @@ def _pickup_host(value: str) -> None:
 
 
 class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A maildrop that batches are picked up from by POP3 or IMAP. name: for the log, Received lines and the memory of what was taken."""
+    """A maildrop that batches are picked up from by POP3 or IMAP, or a provider that keeps our mail (ODMR).
+
+    name: for the log, Received lines and the memory of what was taken.
+    """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", description="Name of the profile.")]
     host: Annotated[str, Meta(min_length=1, description="Host of the maildrop.")]
@@ -883,7 +913,7 @@ class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls: Annotated[
         Literal["implicit", "starttls", "none"], Meta(description="How the connection is kept private.")
     ] = "implicit"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS; by IMAP 993, 143.")] = 0
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0: 995, or 110 without implicit TLS; by IMAP 993, 143; by ODMR 366.")] = 0
     verify: Annotated[bool, Meta(description="Whether the server's certificate must be good.")] = True
     ca_file: Annotated[
         str, Meta(description="PEM file of roots trusted beside the system's; relative to the home.")
@@ -904,7 +934,13 @@ class Pickup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bool, Meta(description="Whether recipients that are not ours are taken; needs a key.")
     ] = False
     deliver_to: Annotated[str, Meta(description="Address that gets mail without a batch; empty: the postmaster.")] = ""
-    protocol: Annotated[Literal["pop3", "imap"], Meta(description="How the maildrop is read.")] = "pop3"
+    protocol: Annotated[
+        Literal["pop3", "imap", "odmr"],
+        Meta(description="How the maildrop is read; odmr (RFC 2645): mail itself, taken as by SMTP, no batches. See odmr.md."),
+    ] = "pop3"
+    domains: Annotated[
+        list[str], Meta(description="Domains whose mail is asked for, by ODMR; empty: all that the provider keeps for the login.")
+    ] = field(default_factory=list)
     mailbox: Annotated[
         str, Meta(min_length=1, max_length=255, description="Mailbox that is emptied, by IMAP.", extra={"check": _no_control})
     ] = "INBOX"
@@ -920,6 +956,16 @@ def _pickups(value: list[Pickup]) -> None:
             _pickup_host(profile.host)
         except ValueError as error:
             raise ValueError(f"profile {profile.name!r}: host {error}") from None
+        if profile.protocol != "odmr":
+            if profile.domains:
+                raise ValueError(f"profile {profile.name!r}: domains are for protocol odmr")
+            continue
+        for name in ("senders", "key_file", "relay", "deliver_to"):
+            if getattr(profile, name):
+                raise ValueError(f"profile {profile.name!r}: {name} is about batches, which protocol odmr does not bring")
+        for domain in profile.domains:
+            if not domain.isascii() or len(domain) > 253 or not all(_LABEL.fullmatch(label) for label in domain.split(".")):
+                raise ValueError(f"profile {profile.name!r}: {domain!r} is no domain (write an IDN in its xn-- form)")
 
 
 class Bsmtp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -1170,6 +1216,78 @@ class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Address of the authorization server's metadata, named to clients whose token is refused (RFC 7628)."
         ),
     ] = ""
+    oauth_introspection: Annotated[
+        str,
+        Meta(
+            description="Address (https) of the authorization server that is asked about tokens which are no JWT, or about all without oauth_jwks "
+            "(RFC 7662). What is set of oauth_issuer, oauth_audience and oauth_scope must be in its answer. Empty: nobody is asked.",
+            extra={"check": _introspection},
+        ),
+    ] = ""
+    oauth_client_id: Annotated[str, Meta(description="Name by which this server is known to the one that is asked.")] = ""
+    oauth_client_secret_file: Annotated[
+        str, Meta(description="File with the secret that goes with it, readable by its owner alone; relative to the home; empty: none.")
+    ] = ""
+    oauth_ca_file: Annotated[
+        str, Meta(description="PEM file of the authorities its certificate must be of; relative to the home; empty: the system's.")
+    ] = ""
+    oauth_cache_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="Seconds its answer is remembered, at most until the token's end; a token it cuts off is good so long.")
+    ] = 60.0
+    oauth_timeout_s: Annotated[float, Meta(gt=0, le=60, description="Wait for its answer; without one a login is put off (454).")] = 5.0
+
+
+def _introspection(value: str) -> None:
+    from iems.net.http import Place
+
+    if value:
+        place = Place.of(value)
+        if not place.tls and place.host not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError("http sends tokens in the clear: write https (but for this machine)")
+
+
+def _ldap_uris(value: list[str]) -> None:
+    from iems.net.ldap import Server
+
+    for uri in value:
+        Server.of(uri)
+
+
+def _ldap_filter(value: str) -> None:
+    from iems.net.ldap import Filter
+
+    if not Filter(value).places & {"s", "u"}:
+        raise ValueError("must ask for the address: %s, or %u (and %d)")
+
+
+class Ldap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An external directory that is asked for recipients of relay domains (`--check ldap` of a forwarded domain); see relay.md."""
+
+    uris: Annotated[
+        list[str],
+        Meta(description="Servers, ldap://HOST[:PORT] or ldaps://HOST[:PORT], asked in this order; empty: none.", extra={"check": _ldap_uris}),
+    ] = field(default_factory=list)
+    bind_dn: Annotated[str, Meta(description="Name to bind with; empty: nobody (anonymous).")] = ""
+    password_file: Annotated[
+        str, Meta(description="File with the password of bind_dn, readable by its owner alone; relative to the home; empty: none.")
+    ] = ""
+    base: Annotated[str, Meta(description="Name below which is searched.")] = ""
+    scope: Annotated[Literal["sub", "one", "base"], Meta(description="How far below.")] = "sub"
+    filter: Annotated[
+        str,
+        Meta(
+            description="Filter (RFC 4515) that finds a recipient; %s is the address, %u and %d its parts, %% a percent sign. "
+            "What takes their place is never read as part of the filter.",
+            extra={"check": _ldap_filter},
+        ),
+    ] = "(mail=%s)"
+    starttls: Annotated[bool, Meta(description="Whether TLS is started on ldap:// before anything else is said.")] = False
+    ca_file: Annotated[
+        str, Meta(description="PEM file of the authorities a server's certificate must be of; relative to the home; empty: the system's.")
+    ] = ""
+    timeout_s: Annotated[float, Meta(gt=0, le=300, description="Wait for a connection with its bind, and for an answer.")] = 5.0
+    known_s: Annotated[float, Meta(ge=0, description="Seconds a recipient that was found is remembered, per worker.")] = 86_400.0
+    unknown_s: Annotated[float, Meta(ge=0, description="Seconds one that was not found is remembered, per worker.")] = 3_600.0
 
 
 class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -1270,6 +1388,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls: Tls = field(default_factory=Tls)
     auth: Auth = field(default_factory=Auth)
     dns: Dns = field(default_factory=Dns)
+    ldap: Ldap = field(default_factory=Ldap)
     log: Log = field(default_factory=Log)
     spool: Spool = field(default_factory=Spool)
     smtpd: Smtpd = field(default_factory=Smtpd)
@@ -1374,6 +1493,17 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
             found.append((("bsmtp", "pickup"), f"profile {profile.name!r}: relay needs a key"))
     if config.bsmtp.folder_relay and not config.bsmtp.key_file:
         found.append((("bsmtp", "folder_relay"), "needs bsmtp.key_file"))
+    if config.bsmtp.enabled and not config.smtpd.enabled and any(profile.protocol == "odmr" for profile in config.bsmtp.pickup):
+        found.append((("bsmtp", "pickup"), "protocol odmr needs smtpd, which takes the mail in"))
+    if config.ports.odmr and not config.smtpc.enabled:
+        found.append((("ports", "odmr"), "needs smtpc, which sends the mail"))
+    if config.auth.oauth_client_secret_file and not config.auth.oauth_client_id:
+        found.append((("auth", "oauth_client_secret_file"), "needs auth.oauth_client_id"))
+    if config.ldap.password_file and not config.ldap.bind_dn:
+        found.append((("ldap", "password_file"), "needs ldap.bind_dn"))
+    if config.ldap.bind_dn and not config.ldap.password_file:
+        # A bind with a name and no password is an anonymous one in disguise (RFC 4513 5.1.2).
+        found.append((("ldap", "bind_dn"), "needs ldap.password_file"))
     if config.dkim.seal and not config.authres.verify:
         found.append((("dkim", "seal"), "needs authres.verify"))
     if config.authres.reports and not config.authres.verify:

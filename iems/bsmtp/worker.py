@@ -1,6 +1,7 @@
 """Role `bsmtp`: encodes items of BSMTPOUT, picks batches up by POP3, IMAP and from a folder, hands what is in them to the INPUT queue.
 
 Out: an item and the carrier made of it are one record, so a crash between leaves the item or the carrier, never both, never neither.
+By ODMR the role only asks, and carries octets to a worker of smtpd (docs/odmr.md).
 In: a mail is deleted where it came from only when all its messages are in the spool and its key is in the memory. After a crash the spool's
 segments say which messages of a mail were handed in before (`spool/accepted.py`), so the rest is handed in and nothing twice.
 """
@@ -28,8 +29,11 @@ from iems.bsmtp.pickup import NoPlace, Taken, Taker, Trust, tail
 from iems.directory.directory import Directory
 from iems.errors import DirectoryUnavailable, IemsError, SpoolError, SpoolFull
 from iems.model import Channel, Envelope, Notify, Outcome, Recipient, Reply, Result, child_id, id_text
+from iems.net import handover
 from iems.net.imapclient import ImapClient
+from iems.net.odmr import OdmrClient
 from iems.net.pop3 import Pop3Client, context_of
+from iems.secretfile import SecretError, read_secret
 from iems.smtp import grammar
 from iems.spool import dsn
 from iems.spool.accepted import accepted_ids
@@ -55,7 +59,7 @@ RETRY_S = 300.0
 FILES = 1000
 #: Workers that may die over one mail; then it stays where it is.
 DEATHS = 3
-SECRET_OCTETS = 4096
+ODMR_PORT = 366
 KEY_LEAST_OCTETS = 16
 
 BAD_TUNNEL = Reply(553, 1, 3, "The address the batches go to can't be written")
@@ -64,28 +68,6 @@ BAD_ENVELOPE = Reply(553, 1, 0, "The envelope can't be put into a batch")
 PASSED_ON = Reply(250, 1, 5, "Put into a batch")
 UNREADABLE = Reply(451, 3, 0, "Content can't be read, try again later")
 TOO_LONG = Reply(550, 4, 7, "Delivery time expired")
-
-
-class SecretError(IemsError):
-    """A file with a password or key that can't be used; the text never holds what is in it."""
-
-
-def read_secret(path: Path, least: int = 1) -> bytes:
-    """The octets of a file of the owner's alone, without line end. Raises SecretError. least: fewer octets are refused."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SecretError(f"{path}: {error.strerror}") from None
-    try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode) or mode & 0o077:
-            raise SecretError(f"{path}: must be a file that its owner alone may read (chmod 600)")
-        secret = os.read(fd, SECRET_OCTETS).rstrip(b"\r\n")
-    finally:
-        os.close(fd)
-    if len(secret) < least:
-        raise SecretError(f"{path}: holds fewer than {least} octets")
-    return secret
 
 
 class _Made(Struct):
@@ -439,6 +421,8 @@ class Worker:
 
     async def _session(self, profile: Pickup) -> bool:
         """One session with a maildrop; whether there is more. Mail that can't come in now stays."""
+        if profile.protocol == "odmr":
+            return await self._fetch(profile)
         ctx, home = self._ctx, self._ctx.home
         trust = self._trust(profile.name, profile.key_file, profile.relay, tuple(profile.senders), profile.deliver_to)
         password = read_secret(home / profile.password_file).decode("utf-8", "surrogateescape")
@@ -462,6 +446,30 @@ class Worker:
         if trouble is not None:
             raise trouble
         return more
+
+    async def _fetch(self, profile: Pickup) -> bool:
+        """One connection by ODMR: what comes over it is smtpd's to take, which answers for it as for any mail. False: it brought all there was."""
+        ctx, home = self._ctx, self._ctx.home
+        password = read_secret(home / profile.password_file).decode("utf-8", "surrogateescape")
+        context = None
+        if profile.tls != "none":
+            ca_file = str(home / profile.ca_file) if profile.ca_file else ""
+            context = await ctx.loop.run_in_executor(None, context_of, ca_file, profile.verify)
+        client = OdmrClient(profile.timeout_s, ctx.hostname.encode("idna").decode())
+        try:
+            await client.connect(profile.host, profile.port or ODMR_PORT, profile.tls, context)
+            await client.login(profile.login, password)
+            if not await client.turn(profile.domains):
+                await client.quit()
+                return False
+            ip, port = client.peer
+            given = handover.Given(client=ip, port=port, secure=bool(client.tls), tls=client.tls)
+            sock = await handover.give(home / "run", "smtpd", given)
+            ctx.log.event("fetching", profile=profile.name, client=ip)
+            await client.carry(sock)
+        finally:
+            client.close()
+        return False
 
     async def _maildrop(
         self, client: Pop3Client | ImapClient, profile: Pickup, trust: Trust

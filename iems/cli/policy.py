@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iems.cli.common import Group, Home, json_option, note, pass_home, say, say_json, table
+from iems.cli.common import Failed, Group, Home, json_option, note, pass_home, say, say_json, table
 from iems.model import Channel
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ def route() -> None:
 
 @route.command()
 @click.argument("address")
+@click.option("--hosts", is_flag=True, help="Look up the next hosts, too: host table and DNS, as the relay does.")
 @json_option
 @pass_home
-def explain(home: Home, address: str, as_json: bool) -> None:
+def explain(home: Home, address: str, hosts: bool, as_json: bool) -> None:
     """Show each question asked for ADDRESS, its answer, and where mail to it goes."""
     with directory_of(home) as directory:
         found = directory.resolve(address.encode("utf-8", "surrogateescape"), explain=True)
@@ -64,21 +65,35 @@ def explain(home: Home, address: str, as_json: bool) -> None:
         for target in found.targets
     ]
     reply = f"{found.reply.code} {found.reply.status} {found.reply.text}" if found.reply else None
+    steps = list(found.steps)
+    next_hosts: list[dict[str, Any]] = []
+    if hosts:
+        from iems.cli.nexthops import next_hops
+
+        ways = [
+            (target.identifier or target.address.rpartition(b"@")[2].decode("utf-8", "backslashreplace"), bool(target.identifier))
+            for target in found.targets
+            if target.channel == Channel.SMTPC
+        ]
+        looked, next_hosts = next_hops(home.config(), home.path, ways)
+        steps += looked
     if as_json:
-        say_json(
-            {
-                "address": address,
-                "local": found.local,
-                "steps": [{"question": question, "answer": answer} for question, answer in found.steps],
-                "result": result,
-                "reply": reply,
-            }
-        )
+        told = {
+            "address": address,
+            "local": found.local,
+            "steps": [{"question": question, "answer": answer} for question, answer in steps],
+            "result": result,
+            "reply": reply,
+        }
+        say_json(told | ({"hosts": next_hosts} if hosts else {}))
         return
-    table(found.steps, ("QUESTION", "ANSWER"))
+    table(steps, ("QUESTION", "ANSWER"))
     say("")
     if result:
         table([tuple(line.values()) for line in result], ("CHANNEL", "IDENTIFIER", "ADDRESS"))
+    if next_hosts:
+        say("")
+        table([tuple(line.values()) for line in next_hosts], ("DESTINATION", "HOST", "ADDRESS", "PORT"))
     if reply:
         say(f"answered at RCPT: {reply}")
 
@@ -220,7 +235,7 @@ def forward() -> None:
 @click.argument("identifier", default="")
 @click.option(
     "--check",
-    type=click.Choice(["none", "list", "callahead"]),
+    type=click.Choice(["none", "list", "ldap", "callahead"]),
     default="none",
     show_default=True,
     help="How a recipient is looked at before its mail is taken.",
@@ -228,6 +243,8 @@ def forward() -> None:
 @pass_home
 def forward_set(home: Home, domain: str, channel: str, identifier: str, check: str) -> None:
     """Send the mail of DOMAIN (or `*.DOMAIN`) to CHANNEL; IDENTIFIER is a relay host for SMTPC."""
+    if check == "ldap" and not home.config().ldap.uris:
+        raise Failed("--check ldap needs ldap.uris in conf/iems.toml: without a server to ask, nobody would be taken")
     with directory_of(home) as directory:
         directory.set_forward(domain, channel, identifier, check)
 

@@ -22,6 +22,7 @@ from iems.model import Channel, id_octets, id_text
 
 if TYPE_CHECKING:
     from iems.spool.admin import Selection
+    from iems.spool.weight import Weights
 
 CHANNELS = ["INPUT", *(channel.name for channel in Channel if channel >= 32)]
 
@@ -151,6 +152,16 @@ def _report(home: Home, as_json: bool, done: str, number: int, ids: tuple[str, .
         )
 
 
+def _weights(home: Home) -> Weights | None:
+    """The weights of the settings, None if mail leaves in order of time."""
+    from iems.spool.weight import Weights
+
+    try:
+        return Weights.of(home.config().smtpc)
+    except ConfigError:  # the queue can be looked at whatever is wrong with the settings
+        return None
+
+
 @click.group(cls=Group)
 def queue() -> None:
     """Messages that wait: list, destinations, show, export, hold, release, retry, route, bounce, delete."""
@@ -164,13 +175,8 @@ def queue() -> None:
 def queue_list(home: Home, limit: int, as_json: bool, **given: Any) -> None:
     """List the messages in the queue, oldest first: why each waits, and its next try."""
     from iems.spool import admin
-    from iems.spool.weight import Weights
 
-    try:
-        weights = Weights.of(home.config().smtpc)
-    except ConfigError:  # the queue can be looked at whatever is wrong with the settings
-        weights = None
-    found = admin.list_items(home.path, selection(**given), limit=limit, weights=weights)
+    found = admin.list_items(home.path, selection(**given), limit=limit, weights=_weights(home))
     if as_json:
         for message in found:
             say_json(message)
@@ -200,11 +206,11 @@ def queue_list(home: Home, limit: int, as_json: bool, **given: Any) -> None:
 @json_option
 @pass_home
 def destinations(home: Home, channel: str | None, as_json: bool) -> None:
-    """Show for each channel and destination how much waits, since when, why, and the next try."""
+    """Show for each channel and destination how much waits, since when, why, the next try, and the weight of what leaves first."""
     from iems.spool import admin
     from iems.spool.destinations import destinations as look
 
-    found = look(home.path, admin.channel_number(channel) if channel is not None else None)
+    found = look(home.path, admin.channel_number(channel) if channel is not None else None, _weights(home))
     if as_json:
         for entry in found:
             say_json(entry)
@@ -217,11 +223,12 @@ def destinations(home: Home, channel: str | None, as_json: bool) -> None:
                     *(entry[state] for state in admin.STATES),
                     duration(entry["oldest_s"]),
                     entry["next_attempt"] or "-",
+                    entry["weight"] if entry["weight"] is not None else "-",
                     entry["reason"],
                 )
                 for entry in found
             ],
-            ("CHANNEL", "DESTINATION", *(state.upper() for state in admin.STATES), "OLDEST", "NEXT", "WHY"),
+            ("CHANNEL", "DESTINATION", *(state.upper() for state in admin.STATES), "OLDEST", "NEXT", "WEIGHT", "WHY"),
         )
 
 

@@ -11,8 +11,9 @@ import asyncio
 import hmac
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,13 +23,14 @@ from iems.directory.entries import Account
 from iems.directory.guard import Guard, is_loopback
 from iems.directory.passwords import octets_of
 from iems.directory.stored import NO_FORMS, Forms, keys_of, scheme_of
-from iems.directory.tokens import Tokens
+from iems.directory.tokens import Tokens, is_jwt
 from iems.errors import DirectoryUnavailable, IemsError, LoginHeldBack
 from iems.sasl import NOTHING, Keys, Offer
 from iems.sasl.scram import MIN_ITERATIONS, made_up
 
 if TYPE_CHECKING:
     from iems.config import Config
+    from iems.directory.introspection import Introspection
     from iems.log import Log
 
 KEEP_S = 300.0
@@ -48,7 +50,7 @@ class Authenticator:
     threads: hashes worked on at once (each takes 19 MiB and a core). per_peer: checks of one address under way at once,
     so one guesser can't fill the line; loopback is spared. keep_s: how long a right one is remembered.
     offer: the mechanisms of SASL. forms: what is kept of a password; what an account lacks is made when it shows its own.
-    guard: holds back who failed too often. tokens: says whom a token is for. delay_s: wait before a failure is answered.
+    guard: holds back who failed too often. tokens: says whom a JWT is for, introspection whom any other. delay_s: wait before a failure is answered.
     spared: whether loopback waits for nothing. clock: monotonic seconds, for tests.
     """
 
@@ -63,6 +65,7 @@ class Authenticator:
         forms: Forms = NO_FORMS,
         guard: Guard | None = None,
         tokens: Tokens | None = None,
+        introspection: Introspection | None = None,
         delay_s: float = 0.0,
         spared: bool = True,
         error: Callable[[str, BaseException], None] = lambda text, fault: None,
@@ -73,6 +76,7 @@ class Authenticator:
         self._forms = forms
         self._guard = guard
         self._tokens = tokens
+        self._introspection = introspection
         self._delay_s = delay_s
         self._spared = spared
         self._error = error
@@ -97,11 +101,23 @@ class Authenticator:
         """As the settings of a home say."""
         auth = config.auth
         tokens = Tokens.of(auth, home, log.error)
+
+        def silent(is_silent: bool, reason: str) -> None:
+            if is_silent:
+                log.error("tokens are not asked about for a while", DirectoryUnavailable(reason))
+            else:
+                log.event("introspection-answers")
+
+        introspection = None
+        if auth.oauth_introspection:
+            from iems.directory.introspection import Introspection
+
+            introspection = Introspection(auth, home, silent)
         offer = Offer(
             hostname=config.hostname,
             scram=auth.scram,
             cram_md5=auth.cram_md5,
-            tokens=tokens is not None,
+            tokens=tokens is not None or introspection is not None,
             scope=auth.oauth_scope,
             configuration=auth.oauth_configuration,
         )
@@ -117,6 +133,7 @@ class Authenticator:
             offer=offer,
             forms=Forms.of(auth),
             tokens=tokens,
+            introspection=introspection,
             delay_s=auth.failure_delay_s,
             spared=not config.smtpd.limit_loopback,
             error=log.error,
@@ -189,11 +206,15 @@ class Authenticator:
 
     async def token(self, login: str, token: str, peer_ip: str) -> Account | None:
         """The account a token is for, None if it is not good, or for another than `login`. Raises DirectoryUnavailable."""
-        tokens = self._tokens
-        if tokens is None:
-            return None
+        tokens, introspection = self._tokens, self._introspection
         self._may_try(login, peer_ip)
-        user = await self._in_thread(peer_ip, lambda: tokens.user(token))
+        if tokens is not None and (introspection is None or is_jwt(token)):
+            user = await self._in_thread(peer_ip, lambda: tokens.user(token))
+        elif introspection is not None:
+            with self._place(peer_ip):
+                user = await introspection.user(token)
+        else:
+            return None
         account = self._account(user) if user else None
         if account is None or (login and self._normal(login) != account.address):
             return None
@@ -209,18 +230,26 @@ class Authenticator:
             await asyncio.sleep(self._delay_s)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads go, and give up what is asked."""
+        if self._introspection is not None:
+            self._introspection.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, peer_ip: str, work: Callable[[], _T]) -> _T:
         """Do slow work in a thread, within the places there are. Raises DirectoryUnavailable if there is none."""
+        with self._place(peer_ip):
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    @contextmanager
+    def _place(self, peer_ip: str) -> Iterator[None]:
+        """A place among those who wait. Raises DirectoryUnavailable if there is none."""
         under_way = self._peers.get(peer_ip, 0)
         if self._waiting >= MAX_WAITING or (not is_loopback(peer_ip) and under_way >= self._per_peer):
             raise DirectoryUnavailable("too many log-ins at once")
         self._waiting += 1
         self._peers[peer_ip] = under_way + 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            yield
         finally:
             self._waiting -= 1
             left = self._peers[peer_ip] - 1

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from iems.directory.names import suffixes
 
-Check = Literal["none", "list", "callahead"]
-CHECKS: Final = ("none", "list", "callahead")
+Check = Literal["none", "list", "ldap", "callahead"]
+CHECKS: Final = ("none", "list", "ldap", "callahead")
 #: The object class of a recipient that is on the list.
 RELAYED: Final = "iemsRelayRecipient"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Callable
@@ -103,3 +104,15 @@ class Tokens:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, JoseError) as fault:
             self._error(f"{self._path} can't be used", fault)
         return self._keys
+
+
+def is_jwt(token: str) -> bool:
+    """Whether a token has the form of a signed JWT (RFC 7515 3.1): three parts, the first a JSON object with `alg`."""
+    head, *rest = token.split(".")
+    if len(rest) != 2:
+        return False
+    try:
+        found = json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "alg" in found

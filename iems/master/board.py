@@ -101,6 +101,7 @@ COUNTERS = [
     "takeovers_total",
     "messages_held_total",
     "etrn_total",
+    "atrn_total",
     # What the preprocessor's modules cost (`iems/preprocessor/meter.py`): messages looked at, microseconds, and how often one failed.
     *(f"module_{module}_{what}_total" for module in MODULES for what in ("messages", "us", "cpu_us", "failures")),
 ]

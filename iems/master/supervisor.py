@@ -69,7 +69,7 @@ ROLES: dict[str, Role] = {
     "imapd": Role(listeners=("imap", "imaps")),
     "pop3d": Role(listeners=("pop3", "pop3s")),
     "sieved": Role(listeners=("sieve",)),
-    "smtpd": Role(listeners=("smtp", "submission", "submissions", "lmtp"), local=frozenset({"lmtp"})),
+    "smtpd": Role(listeners=("smtp", "submission", "submissions", "lmtp", "odmr"), local=frozenset({"lmtp"})),
 }
 
 

@@ -24,7 +24,7 @@ START_S = 90.0
 PASSWORD = "pw"
 #: Roles that append to segments.
 _WRITERS = ("smtpd", "preprocessor", "smtpc", "lmda", "imapd")
-_WELL_KNOWN = {"smtp": 25, "lmtp": 24, "imap": 143, "imaps": 993, "pop3": 110, "submission": 587, "sieve": 4190}
+_WELL_KNOWN = {"smtp": 25, "lmtp": 24, "imap": 143, "imaps": 993, "pop3": 110, "submission": 587, "sieve": 4190, "odmr": 366}
 
 
 class PrivateHome:
@@ -80,7 +80,7 @@ class PrivateHome:
         return self._process.pid
 
     def port(self, name: str) -> int:
-        """The port of a listener: smtp, lmtp, imap, imaps, pop3, submission, sieve."""
+        """The port of a listener: smtp, lmtp, imap, imaps, pop3, submission, sieve, odmr."""
         return self.base + _WELL_KNOWN[name]
 
     def users(self) -> list[bytes]:

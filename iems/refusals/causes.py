@@ -138,15 +138,26 @@ _BY_RULE = {
         "The directory did not answer.", _LATER, "`iemsctl doctor`, and the events `error` in log/mail.log at that time."
     ),
     "cannot-check": Cause(
-        "The server behind this one, which knows the recipient, did not answer.",
+        "The server that knows the recipient (the one behind this one, or an LDAP server) did not answer.",
         _LATER,
-        "Is that server up? `iemsctl route explain ADDRESS` shows which it is.",
+        "Is that server up? `iemsctl forward list` shows how the domain is checked, `iemsctl route explain ADDRESS --hosts` the server behind; for LDAP see "
+        "[ldap] and the events `error` in log/mail.log.",
+    ),
+    "atrn-refused": Cause(
+        "A site asked for mail of a domain that is not its own here.",
+        "Nothing to do.",
+        "The table [[smtpd.odmr]] says which account fetches which domains; the account must be entitled to all that it names.",
+    ),
+    "atrn-not-now": Cause(
+        "The relay took no connection that a site had turned round.", _LATER, "Is smtpc running? `iemsctl status`; events `error` in log/mail.log."
     ),
     "system-full": Cause(
         "No room for more mail, on the disk or in memory.", _LATER, "Make room on the volume of the spool; `iemsctl doctor` shows what is left."
     ),
     "tls-unavailable": Cause("TLS could not be offered.", _LATER, "Check the certificate: `iemsctl doctor`."),
-    "auth-unavailable": Cause("Logins could not be checked.", _LATER, "The cause is in log/mail.log, event `error`."),
+    "auth-unavailable": Cause(
+        "Logins could not be checked.", _LATER, "The cause is in log/mail.log, event `error`; for tokens, does the server of auth.oauth_introspection answer?"
+    ),
     "bad-sender": Cause(
         "The sender's address is malformed.", "Check the sender address of your mail program.", "Nothing to do: the client's fault."
     ),

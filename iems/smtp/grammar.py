@@ -161,6 +161,17 @@ def etrn_node(argument: bytes) -> str | Reply:
     return argument.decode("ascii").lower().rstrip(".")
 
 
+def atrn_domains(argument: bytes) -> tuple[str, ...] | Reply:
+    """The domains of ATRN in lower case, each once; () if none is named (RFC 2645 5.2.1)."""
+    found: dict[str, None] = {}
+    for domain in argument.split(b",") if argument else ():
+        domain = domain.strip(b" \t")
+        if len(domain) > DOMAIN_OCTETS or not _NODE.fullmatch(domain) or domain[:1] == b"@":
+            return replies.SYNTAX
+        found[domain.decode("ascii").lower().rstrip(".")] = None
+    return tuple(found)
+
+
 def chunk(argument: bytes) -> tuple[int, bool] | Reply:
     """The size and the LAST of BDAT (RFC 3030 2)."""
     words = argument.split()

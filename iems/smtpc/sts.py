@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import io
 import os
 import ssl
 import time
@@ -21,6 +20,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from iems.net.http import response_of
 from iems.net.resolver import DnsFailure, ascii_name
 from iems.smtp.sts import MAX_OCTETS, StsPolicy, parse_policy, record_id
 
@@ -141,8 +141,7 @@ class PolicyStore:
                     raise ValueError("the policy host sends too much")
         finally:
             writer.transport.abort()
-        response = http.client.HTTPResponse(_Sock(bytes(octets)))  # type: ignore[arg-type]
-        response.begin()
+        response = response_of(bytes(octets))
         if response.status != 200:
             raise ValueError(f"the policy host answers {response.status}")
         return response.read()
@@ -185,14 +184,3 @@ class PolicyStore:
         except OSError as cause:
             if self._log is not None:
                 self._log.error("a policy can't be kept", cause)
-
-
-class _Sock:
-    """Octets in the place of a socket, for the standard library's reader of HTTP."""
-
-    def __init__(self, octets: bytes) -> None:
-        self._file = io.BytesIO(octets)
-
-    def makefile(self, mode: str) -> io.BytesIO:
-        """The octets as a file."""
-        return self._file

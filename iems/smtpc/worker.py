@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,6 +42,7 @@ from iems.smtpc.connections import (
     stuffed,
 )
 from iems.smtpc.engine import Stage, Transaction, Wait
+from iems.smtpc.fetches import AWAIT_S, AWAITED, Fetch, Fetches
 from iems.smtpc.mx import Host, HostTable, Resolution, Route, Router, listening_addresses
 from iems.smtpc.profiles import NEXT_RUN, Profiles, policy_of, refusal_of
 from iems.smtpc.security import NEEDS, Need, Security, validating, verifying_tls
@@ -164,6 +165,7 @@ class Destination:
         "direct",
         "failed_s",
         "failures",
+        "fetch",
         "idle",
         "key",
         "name",
@@ -183,6 +185,8 @@ class Destination:
         self.key = key
         self.name = name
         self.direct = direct
+        #: The reversed connection that this is the mail of, if it is one.
+        self.fetch: Fetch | None = None
         self.ready: deque[Work] = deque()
         self.sessions: set[Session] = set()
         self.idle: list[Session] = []
@@ -289,6 +293,9 @@ class Worker:
         self._pumped_s = 0.0
         self._stopped = False
         self._over = False
+        #: Domains whose sites fetch their mail, and the connections on which they do.
+        self._on_demand = frozenset(domain.lower() for entry in ctx.config.smtpd.odmr for domain in entry.domains)
+        self._fetches: Fetches | None = None
         self._paused_until_s = 0.0
         self._failures = 0
         self._max_per_host = config.max_per_host
@@ -321,6 +328,8 @@ class Worker:
         if self._tallies is not None and ctx.index == 0:
             self._reporting = self._loop.create_task(self._report())
         self._ticker = self._loop.call_later(TICK_S, self._tick)
+        if self._on_demand:
+            self._fetches = Fetches(self, ctx.home / "run", ctx.index)
         ctx.on_wake(self._woken)
         self._pump_soon()
 
@@ -518,11 +527,10 @@ class Worker:
             destination.requiretls = requiretls
         if self._peers or destination.profile is not None:
             destination.profile = profile
-        self._ctx.log.event("leased", item.id, channel="SMTPC", destination=name, attempts=item.attempts)
-        self._in_hand += 1
-        if item.fanout > len(recipients):
-            self._siblings.came(item)
-        held = self._held[name] = self._held.get(name, 0) + 1
+        held = self._hold(item)
+        if name in self._on_demand:
+            self._give_up(Work(item, destination), AWAITED, AWAIT_S)
+            return destination
         if held >= DESTINATION_IN_HAND and name not in self._limited:
             self._limited.add(name)
             self._spool.limit_destination(Channel.SMTPC, name, DESTINATION_IN_HAND)
@@ -549,6 +557,34 @@ class Worker:
             self._read_ahead(item)
         destination.ready.append(work)
         return destination
+
+    def _hold(self, item: Item) -> int:
+        """Count an item as in hand; how many of its destination are."""
+        name = item.destination
+        self._ctx.log.event("leased", item.id, channel="SMTPC", destination=name, attempts=item.attempts)
+        self._in_hand += 1
+        if item.fanout > len(item.envelope.recipients):
+            self._siblings.came(item)
+        held = self._held[name] = self._held.get(name, 0) + 1
+        return held
+
+    def _fetching(self, key: str, name: str) -> Destination:
+        """The place of what goes over one reversed connection."""
+        destination = self._destinations[key] = Destination(key, name, False)
+        return destination
+
+    def _fetched(self, item: Item, destination: Destination, reply: Reply | None) -> None:
+        """Put an item where the connection that fetches it finds it. reply: why it may not go over that one, or None."""
+        self._hold(item)
+        work = Work(item, destination)
+        if reply is not None:
+            self._give_up(work, reply, AWAIT_S)
+        else:
+            destination.ready.append(work)
+
+    def _leased_elsewhere(self, names: Collection[str]) -> bool:
+        """Whether items of these destinations are in hand, here or with another worker."""
+        return any(self._spool.destination(Channel.SMTPC, name).leased for name in names)
 
     def _profile(self, item: Item) -> Peer | None:
         """The profile of an item's (first) domain."""
@@ -592,6 +628,9 @@ class Worker:
 
     def _drive(self, destination: Destination) -> None:
         """See to it that enough sessions work on what waits."""
+        if destination.fetch is not None:
+            destination.fetch.drive()
+            return
         while destination.ready and destination.idle:
             session = destination.idle.pop()
             self._unrest(session)
@@ -918,7 +957,8 @@ class Worker:
         """The next message of the session's destination."""
         destination: Destination = session.destination
         extensions = session.engine.extensions
-        if (self._peers or self._security.active or destination.requiretls) and session.need != self._need_of(destination, session.host):
+        fetched = destination.fetch is not None
+        if not fetched and (self._peers or self._security.active or destination.requiretls) and session.need != self._need_of(destination, session.host):
             return None  # another TLS is asked for meanwhile
         while destination.ready and not self._over:
             work = destination.ready.popleft()
@@ -1044,6 +1084,9 @@ class Worker:
         destination: Destination = session.destination
         if session in destination.idle:
             return
+        if destination.fetch is not None:
+            destination.fetch.rested()
+            return
         destination.sessions.discard(session)
         if session.spent or self._stopped or destination.ready:
             session.quit()
@@ -1063,7 +1106,7 @@ class Worker:
             return
         destination: Destination = session.destination
         self._part(session)
-        if unfinished and not session.used:
+        if unfinished and not session.used and destination.fetch is None:
             self._bad[session.host.address, session.host.port] = self._loop.time() + BAD_HOST_S
         host = session.name
         said = Reply(451, reply.subject or 4, reply.detail, f"{host}: {reply.code} {reply.text}")
@@ -1422,6 +1465,8 @@ class Worker:
 
     async def _stop(self, limit_s: float | None) -> None:
         self._stopped = True
+        if self._fetches is not None:
+            self._fetches.close()
         self._siblings.let_all_go()
         if self._timer is not None:
             self._timer.cancel()

@@ -7,6 +7,7 @@ The connection (who is there) and the transaction (what is being sent) are two o
     START --EHLO--> READY --MAIL--> MAIL --RCPT--> RCPT --DATA--> DATA --CRLF.CRLF--> READY
                     READY <--RSET-- MAIL, RCPT, CHUNKS    RCPT --BDAT--> CHUNK <--BDAT--> CHUNKS --LAST--> READY
                     READY --AUTH--> AUTH --> READY        START, READY --STARTTLS--> TLS --> START
+                    READY --ATRN--> REVERSED: on the listener of ODMR, where nothing else moves mail (RFC 2645)
 """
 
 from __future__ import annotations
@@ -50,10 +51,11 @@ class State(IntEnum):
     AUTH = 7
     TLS = 8
     CLOSED = 9
+    REVERSED = 10
 
 
 # Plain ints inside: comparing members of an enum costs a call each.
-_START, _READY, _MAIL, _RCPT, _CHUNKS, _DATA, _CHUNK, _AUTH, _TLS, _CLOSED = range(10)
+_START, _READY, _MAIL, _RCPT, _CHUNKS, _DATA, _CHUNK, _AUTH, _TLS, _CLOSED, _REVERSED = range(11)
 
 
 class Sink(Protocol):
@@ -70,8 +72,8 @@ class Settings(Struct, kw_only=True):
 
     qualify: the domain that completes addresses without one, b"" refuses them. size_limit: octets, 0 is none.
     command_octets: RFC 5321 4.5.3.1.4 with room for all parameters; auth_octets: RFC 4954 4. skip_octets: how much of an
-    overlong line is thrown away before the connection is closed. normalise: see DataDecoder. offer: of AUTH. max_messages, max_recipient_domains: of a
-    session, 0 is none (MAILMAX, RCPTDOMAINMAX of RFC 9422).
+    overlong line is thrown away before the connection is closed. normalise: see DataDecoder. offer: of AUTH. odmr: only what RFC 2645 has is done. max_messages, max_recipient_domains: of a session,
+    0 is none (MAILMAX, RCPTDOMAINMAX of RFC 9422).
     """
 
     hostname: bytes
@@ -89,6 +91,7 @@ class Settings(Struct, kw_only=True):
     normalise: bool = False
     offer: sasl.Offer = sasl.NOTHING
     etrn: bool = False
+    odmr: bool = False
     max_messages: int = 0
     max_recipient_domains: int = 0
     mail_cache: dict[bytes, Mail | Reply] = {}
@@ -100,7 +103,14 @@ class Settings(Struct, kw_only=True):
     ) -> bytes:
         """The reply to EHLO or LHLO. tls, xclient: STARTTLS, XCLIENT are on offer. mechanisms: of AUTH. secure: over TLS."""
         text = self.hello_cache.get((tls, xclient, mechanisms, secure))
-        if text is None:
+        if text is None and self.odmr:
+            lines = [self.hostname, b"ENHANCEDSTATUSCODES", b"ATRN"]
+            if tls:
+                lines.append(b"STARTTLS")
+            if mechanisms:
+                lines.append(b"AUTH " + b" ".join(mechanisms))
+            text = self._remember_hello(lines, (tls, xclient, mechanisms, secure))
+        elif text is None:
             lines = [
                 self.hostname,
                 b"PIPELINING",
@@ -126,10 +136,13 @@ class Settings(Struct, kw_only=True):
             if xclient:
                 lines.append(b"XCLIENT " + b" ".join(grammar.XCLIENT_ATTRIBUTES))
             lines.append(b"HELP")
-            text = b"".join(b"250-%b\r\n" % line for line in lines[:-1]) + b"250 %b\r\n" % lines[-1]
-            self.hello_cache[tls, xclient, mechanisms, secure] = text
+            text = self._remember_hello(lines, (tls, xclient, mechanisms, secure))
         return text
 
+    def _remember_hello(self, lines: list[bytes], key: tuple[bool, bool, tuple[bytes, ...], bool]) -> bytes:
+        text = b"".join(b"250-%b\r\n" % line for line in lines[:-1]) + b"250 %b\r\n" % lines[-1]
+        self.hello_cache[key] = text
+        return text
 
     def _limits(self) -> bytes:
         """LIMITS (RFC 9422): what a client may count on."""
@@ -218,6 +231,12 @@ class Etrn(Struct, frozen=True):
     node: str
 
 
+class Atrn(Struct, frozen=True):
+    """ATRN with its domains (RFC 2645), () if none is named. After the answer REVERSING whoever has the connection lets another play the client on it."""
+
+    domains: tuple[str, ...]
+
+
 class StartTls(Struct, frozen=True):
     """STARTTLS: after TLS_READY is sent the worker begins the handshake, then calls `tls_started`."""
 
@@ -232,7 +251,7 @@ _BEGIN_DATA = Begin(False)
 _BEGIN_CHUNKS = Begin(True)
 _START_TLS = StartTls()
 
-Event = Hello | Mail | Rcpt | Begin | Transaction | Login | Verify | Expand | Etrn | StartTls | Xclient
+Event = Hello | Mail | Rcpt | Begin | Transaction | Login | Verify | Expand | Etrn | Atrn | StartTls | Xclient
 
 
 class Engine:
@@ -381,7 +400,7 @@ class Engine:
                 if event is False:
                     return NEED_DATA
             else:
-                # After QUIT and STARTTLS nothing of the plain text counts (RFC 3207 4.2, 6).
+                # After QUIT and STARTTLS nothing of the plain text counts (RFC 3207 4.2, 6); ATRN is the last command, too.
                 self._pos = self._end
                 return NEED_DATA
             if event is not None:
@@ -492,6 +511,8 @@ class Engine:
         """The refusal of a command that is known but not allowed now."""
         if state == _START:
             return replies.HELLO_FIRST
+        if self.settings.odmr:
+            return replies.NOT_IMPLEMENTED
         if verb == _smtp.MAIL:
             return replies.NESTED_MAIL
         if verb == _smtp.DATA and state == _MAIL:
@@ -522,6 +543,8 @@ class Engine:
         # The kernel has no verb for what comes once in an hour.
         if self.settings.etrn and argument[:4].upper() == b"ETRN" and argument[4:5] in b" \t":
             return self._etrn(argument[4:].strip(b" \t"))
+        if self.settings.odmr and argument[:4].upper() == b"ATRN" and argument[4:5] in b" \t":
+            return self._atrn(argument[4:].strip(b" \t"))
         self._refuse(replies.UNKNOWN_COMMAND)
         return None
 
@@ -537,6 +560,35 @@ class Engine:
             elif not self._idle():
                 return Etrn(node)
         return None
+
+    def _atrn(self, argument: bytes) -> Event | None:
+        if self.state == _START:
+            self._refuse(replies.HELLO_FIRST)
+        elif not self.connection.user:
+            self._refuse(replies.NEED_AUTH)
+        else:
+            domains = grammar.atrn_domains(argument)
+            if isinstance(domains, Reply):
+                self._refuse(domains)
+            elif not self._idle():
+                return Atrn(domains)
+        return None
+
+    def _atrn_done(self, event: Atrn, reply: Reply) -> None:
+        if reply.code == 250:
+            self._out += replies.wire(reply)
+            self.state = _REVERSED
+            self._pos = self._end
+        elif reply.code == 453:
+            self._out += replies.wire(reply)  # sites ask every few minutes: that nothing waits is no refusal to keep
+        else:
+            self._refuse(reply)
+
+    def _not_here(self) -> bool:
+        """Refuse a command that a connection of ODMR does not have; whether it was one."""
+        if self.settings.odmr:
+            self._refuse(replies.NOT_IMPLEMENTED)
+        return self.settings.odmr
 
     def _hello(self, argument: bytes, esmtp: bool) -> Event | None:
         name = grammar.hello(argument)
@@ -555,7 +607,7 @@ class Engine:
         if self.settings.lmtp:
             self._refuse(replies.USE_LHLO)
             return None
-        return self._hello(argument, False)
+        return None if self._not_here() else self._hello(argument, False)
 
     def _lhlo(self, argument: bytes) -> Event | None:
         if not self.settings.lmtp:
@@ -658,6 +710,8 @@ class Engine:
             self._refuse(reply, about=rcpt.path.original)
 
     def _rset(self, argument: bytes) -> None:
+        if self._not_here():
+            return
         if argument:
             self._refuse(replies.NO_ARGUMENT)
         elif not self._idle():
@@ -669,14 +723,16 @@ class Engine:
                 self.close(replies.SHUTTING_DOWN)
 
     def _noop(self, argument: bytes) -> None:
-        if not self._idle():
+        if not self._not_here() and not self._idle():
             self._out += replies.wire(replies.OK)
 
     def _help(self, argument: bytes) -> None:
-        if not self._idle():
+        if not self._not_here() and not self._idle():
             self._out += replies.wire(replies.HELP)
 
     def _vrfy(self, argument: bytes) -> Event | None:
+        if self._not_here():
+            return None
         if not argument:
             self._refuse(replies.SYNTAX)
         elif not self._idle():
@@ -684,6 +740,8 @@ class Engine:
         return None
 
     def _expn(self, argument: bytes) -> Event | None:
+        if self._not_here():
+            return None
         if not argument:
             self._refuse(replies.SYNTAX)
         elif not self._idle():
@@ -1025,6 +1083,7 @@ _SETTLE: dict[type, Callable[[Engine, Any, Any], None]] = {
     Verify: Engine._answered,
     Expand: Engine._answered,
     Etrn: Engine._answered,
+    Atrn: Engine._atrn_done,
     StartTls: Engine._starttls_done,
     Xclient: Engine._xclient_done,
 }

@@ -19,6 +19,7 @@ from iems.sasl import NOTHING, Challenge, Offer, Refused, encode
 from iems.smtp import received, replies
 from iems.smtp.grammar import Mail, Path, Rcpt, rcpt
 from iems.smtpd.engine import (
+    Atrn,
     Begin,
     Engine,
     Etrn,
@@ -37,6 +38,8 @@ from iems.smtpd.senders import TOO_MANY, Arrival
 from iems.spool.items import Message
 
 if TYPE_CHECKING:
+    import socket
+
     from iems.config import Config
     from iems.directory import Resolution
     from iems.directory.login import Logins
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from iems.model import Verdict
     from iems.smtpd.door import Door
     from iems.smtpd.etrn import QueueRuns
+    from iems.smtpd.odmr import Reversals
     from iems.smtpd.relays import RelayChecks
     from iems.smtpd.screen import Screen
     from iems.smtpd.senders import Senders
@@ -56,7 +60,7 @@ LOGGED_CHARACTERS = 320
 
 
 def settings_of(config: Config, listener: str, offer: Offer = NOTHING) -> Settings:
-    """The engine's settings for a listener ("smtp", "submission", "submissions", "lmtp"). offer: of AUTH."""
+    """The engine's settings for a listener (a name in `worker.LISTENERS`, or "reversed": a connection of ours turned round). offer: of AUTH."""
     smtpd = config.smtpd
     return Settings(
         hostname=config.hostname.encode(),
@@ -68,8 +72,9 @@ def settings_of(config: Config, listener: str, offer: Offer = NOTHING) -> Settin
         max_errors=smtpd.max_errors,
         content_line_octets=smtpd.content_line_octets,
         normalise=smtpd.bare_lf == "normalise",
-        offer=offer,
-        etrn=smtpd.etrn and listener != "lmtp",
+        offer=offer if listener != "reversed" else NOTHING,
+        etrn=smtpd.etrn and listener not in ("lmtp", "odmr", "reversed"),
+        odmr=listener == "odmr",
         max_messages=smtpd.max_messages,
         max_recipient_domains=smtpd.max_recipient_domains,
     )
@@ -90,6 +95,7 @@ class Session:
         "handlers",
         "listener",
         "login_failures",
+        "other_end",
         "peer",
         "peers",
         "profile",
@@ -116,6 +122,8 @@ class Session:
         self.login_failures = 0
         #: How far the header of this user's content was looked at; None while nobody does.
         self.arrival: Arrival | None = None
+        #: To the relay's worker that will be the client on this connection, from the answer to ATRN until the octets are joined.
+        self.other_end: socket.socket | None = None
         #: (check, subject) of the refusal that is about to be sent, where a check made it; whoever keeps refusals takes it.
         self.cause: tuple[str, str] | None = None
         #: What the screen knows of this client and its transaction; None while nothing is in force.
@@ -208,7 +216,7 @@ class Handlers:
     """The effects of all sessions of a worker.
 
     screen: who is turned away; None for nobody. senders: whose addresses users may send from; None for anybody's.
-    door: limits of clients and senders, None for none. etrn: starts queue runs, None for none.
+    door: limits of clients and senders, None for none. etrn: starts queue runs, None for none. reversals: answers ATRN, None refuses it.
     peers: gives the peer-domain profiles. relays: looks at recipients of relay domains, None to take all. count: adds to a counter of the board. clock_ns: wall clock. spawn: runs a coroutine, by default as
     a task of the loop.
     `pending` counts answers that are still to come; `actions` answers an event with a reply, or None if it comes later.
@@ -231,12 +239,14 @@ class Handlers:
         senders: Senders | None = None,
         door: Door | None = None,
         etrn: QueueRuns | None = None,
+        reversals: Reversals | None = None,
     ) -> None:
         self.policy = policy
         self.screen = screen
         self.senders = senders
         self.door = door
         self.etrn = etrn
+        self.reversals = reversals
         self.spool = spool
         self.directory = directory
         self.authenticator = authenticator
@@ -260,6 +270,7 @@ class Handlers:
             Verify: self.verify,
             Expand: self.expand,
             Etrn: self.queue_run,
+            Atrn: self.reverse,
             StartTls: self.starttls,
             Xclient: self.xclient,
         }
@@ -388,6 +399,8 @@ class Handlers:
     def mail(self, session: Session, mail: Mail) -> Reply | None:
         """MAIL: on the submission ports only after a login; through the screen if it is on."""
         if session.listener in SUBMISSION:
+            if session.listener == "odmr":
+                return replies.NOT_IMPLEMENTED
             connection = session.engine.connection
             if not connection.user:
                 return replies.NEED_AUTH if connection.mechanisms else replies.NEED_TLS
@@ -615,6 +628,12 @@ class Handlers:
         if self.etrn is None:
             return replies.NODE_NOT_NOW
         return self.etrn.begin(self, session, event.node)
+
+    def reverse(self, session: Session, event: Atrn) -> Reply | None:
+        """ATRN: let the relay be the client on this connection, for who is entitled to the mail."""
+        if self.reversals is None:
+            return replies.ATRN_NOT_NOW
+        return self.reversals.begin(self, session, event)
 
     # ---------------------------------------------------------------- content
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: Listeners where mail is submitted: no MAIL without a login (RFC 6409 4.3).
-SUBMISSION = frozenset(("submission", "submissions"))
+#: Listeners for users of ours: no MAIL without a login (RFC 6409 4.3), and on that of ODMR none at all (RFC 2645 5.2).
+SUBMISSION = frozenset(("submission", "submissions", "odmr"))
 
 
 class Peer(Struct, frozen=True):

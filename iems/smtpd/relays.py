@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from iems.config import host_port
@@ -13,6 +14,7 @@ from iems.smtp import replies
 
 if TYPE_CHECKING:
     from iems.smtpd.handlers import Handlers, Session
+    from iems.smtpd.ldaplookup import LdapLookup
 
 
 class Directory(Protocol):
@@ -28,9 +30,10 @@ class Directory(Protocol):
 class RelayChecks:
     """Looks at a recipient as the domain forwarding table says."""
 
-    def __init__(self, directory: Directory, callahead: Callahead) -> None:
+    def __init__(self, directory: Directory, callahead: Callahead, ldap: LdapLookup | None = None) -> None:
         self._directory = directory
         self._callahead = callahead
+        self._ldap = ldap
 
     def rcpt(self, handlers: Handlers, session: Session, path: Any) -> Reply | None:
         """The reply to RCPT for a recipient (its `Path`) whose domain is another server's; None if it comes later."""
@@ -46,17 +49,23 @@ class RelayChecks:
                 return handlers.refused(session, path.original, replies.NO_SUCH_USER)
         except DirectoryUnavailable:
             return handlers.refused(session, path.original, replies.DIRECTORY_AWAY)
-        host = host_port(row.identifier, self._callahead.port) if row.identifier else None
-        handlers.later(self._ask(handlers, session, host, path))
+        if row.check == "ldap":
+            if self._ldap is None:
+                return handlers.refused(session, path.original, replies.CANNOT_CHECK)
+            asked = self._ldap.exists(address)
+        else:
+            host = host_port(row.identifier, self._callahead.port) if row.identifier else None
+            asked = self._callahead.exists(host, address)
+        handlers.later(self._ask(handlers, session, asked, path))
         return None
 
     async def _ask(
-        self, handlers: Handlers, session: Session, host: tuple[str, int] | None, path: Any
+        self, handlers: Handlers, session: Session, asked: Coroutine[Any, Any, bool | None], path: Any
     ) -> None:
         try:
-            exists = await self._callahead.exists(host, path.address)
+            exists = await asked
         except Exception as fault:
-            handlers.log.error("call-ahead failed", fault)
+            handlers.log.error("a recipient could not be checked", fault)
             exists = None
         reply = replies.RECIPIENT_OK
         if not exists:
@@ -68,3 +77,5 @@ class RelayChecks:
     def close(self) -> None:
         """Give up what is under way."""
         self._callahead.close()
+        if self._ldap is not None:
+            self._ldap.close()

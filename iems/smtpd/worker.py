@@ -14,8 +14,9 @@ from iems.directory import Authenticator, Directory
 from iems.directory.srs import forwarding
 from iems.levels import DIAGNOSTIC, INFORMATIONAL, LEVEL, SESSIONS
 from iems.model import INPUT, Channel, Reply
-from iems.net import proxy
+from iems.net import handover, proxy
 from iems.net.callahead import Callahead
+from iems.net.handover import Given, Pair, Takings
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.net.tls import bindings
@@ -25,7 +26,9 @@ from iems.smtpd import flow, handlers, pace
 from iems.smtpd.door import Door
 from iems.smtpd.engine import Engine, Settings, State, Transaction
 from iems.smtpd.etrn import QueueRuns
+from iems.smtpd.ldaplookup import lookup_of
 from iems.smtpd.loud import LoudEngine
+from iems.smtpd.odmr import Reversals
 from iems.smtpd.outbound import Outbound
 from iems.smtpd.policy import Policy
 from iems.smtpd.relays import RelayChecks
@@ -38,12 +41,14 @@ if TYPE_CHECKING:
     from iems.config import Config
     from iems.master.child import WorkerContext
 
-LISTENERS = ("smtp", "submission", "submissions", "lmtp")
+LISTENERS = ("smtp", "submission", "submissions", "lmtp", "odmr")
+#: The listener that connections count for which a role of ours made and turned round.
+REVERSED = "reversed"
 #: Unread input of a session that waits for an answer, and output a client does not take, above which it is not read.
 BACKLOG_OCTETS = 65_536
 TICK_S = 1.0
 NEVER = float("inf")
-CLOSED, TLS = int(State.CLOSED), int(State.TLS)
+CLOSED, TLS, TURNED = int(State.CLOSED), int(State.TLS), int(State.REVERSED)
 CONTENT = (int(State.DATA), int(State.CHUNK), int(State.CHUNKS))
 LOOK_S = 30.0
 
@@ -51,7 +56,7 @@ LOOK_S = 30.0
 class Session(pace.Session):
     """One connection: handler of its stream."""
 
-    __slots__ = ("_paused", "content_until", "deadline", "eof", "tick", "worker")
+    __slots__ = ("_paused", "content_until", "deadline", "eof", "pair", "tick", "worker")
 
     def __init__(
         self,
@@ -67,12 +72,13 @@ class Session(pace.Session):
         self.worker = worker
         self.eof = False
         self._paused = False
+        self.pair: Pair | None = None
         self.content_until = 0.0
         stream = Stream(ctx.loop, sock, self, tls=ctx.tls if implicit else None)
         self.stream = stream
         peer = worker.policy.peer(ip or (stream.peer[0] if stream.peer else ""))
         engine = worker.engine(listener, peer.ip)
-        super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit)
+        super().__init__(worker.handlers, engine, listener, peer, ctx.tls is not None and not implicit and listener != REVERSED)
         if worker.refusals.on:
             engine.receipt = self._receipt
         self.deadline = worker.now + worker.line_timeout_s
@@ -179,6 +185,8 @@ class Session(pace.Session):
         elif state == TLS:
             assert worker.ctx.tls is not None
             stream.start_tls(worker.ctx.tls)
+        elif state == TURNED:
+            self._join()
         elif self.eof:
             engine.end()
             stream.close()
@@ -193,6 +201,21 @@ class Session(pace.Session):
                 self.deadline = worker.now + worker.line_timeout_s
             if self._paused:
                 self._resume()
+
+    def _join(self) -> None:
+        """From here on the relay's worker is the client; its own deadlines watch over the connection."""
+        if self.pair is None:
+            assert self.other_end is not None
+            other = Stream(self.worker.ctx.loop, self.other_end, None)
+            self.other_end = None
+            self.deadline = NEVER
+            self.pair = Pair(self.stream, other, self._parted)
+            if self._paused:
+                self._paused = False
+                self.stream.resume_reading()
+
+    def _parted(self, cause: Exception | None) -> None:
+        self.connection_lost(cause)
 
     def _pause(self) -> None:
         if not self._paused:
@@ -209,7 +232,9 @@ class Session(pace.Session):
 
     def timeout(self) -> None:
         """The deadline is past."""
-        if self.engine.closed:
+        if self.pair is not None:
+            self.pair.abort()
+        elif self.engine.closed:
             self.stream.abort()
         else:
             self.finish(replies.TIMEOUT)
@@ -226,6 +251,9 @@ class Session(pace.Session):
         self._last_words()
 
     def _last_words(self) -> None:
+        if self.pair is not None:
+            self.pair.abort()  # nobody would understand them
+            return
         self.deadline = self.worker.now + 10.0
         self.stream.send(self.take_late() + self.engine.take_output())
         self.stream.close()
@@ -249,8 +277,11 @@ class Worker:
         self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
         self.settings: dict[str, Settings] = {
             listener: handlers.settings_of(config, listener, self.authenticator.offer)
-            for listener in LISTENERS
+            for listener in (*LISTENERS, REVERSED)
         }
+        #: Whether another role of ours fetches mail and hands its connections in here.
+        self.fetches = config.bsmtp.enabled and any(profile.protocol == "odmr" for profile in config.bsmtp.pickup)
+        self._takings: Takings | None = None
         resolver = Resolver.of(config.dns)
         self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
         spool_path = config.spool_path(ctx.home)
@@ -284,9 +315,12 @@ class Worker:
             )
             if config.smtpd.etrn
             else None,
+            reversals=Reversals(self.spool, config.smtpd.odmr, ctx.home / "run") if config.smtpd.odmr else None,
             peers=self.directory.peers,
             relays=RelayChecks(
-                self.directory, Callahead(resolver, config.hostname or "localhost", config.smtpc.port)
+                self.directory,
+                Callahead(resolver, config.hostname or "localhost", config.smtpc.port),
+                lookup_of(config.ldap, ctx.home, ctx.log) if config.ldap.uris else None,
             ),
         )
         self.refusals = Ring(
@@ -361,8 +395,26 @@ class Worker:
                         b"" if listener == "submissions" else refusal,
                     )
                 )
+        if self.fetches:
+            where = handover.place(self.ctx.home / "run", "smtpd", self.ctx.index)
+            self._takings = Takings(where, self._handed, self.ctx.log.error)
 
-    def _accepted(self, listener: str, sock: socket.socket) -> None:
+    async def _handed(self, sock: socket.socket, given: Given) -> None:
+        """A connection that another role made and turned round: from here on its peer is the client, with the rights of its address."""
+        open_ = bool(self._servers)
+        handover.answer(sock, open_)
+        if not open_:
+            sock.close()
+            return
+        if not self._room(sock, REVERSED, given.client):
+            return
+        session = self._begin(REVERSED, sock, given.client)
+        if session is not None and given.secure:
+            session.engine.connection.secure = True
+            session.tls_text = given.tls.encode("ascii", "replace")
+
+    def _room(self, sock: socket.socket, listener: str, ip: str) -> bool:
+        """Count a session; if there are too many it is turned away."""
         ctx = self.ctx
         ctx.count("sessions_total")
         ctx.count("sessions_now")
@@ -370,10 +422,15 @@ class Worker:
         if full or (self.max_sessions and ctx.total("sessions_now") > self.max_sessions):
             ctx.count("sessions_now", -1)
             ctx.count("sessions_refused_total")
-            self._turn_away(sock, listener, "", replies.TOO_MANY_SESSIONS)
+            self._turn_away(sock, listener, ip, replies.TOO_MANY_SESSIONS)
+            return False
+        return True
+
+    def _accepted(self, listener: str, sock: socket.socket) -> None:
+        if not self._room(sock, listener, ""):
             return
         if self.policy.proxies and self.policy.peer(sock.getpeername()[0]).proxy:
-            proxy.Reader(ctx.loop, sock, partial(self._proxied, listener, sock))
+            proxy.Reader(self.ctx.loop, sock, partial(self._proxied, listener, sock))
         else:
             self._begin(listener, sock, "")
 
@@ -387,11 +444,12 @@ class Worker:
         else:
             self._begin(listener, sock, ip)
 
-    def _begin(self, listener: str, sock: socket.socket, ip: str) -> None:
+    def _begin(self, listener: str, sock: socket.socket, ip: str) -> Session | None:
+        """The session of a new client; None if it was turned away. ip: of it, "" to ask the socket."""
         screen = self.screen
         screen.refresh()
         if screen.bans.clients and self._banned(listener, sock, ip):
-            return
+            return None
         if not self._ticking:
             self.now = self.ctx.loop.time()
             self.flow.look(self.now)
@@ -401,13 +459,13 @@ class Worker:
             self.ctx.count("flow_refused_total")
             self.ctx.count("sessions_refused_total")
             self._refuse(listener, sock, ip, refusal)
-            return
+            return None
         counted: tuple[bytes, ...] = ()
         if self.door.limits:
             refusal, counted = self._enter(sock, ip)
             if refusal is not None:
                 self._refuse(listener, sock, ip, refusal)
-                return
+                return None
         try:
             session = Session(self, sock, listener, ip, counted)
         except Exception:
@@ -418,6 +476,7 @@ class Worker:
         self._place(session)
         if self.level >= INFORMATIONAL:
             self.ctx.log.event("connected", client=session.peer.ip, listener=listener, sessions=len(self.sessions))
+        return session
 
     def _enter(self, sock: socket.socket, ip: str) -> tuple[Reply | None, tuple[bytes, ...]]:
         try:
@@ -503,6 +562,8 @@ class Worker:
     # ---------------------------------------------------------------- the end
 
     def _stop_accepting(self) -> None:
+        if self._takings is not None:
+            self._takings.close()
         for server in self._servers:
             server.close()
         self._servers.clear()

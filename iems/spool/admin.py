@@ -234,7 +234,7 @@ def list_items(
     next_attempt, reply}]. A message's state is the gravest of its recipients'. Times are RFC 3339 in UTC. limit: entries, 0: all.
     weights: if mail leaves by weight; then there is `weight`, the lowest of the message's parts for remote hosts (None: it has none).
     """
-    with looking(path) as index, _content_of(path, weights) as blobs:
+    with looking(path) as index, content_of(path, weights) as blobs:
         offset_ns = time.time_ns() - index.clock.now_ms() * 1_000_000
         found: dict[bytes, dict[str, Any]] = {}
         backoffs: dict[tuple[int, str], int] = {}
@@ -288,8 +288,8 @@ def list_items(
 
 
 @contextmanager
-def _content_of(path: Path, weights: Weights | None) -> Iterator[Blobs | None]:
-    """What reads the headers that weights ask for; None if they ask for nothing."""
+def content_of(path: Path, weights: Weights | None) -> Iterator[Blobs | None]:
+    """What reads the headers that weights ask for; None without weights."""
     if weights is None:
         yield None
         return

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from iems.model import Channel
 from iems.spool import admin, keys
 from iems.spool.index import Index
 
+if TYPE_CHECKING:
+    from iems.blobs import Blobs
+    from iems.spool.items import Item
+    from iems.spool.weight import Weights
+
 #: Keys read in one transaction.
 _SLICE = 10_000
+#: Items of a destination that are weighed, in each class those that are due first: weighing may read a header.
+WEIGHED = 64
 _STATE = {keys.FRESH: "ready", keys.RETRY: "deferred", keys.HELD: "held", keys.QUARANTINED: "quarantined"}
 
 
@@ -28,14 +36,15 @@ class _Row(Struct):
     first: dict[int, bytes]
 
 
-def destinations(path: Path, channel: int | None = None) -> list[dict[str, Any]]:
+def destinations(path: Path, channel: int | None = None, weights: Weights | None = None) -> list[dict[str, Any]]:
     """Every destination with mail that waits, in the order of channels and names.
 
     channel, destination ("" for INPUT and LOCAL), on_hold, ready, leased, deferred, held, quarantined, oldest_s (by the time in
     the message's id), reason (what its host said last, or its first item's reason), next_attempt (RFC 3339 in UTC, or None), failures
-    (of the destination, in a row), limit (items leased at once, 0: any). On a channel on hold all that is ready or deferred is held.
+    (of the destination, in a row), limit (items leased at once, 0: any), weight (of what leaves first among the `WEIGHED` that are due first; None
+    where nothing is weighed: without weights, and on other channels than SMTPC). On a channel on hold all that is ready or deferred is held.
     """
-    with admin.looking(path) as index:
+    with admin.content_of(path, weights) as blobs, admin.looking(path) as index:
         rows: dict[tuple[int, int], _Row] = {}
         _count_queued(index, channel, rows)
         _count_leased(index, channel, rows)
@@ -44,6 +53,9 @@ def destinations(path: Path, channel: int | None = None) -> list[dict[str, Any]]
         found = [
             _entry(index, number, hashed, row, now_ms, offset_ms) for (number, hashed), row in rows.items()
         ]
+        for (number, hashed), (_, entry) in zip(rows, found, strict=True):
+            if weights is not None and blobs is not None and number == Channel.SMTPC:
+                entry["weight"] = _lightest(index, number, hashed, weights, blobs)
     return [entry for _, entry in sorted(found, key=lambda pair: (pair[0], pair[1]["destination"]))]
 
 
@@ -83,6 +95,26 @@ def _count_leased(index: Index, channel: int | None, rows: dict[tuple[int, int],
         _, _, _, number, hashed, id, _ = keys.unpack_lease_key(key)
         if channel is None or channel == number:
             _add(rows, (number, hashed), "leased", id)
+
+
+def _lightest(index: Index, channel: int, hashed: int, weights: Weights, blobs: Blobs) -> int | None:
+    """The lowest weight among a destination's items that are due first; None if none waits."""
+    items: list[Item] = []
+    with index.read() as txn:
+        cursor = txn.cursor(index.db["queue"])
+        for class_ in (keys.FRESH, keys.RETRY):
+            prefix = keys.queue_prefix(channel, class_, hashed)
+            more = cursor.set_range(prefix)
+            left = WEIGHED
+            while more and left and cursor.key().startswith(prefix):
+                try:
+                    items.append(keys.decode_item(cursor.value()))
+                except keys.DamagedRow:
+                    pass
+                left -= 1
+                more = cursor.next()
+    now_ms = index.clock.now_ms()
+    return min((weights.of_item(item, blobs, max(0, now_ms - item.queued_ms) / 1000) for item in items), default=None)
 
 
 def _entry(
@@ -127,4 +159,5 @@ def _entry(
         else None,
         "failures": known.failures if known else 0,
         "limit": known.limit if known else 0,
+        "weight": None,
     }

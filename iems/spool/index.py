@@ -607,6 +607,37 @@ class Change:
                 later = destination.agenda_ms
         return later
 
+    def take_waiting(
+        self, channel: int, names: Collection[str], limit: int, generation: int, slot: int, leave: Collection[bytes] = ()
+    ) -> list[Item]:
+        """Lease up to `limit` items of these destinations, due or not; what is on hold stays. leave: ends of keys (id and part) to pass over."""
+        if self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None:
+            return []
+        taken: list[Item] = []
+        for name in names:
+            hashed = destination_hash(name)
+            found: list[tuple[bytes, bytes]] = []
+            with self.txn.cursor(self._queue) as cursor:
+                for class_ in (RETRY, FRESH):
+                    prefix = keys.queue_prefix(channel, class_, hashed)
+                    more = cursor.set_range(prefix)
+                    while more and len(taken) + len(found) < limit and cursor.key().startswith(prefix):
+                        if bytes(cursor.key()[18:]) not in leave:
+                            found.append((bytes(cursor.key()), bytes(cursor.value())))
+                        more = cursor.next()
+            for key, value in found:
+                try:
+                    item = decode_item(value)
+                except DamagedRow as error:
+                    if self.txn.delete(key, db=self._queue):
+                        self._set_aside(key, str(error))
+                    continue
+                if self.lease(key, item, generation, slot):
+                    taken.append(item)
+            if found:
+                self.arm(channel, hashed, self.destination(channel, hashed, name))
+        return taken
+
     def drop_damaged_lease(self, key: bytes) -> None:
         """Take a lease whose row can't be read out of account; the janitor looks for its message in the segments."""
         if self.txn.delete(key, db=self.db["lease"]):

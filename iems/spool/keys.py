@@ -192,6 +192,11 @@ def settled_key(id: bytes, channel: int, address: bytes) -> bytes:
     return id + hashlib.blake2b(bytes([channel]) + address, digest_size=8).digest()
 
 
+def item_end(item: Item) -> bytes:
+    """The end of an item's key, which is its own among those of a destination."""
+    return item.id + item.part.to_bytes(2, "big")
+
+
 def has_agenda(channel: int) -> bool:
     """Whether the channel's queue is divided by destination."""
     return channel != INPUT and channel != Channel.LOCAL

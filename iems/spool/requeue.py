@@ -102,3 +102,22 @@ def known_destinations(spool: Spool, channel: int, suffix: str, most: int) -> li
         if len(rows) < READ_SLICE:
             return found
         start = rows[-1][0] + b"\0"
+
+
+def anything_waits(spool: Spool, channel: int, destinations: Iterable[str]) -> bool:
+    """Whether anything waits for these destinations, due or not, or is in hand; what is on hold does not count. Raises lmdb.Error."""
+    index = spool.index
+    if index.channel_held(channel):
+        return False
+    with index.read() as txn:
+        cursor = txn.cursor(index.db["queue"])
+        for name in destinations:
+            hashed = keys.destination_hash(name)
+            for class_ in (FRESH, RETRY):
+                prefix = keys.queue_prefix(channel, class_, hashed)
+                if cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                    return True
+            value = txn.get(keys.dest_key(channel, hashed), db=index.db["dest"])
+            if value and keys.decode_destination(value).leased:
+                return True
+    return False

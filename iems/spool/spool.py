@@ -504,6 +504,18 @@ class Spool:
             return items, None
         return items, max(0.0, (due_ms - change.now_ms) / 1000)
 
+    def take_waiting(
+        self, channel: int, destinations: Collection[str], limit: int, leave: Collection[bytes] = ()
+    ) -> list[Item]:
+        """Lease up to `limit` items that wait for these destinations, due or not; what is on hold stays.
+
+        leave: ends of items' keys (`item_end`) to pass over.
+        """
+        with self.index.change() as change:
+            return change.take_waiting(
+                channel, destinations, min(limit, MAX_ENTRIES), self.params.generation, self.params.slot, leave
+            )
+
     def give_back(self, items: Iterable[Item]) -> None:
         """Return leased items to the queue, unchanged and due now."""
         with self.index.change() as change:

@@ -19,6 +19,7 @@ from iems.directory import Directory
 from iems.directory.stored import Forms
 from iems.net.tls import bindings
 from iems.perf.home import PrivateHome
+from tests.support.introspection import Endpoint
 from tests.support.scram import Client
 
 USER, KEY = "a1@load.test", ECKey.generate_key("P-256", {"kid": "k"})
@@ -37,9 +38,16 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def home():
+def endpoint():
+    with Endpoint({"opaque": {"email": USER, "iss": "https://login.test", "aud": "mail"}}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def home(endpoint):
     jwks = json.dumps({"keys": [KEY.as_dict(private=False)]})
-    with PrivateHome(3, SETTINGS, files={"conf/jwks.json": jwks}) as home:
+    settings = SETTINGS | {"auth.oauth_introspection": endpoint.url, "auth.oauth_timeout_s": 2.0}
+    with PrivateHome(3, settings, files={"conf/jwks.json": jwks}) as home:
         directory = Directory(home.path / "directory")
         directory.set_password(USER, "pw", Forms(4096, True))
         directory.set_password("a2@load.test", "pw")
@@ -167,6 +175,25 @@ def test_tokens(home, door):
     with pytest.raises((smtplib.SMTPAuthenticationError, imaplib.IMAP4.error, poplib.error_proto)):
         door(home, "OAUTHBEARER", refused)
     assert json.loads(told[-1]) == {"status": "invalid_token"}
+
+
+@pytest.mark.parametrize(("door", "later"), list(zip(DOORS, ("454", "[UNAVAILABLE]", "[SYS/TEMP]"), strict=True)))
+def test_tokens_that_only_their_server_can_read(home, endpoint, door, later):
+    """Asked about, a yes is a login; while the server is silent a login is put off, in each protocol's words."""
+
+    def bearer(name):
+        return lambda challenge, sock: f"n,a={USER},\x01auth=Bearer {name}\x01\x01".encode()
+
+    door(home, "OAUTHBEARER", bearer("opaque"))
+    endpoint.status = 500
+    try:
+        with pytest.raises((smtplib.SMTPAuthenticationError, imaplib.IMAP4.error, poplib.error_proto)) as found:
+            door(home, "OAUTHBEARER", bearer(f"secret-{later.strip('[]').lower()}"))
+        assert later in str(found.value)
+    finally:
+        endpoint.status = 200
+    log = (home.path / "log/mail.log").read_text()
+    assert "opaque" not in log and "secret-" not in log
 
 
 def curl(*arguments):

@@ -26,7 +26,7 @@ def test_queue_commands_on_a_running_server():
         [row] = listed("destinations")
         assert list(row) == [
             "channel", "destination", "on_hold", "ready", "leased", "deferred", "held", "quarantined", "oldest_s", "reason",
-            "next_attempt", "failures", "limit",
+            "next_attempt", "failures", "limit", "weight",
         ]  # fmt: skip
         assert (row["channel"], row["held"], row["on_hold"]) == ("LOCAL", 2, True)
         home.ctl("queue", "hold", "--recipient", "a1@load.test")

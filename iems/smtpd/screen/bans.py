@@ -19,6 +19,9 @@ PLACES = (MAIL_FROM, "from", "reply-to", "resent-from", "sender", "return-path")
 #: Octets of the fields looked at, and addresses in one field, above which a message is refused while something is banned.
 FIELD_OCTETS = 65_536
 MAX_MAILBOXES = 1000
+#: Header fields that are remembered as free of bans: how many, and octets of each.
+KEPT = 1024
+KEPT_OCTETS = 1024
 
 CLIENT_BANNED = Reply(554, 7, 1, "No mail is taken from this address")
 CLIENT_BANNED_NOW = Reply(421, 7, 1, "No mail is taken from this address for now")
@@ -30,7 +33,7 @@ FIELDS_TOO_LONG = Reply(554, 6, 0, "The header names too many senders")
 class Bans:
     """All bans under one state of the directory. places: of PLACES, where addresses and domains are tested."""
 
-    __slots__ = ("_fields", "_names", "_spans", "at_mail", "clients", "header")
+    __slots__ = ("_fields", "_free", "_names", "_spans", "at_mail", "clients", "header")
 
     def __init__(self, bans: Iterable[Ban] = (), places: Iterable[str] = PLACES) -> None:
         self._names: dict[str, int] = {}
@@ -43,6 +46,8 @@ class Bans:
                 spans.setdefault((ban.reply, version), []).append((first, last))
         # (reply, IP version) -> firsts and lasts of spans that do not touch, ascending.
         self._spans = {key: _merged(found) for key, found in sorted(spans.items(), reverse=True)}
+        #: Header fields, as they stood, that name nobody who is banned: senders come again.
+        self._free: set[bytes] = set()
         self.clients = bool(self._spans)
         chosen = frozenset(places) if self._names else frozenset()
         self.at_mail = MAIL_FROM in chosen
@@ -73,6 +78,8 @@ class Bans:
     def content(self, content: bytes) -> Refusal | None:
         """Whether a header field names somebody banned. content: the message, or as much of it as holds the whole header."""
         raw = header_fields(content, self._fields)
+        if raw in self._free:
+            return None
         if len(raw) > FIELD_OCTETS:
             return Refusal(FIELDS_TOO_LONG, "ban", "header")
         for field in fields(raw):
@@ -83,6 +90,10 @@ class Bans:
                 refusal = self._mailbox(mailbox, field.name.decode())
                 if refusal is not None:
                     return refusal
+        if len(raw) <= KEPT_OCTETS:
+            if len(self._free) >= KEPT:
+                self._free.clear()
+            self._free.add(bytes(raw))
         return None
 
     def _mailbox(self, mailbox: Address, place: str) -> Refusal | None:

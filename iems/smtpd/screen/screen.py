@@ -95,6 +95,7 @@ class Screen:
             client=smtpd.check_client_name,
             helo=smtpd.check_helo,
             unqualified=smtpd.check_unqualified,
+            clock=clock,
         )
         self.bans = Bans()
         #: The version of the directory that was looked at, and the state of bans and zones in it.
@@ -197,7 +198,7 @@ class Screen:
             if self.lists or self.checks.of_connection:
                 return self._ask(screening, peer, helo, reverse_path)
             screening.peer, screening.helo, screening.state = peer, helo, self.state
-        if screening.connection.refusal is None and self.checks.of_domain and reverse_path:
+        if screening.connection.refusal is None and not self.checks.is_well(reverse_path):
             return self._ask(screening, None, helo, reverse_path)
         return screening.connection
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from iems.model import Reply, Verdict
@@ -39,8 +40,13 @@ def unqualified(path: Path) -> bool:
     return bool(original) and (b"@" not in original or original.endswith(b'"'))
 
 
+#: Sender domains that were found well, and how long that is believed without a question: it saves a task a message.
+KEPT = 4096
+KEPT_S = 60.0
+
+
 class Checks:
-    """The checks that are on. Each of domain, client, helo, unqualified: "off", "tag" or "reject". timeout_s: for one look-up."""
+    """The checks that are on. Each of domain, client, helo, unqualified: "off", "tag" or "reject". timeout_s: for one look-up. clock: seconds."""
 
     def __init__(
         self,
@@ -51,7 +57,10 @@ class Checks:
         client: str = "off",
         helo: str = "off",
         unqualified: str = "off",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._well: dict[bytes, float] = {}
         self._resolver = resolver
         self._timeout_s = timeout_s
         self._domain = domain
@@ -81,10 +90,17 @@ class Checks:
             work.append(self._check(self._helo, "helo", helo, self.helo(helo), HELO_UNSURE))
         return work
 
+    def is_well(self, reverse_path: bytes) -> bool:
+        """Whether nothing need be asked about a sender's domain: it has none to look up, or was found well a moment ago."""
+        if not self.of_domain or not reverse_path:
+            return True
+        domain = reverse_path.rpartition(b"@")[2]
+        return domain[:1] == b"[" or self._well.get(domain, 0.0) > self._clock()
+
     def sender(self, reverse_path: bytes) -> list[Awaitable[Findings]]:
         """The check of a sender's domain; the null path has none."""
         domain = reverse_path.rpartition(b"@")[2]
-        if self._domain == "off" or not reverse_path or domain.startswith(b"["):
+        if self.is_well(reverse_path):
             return []
         return [self._check(self._domain, "sender-domain", domain, self.domain(domain), DOMAIN_UNSURE)]
 
@@ -103,6 +119,9 @@ class Checks:
                 return NO_DOMAIN
         except ValueError:
             return NO_DOMAIN
+        if len(self._well) >= KEPT:
+            self._well.clear()
+        self._well[domain] = self._clock() + KEPT_S
         return None
 
     async def client_name(self, ip: str) -> Reply | None:

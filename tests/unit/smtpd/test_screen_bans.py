@@ -176,3 +176,17 @@ def test_places_are_checked_in_the_settings():
     assert list(PLACES) == parse(b"", "f").smtpd.ban_places
     with pytest.raises(ConfigError, match=r"f:2: smtpd.ban_places: 'to' is none of mail-from, from"):
         parse(b'[smtpd]\nban_places = ["from", "to"]\n', "f")
+
+
+def test_headers_that_are_free_are_remembered_under_these_bans_only():
+    """The same header again is no work; a ban that comes later is in force for it all the same; memory is bounded."""
+    header = b"From: Ann <ann@x.test>\r\nSender: bob@y.test\r\n\r\n"
+    before = Bans([ban_of("domain", "spam.test")])
+    assert before.content(header) is None and before.content(header) is None and len(before._free) == 1
+    assert before.content(header.replace(b"y.test", b"spam.test")) is not None
+    after = Bans([ban_of("domain", "spam.test"), ban_of("address", "ann@x.test")])
+    assert after.content(header) is not None and after.content(header) is not None
+    for number in range(3000):
+        before.content(b"From: a%d@x.test\r\n\r\n" % number)
+    before.content(b"From: " + b"a" * 2000 + b"@x.test\r\n\r\n")
+    assert len(before._free) <= 1024 and all(len(raw) <= 1024 for raw in before._free)

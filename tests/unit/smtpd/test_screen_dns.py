@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from iems.model import Verdict
+from iems.net.resolver import Exchanges
 from iems.smtpd.screen.dnsbl import question
+from iems.smtpd.screen.sender import Checks
 from tests.support.dnsserver import DnsServer
 from tests.transcripts.smtp_server import SmtpServer
 from tests.unit.smtpd.screen_rig import codes, say, screened
@@ -242,6 +244,32 @@ def test_sender_domain(path, reply):
     assert found[-1] == "250"
     verdicts = server.spool.messages[0][0].verdicts
     assert [verdict.check for verdict in verdicts] == (["sender-domain"] if reply.startswith("5") else [])
+
+
+def test_a_domain_that_is_well_is_not_asked_about_at_each_message():
+    """Believed for a minute, whoever sends; one that is not well is looked up every time, and may have been mended."""
+    asked, now = [], [0.0]
+    records = {"well.example": True, "bad.example": False}
+
+    class Resolver:
+        async def exchanges(self, name):
+            asked.append(name)
+            return Exchanges(((10, "mx"),), exists=True) if records[name] else Exchanges((), exists=False)
+
+    checks = Checks(Resolver(), timeout_s=1.0, domain="reject", clock=lambda: now[0])
+
+    def found(path):
+        return [asyncio.run(work).refusal for work in checks.sender(path)]
+
+    assert [found(path) for path in (b"a@well.example", b"b@well.example")] == [[None], []] and asked == ["well.example"]
+    now[0] = 59.0
+    assert checks.is_well(b"c@well.example") and checks.is_well(b"") and checks.is_well(b"a@[192.0.2.1]")
+    now[0] = 61.0
+    assert found(b"a@well.example") == [None] and len(asked) == 2
+    assert found(b"a@bad.example")[0] is not None and found(b"a@bad.example")[0] is not None and len(asked) == 4
+    records["bad.example"] = True
+    assert found(b"a@bad.example") == [None] and found(b"a@bad.example") == []
+    assert Checks(Resolver(), timeout_s=1.0).is_well(b"a@bad.example")  # the check is off
 
 
 @pytest.mark.parametrize(

@@ -427,7 +427,7 @@ def test_commands_behind_starttls_never_count(monkeypatch, certificate):
 def test_no_certificate_no_implicit_tls(monkeypatch):
     async def go():
         async with serving(monkeypatch) as (worker, _):
-            assert len(worker._servers) == 3
+            assert len(worker._servers) == 4
             assert worker.ctx.log.events[0][0] == "error"
 
     asyncio.run(go())

@@ -8,11 +8,13 @@ import time
 import pytest
 from msgspec import structs
 
+from iems.config import Smtpc
 from iems.model import INPUT, Channel
 from iems.spool import Spool, admin, keys, recovery
 from iems.spool.admin import Selection
 from iems.spool.destinations import destinations
 from iems.spool.keys import HELD, RETRY
+from iems.spool.weight import Weights
 from tests.support.spool import Harness, routed
 
 DEAD = 10_000
@@ -99,3 +101,31 @@ def test_select_by_reason_and_age(filled: Harness) -> None:
 def test_no_spool(harness: Harness) -> None:
     with pytest.raises(FileNotFoundError):
         destinations(harness.path)
+
+
+def test_the_weight_of_what_leaves_first(harness: Harness) -> None:
+    """The lightest of what waits; other channels, what is on hold, and a home without weights have none."""
+    recovery.prepare(harness.path / "spool", map_octets=1 << 30)
+
+    async def fill() -> None:
+        spool = harness.open()
+        for content in (b"Precedence: bulk\r\n\r\nx", b"Precedence: special-delivery\r\n\r\nx", b"Precedence: list\r\n\r\nx", b"\r\nx"):
+            await harness.accept(spool, content)
+        items, _ = spool.take(INPUT, 4)
+        by_content = sorted(items, key=lambda item: item.id)
+        for item, name in zip(by_content[:3], ("two.test", "two.test", "held.test"), strict=True):
+            spool.move([(item, [routed(item, Channel.SMTPC, name)])])
+        spool.move([(by_content[3], [routed(by_content[3])])])
+        [(item, key)] = [(item, key) for _, _, item, key in spool.index.queued() if item is not None and item.destination == "held.test"]
+        with spool.index.change() as change:
+            change.remove(key, item)
+            change.put(item, HELD)
+        spool.close()
+
+    asyncio.run(fill())
+    recovery.seal(harness.path / "spool", map_octets=1 << 30)
+    weights = Weights.of(Smtpc(weight_precedence=1))
+    assert weights is not None and weights.words["special-delivery"] < weights.words["bulk"]
+    rows = {row["destination"]: row["weight"] for row in destinations(harness.path, None, weights)}
+    assert rows == {"": None, "two.test": weights.words["special-delivery"], "held.test": None}
+    assert {row["weight"] for row in destinations(harness.path)} == {None}

@@ -9,7 +9,7 @@ import re
 
 from msgspec import Struct
 
-from iems.scan.breaker import Breaker, ScanFailure
+from iems.scan.breaker import Breaker, Guard, ScanFailure
 
 _SPAM = re.compile(rb"^Spam:[ \t]*(True|Yes|False|No)[ \t]*;[ \t]*(-?[0-9.]+)[ \t]*/[ \t]*(-?[0-9.]+)", re.I | re.M)
 _ANSWER_MAX = 1 << 20
@@ -40,25 +40,12 @@ class Checker:
         host, _, port = place.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._timeout_s = timeout_s
-        self._room = asyncio.Semaphore(at_once)
-        self._breaker = breaker
+        self._guard = Guard(self.name, timeout_s=timeout_s, at_once=at_once, breaker=breaker)
 
     async def check(self, content: bytes, *, ip: str = "", helo: str = "", sender: str = "", recipients: tuple[str, ...] = ()) -> Score:
         """The score of a message. Raises ScanFailure."""
-        async with self._room:
-            self._breaker.check()
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    found = await self._ask(content, ip, helo, sender, recipients)
-            except (OSError, EOFError, TimeoutError, ValueError, KeyError, TypeError, http.client.HTTPException, ScanFailure) as error:
-                reason = str(error) or type(error).__name__
-                self._breaker.failed(reason)
-                raise ScanFailure(f"{self.name}: {reason}") from error
-            except BaseException:
-                self._breaker.failed("cut off")
-                raise
-            self._breaker.succeeded()
-            return found
+        async with self._guard.asking(KeyError, TypeError, http.client.HTTPException):
+            return await self._ask(content, ip, helo, sender, recipients)
 
     async def _ask(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from iems.scan.breaker import Breaker, ScanFailure
+from iems.scan.breaker import Breaker, Guard, ScanFailure
 
 _CHUNK_MAX = 1 << 20
 _ANSWER_MAX = 4096
@@ -17,26 +17,12 @@ class Clamd:
     def __init__(self, place: str, *, timeout_s: float, at_once: int, breaker: Breaker) -> None:
         self.place = place
         self.name = f"clamd:{place}"
-        self._timeout_s = timeout_s
-        self._room = asyncio.Semaphore(at_once)
-        self._breaker = breaker
+        self._guard = Guard(self.name, timeout_s=timeout_s, at_once=at_once, breaker=breaker)
 
     async def scan(self, content: AsyncIterator[bytes]) -> str:
         """The name of the virus, "" if none is found. Raises ScanFailure."""
-        async with self._room:
-            self._breaker.check()
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    found = await self._ask(content)
-            except (OSError, EOFError, TimeoutError, ValueError, ScanFailure) as error:
-                reason = str(error) or type(error).__name__
-                self._breaker.failed(reason)
-                raise ScanFailure(f"{self.name}: {reason}") from error
-            except BaseException:
-                self._breaker.failed("cut off")
-                raise
-            self._breaker.succeeded()
-            return found
+        async with self._guard.asking():
+            return await self._ask(content)
 
     async def _ask(self, content: AsyncIterator[bytes]) -> str:
         if self.place.startswith("/"):

@@ -103,25 +103,20 @@ class AntiVirus:
             if found:
                 notice = f"An attachment was removed from this message by {self._hostname}: {found}.\r\n"
                 changes += part_replaced(content, part, build.text_part(notice))
-        left = _Rest(content, changes)
+        changes.sort()
         # What is left must be clean as a whole.
-        if changes and not await scanner.scan(_octets(left.octets())):
-            return sorted(changes)
+        if changes and not await scanner.scan(_octets(_changed(content, changes))):
+            return changes
         return []
 
 
-class _Rest:
-    def __init__(self, content: bytes, changes: Sequence[Change]) -> None:
-        self._content = content
-        self._changes = sorted(changes)
-
-    def octets(self) -> bytes:
-        """The content with the changes made."""
-        out, at = [], 0
-        for change in self._changes:
-            out += [self._content[at : change.start], change.new]
-            at = change.end
-        return b"".join([*out, self._content[at:]])
+def _changed(content: bytes, changes: Sequence[Change]) -> bytes:
+    """The content with changes made, in the order of their places."""
+    out, at = [], 0
+    for change in changes:
+        out += [content[at : change.start], change.new]
+        at = change.end
+    return b"".join([*out, content[at:]])
 
 
 async def _content(work: Work) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from msgspec import structs
 
@@ -50,7 +51,7 @@ class Attachments:
             unparsable = "strip" if unparsable == "bounce" else unparsable
         octets = rope_length(work.rope)
         if octets > MAX_OCTETS:
-            decision = Decision(unparsable, "longer than what is looked into", [])
+            decision = Decision(unparsable, "longer than what is looked into")
         else:
             content = work.read(work.rope, 0, octets)
             if octets > THREAD_OCTETS:
@@ -65,15 +66,12 @@ class Attachments:
         return Verdict()
 
 
-class Decision:
+class Decision(NamedTuple):
     """action: `pass`, `strip` or `bounce`. what: for the log and the sender. changes: of the content, for `strip`."""
 
-    __slots__ = ("action", "changes", "what")
-
-    def __init__(self, action: str, what: str = "", changes: list[Change] | None = None) -> None:
-        self.action = action
-        self.what = what
-        self.changes = changes or []
+    action: str
+    what: str = ""
+    changes: Sequence[Change] = ()
 
 
 def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str) -> Decision:

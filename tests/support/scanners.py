@@ -15,6 +15,7 @@ EICAR = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$" + rb"EICAR-STANDARD-ANTIVIRUS-TEST-FILE
 GTUBE = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*" + b"GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 CLAMD = shutil.which("clamd") or shutil.which("clamd", path="/usr/sbin")
 SPAMD = shutil.which("spamd") or shutil.which("spamd", path="/usr/sbin")
+CICAP = shutil.which("c-icap")
 
 
 def _free_port() -> int:
@@ -95,3 +96,32 @@ class SpamdDaemon(Daemon):
             SPAMD, "-L", "-i", "127.0.0.1", "-p", str(self.port), "-m", "2", "-x", "-H", str(self.folder),
             f"--pidfile={self.folder}/pid", "-s", "stderr", "--allow-tell",
         ]  # fmt: skip
+
+
+class CicapDaemon(Daemon):
+    """c-icap with its services `echo` and, if a clamd is given, `virus_scan` that asks it."""
+
+    def __init__(self, folder: Path, clamd_port: int | None = None, more: str = "") -> None:
+        super().__init__(folder)
+        self._clamd_port = clamd_port
+        self._more = more
+
+    def command(self) -> list[str]:
+        """Writes its settings."""
+        assert CICAP is not None
+        [modules] = [path for path in ("/usr/lib/x86_64-linux-gnu/c_icap", "/usr/lib/aarch64-linux-gnu/c_icap", "/usr/lib/c_icap") if os.path.isdir(path)][:1]
+        user = pwd.getpwuid(os.getuid()).pw_name
+        text = (
+            f"PidFile {self.folder}/pid\nCommandsSocket {self.folder}/ctl\nPort 127.0.0.1:{self.port}\nUser {user}\nServerName test\nTmpDir {self.folder}\n"
+            "StartServers 1\nMaxServers 1\nMinSpareThreads 2\nMaxSpareThreads 10\nThreadsPerChild 10\nDebugLevel 1\nTimeout 60\n"
+            f"ModulesDir {modules}\nServicesDir {modules}\nTemplateDir /usr/share/c_icap/templates/\nLoadMagicFile /etc/c-icap/c-icap.magic\n"
+            f"ServerLog {self.folder}/server.log\nAccessLog {self.folder}/access.log\nService echo srv_echo.so\n{self._more}"
+        )
+        if self._clamd_port is not None:
+            text += (
+                "Service virus_scan virus_scan.so\nModule common clamd_mod.so\nvirus_scan.ScanFileTypes TEXT DATA EXECUTABLE ARCHIVE GIF JPEG MSOFFICE\n"
+                "virus_scan.SendPercentData 0\nvirus_scan.Allow204Responces on\nvirus_scan.MaxObjectSize 20M\nvirus_scan.DefaultEngine clamd\n"
+                f"clamd_mod.ClamdHost 127.0.0.1\nclamd_mod.ClamdPort {self._clamd_port}\n"
+            )
+        (self.folder / "c-icap.conf").write_text(text)
+        return [CICAP, "-N", "-f", str(self.folder / "c-icap.conf")]

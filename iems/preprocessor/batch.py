@@ -161,7 +161,8 @@ def again_item(plan: Plan, make: Callable[..., Item]) -> Item:
 def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> list[Item]:
     """The queue items of a message's parts. make: `iems.spool.items.Item`."""
     envelope = item.envelope
-    if len(parts) == 1:
+    if len(parts) == 1 and len(parts[0].recipients) == len(envelope.recipients):
+        # Nearly all mail: the envelope is changed where it is. With another number of recipients it must not be, the spool counts both.
         part = parts[0]
         envelope.recipients = part.recipients
         if part.reverse_path is not None:

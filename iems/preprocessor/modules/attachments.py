@@ -24,6 +24,8 @@ from iems.preprocessor.parts import Change, edited, part_replaced
 THREAD_OCTETS = 128 << 10
 #: A longer message can't be read with certainty.
 MAX_OCTETS = 256 << 20
+#: Of such a message this much is read; what of its header is longer goes with the body.
+HEAD_OCTETS = 1 << 20
 _SHOWN = 120
 
 
@@ -51,7 +53,12 @@ class Attachments:
             unparsable = "strip" if unparsable == "bounce" else unparsable
         octets = rope_length(work.rope)
         if octets > MAX_OCTETS:
-            decision = Decision(unparsable, "longer than what is looked into")
+            why = "longer than what is looked into"
+            head = work.read(work.rope, 0, HEAD_OCTETS)
+            changes = _emptied(head, why, self._hostname) if unparsable == "strip" else []
+            # The last of them takes the body away, to its end.
+            changes = [*changes[:-1], changes[-1]._replace(end=octets)] if changes else []
+            decision = Decision(unparsable, why, changes)
         else:
             content = work.read(work.rope, 0, octets)
             if octets > THREAD_OCTETS:
@@ -98,6 +105,11 @@ def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str)
             rule = decide([rule for rule in rules if rule.type == "-"], [], [name])
             if rule is not None:
                 uncertain = f"{_clean(name)} outside of the message's parts"
+                break
+        for kind in findings.stray_types:
+            rule = decide([rule for rule in rules if rule.type != "-" and rule.name == "*"], [kind], [], kind in ("text/plain", "text/html"))
+            if rule is not None:
+                uncertain = uncertain or f"{_clean(kind)} outside of the message's parts"
                 break
     if uncertain and unparsable != "pass":
         return Decision(unparsable, f"unreadable MIME ({uncertain})", _emptied(content, uncertain, hostname))

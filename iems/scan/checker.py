@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import re
 
+import msgspec
 from msgspec import Struct
 
 from iems.scan.breaker import Breaker, Guard, ScanFailure
@@ -44,7 +44,7 @@ class Checker:
 
     async def check(self, content: bytes, *, ip: str = "", helo: str = "", sender: str = "", recipients: tuple[str, ...] = ()) -> Score:
         """The score of a message. Raises ScanFailure."""
-        async with self._guard.asking(KeyError, TypeError, http.client.HTTPException):
+        async with self._guard.asking(http.client.HTTPException, RecursionError):
             return await self._ask(content, ip, helo, sender, recipients)
 
     async def _ask(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
@@ -77,6 +77,13 @@ class Spamd(Checker):
         return Score(found[1].lower() in (b"true", b"yes"), float(found[2]), float(found[3]), rules)
 
 
+class _RspamdAnswer(Struct):
+    action: str
+    score: float
+    required_score: float
+    symbols: dict[str, msgspec.Raw] = {}
+
+
 class Rspamd(Checker):
     """rspamd's normal worker (POST /checkv2). Spam is what it would reject, rewrite or mark."""
 
@@ -97,9 +104,9 @@ class Rspamd(Checker):
             connection.close()
         if response.status != 200:
             raise ScanFailure(f"rspamd answers {response.status}: {body[:200]!r}")
-        answer = json.loads(body)
-        spam = answer["action"] in ("reject", "add header", "rewrite subject")
-        return Score(spam, float(answer["score"]), float(answer["required_score"]), tuple(sorted(answer.get("symbols", {}))[:100]))
+        answer = msgspec.json.decode(body, type=_RspamdAnswer)
+        spam = answer.action in ("reject", "add header", "rewrite subject")
+        return Score(spam, answer.score, answer.required_score, tuple(sorted(answer.symbols)[:100]))
 
 
 def _safe(text: str) -> str:

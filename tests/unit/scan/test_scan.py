@@ -164,6 +164,9 @@ def test_spamd(answer, score):
         (b"{}", None),
         (b"[1]", None),
         (b"no json", None),
+        (b'{"action":"reject","score":1' + b"0" * 400 + b',"required_score":6}', None),
+        (b'{"action":"reject","score":1,"required_score":6,"symbols":' + b'{"a":' * 100_000, None),
+        (b'{"action":"reject","score":1,"required_score":6,"symbols":[]}', None),
     ],
 )
 def test_rspamd(body, score):

@@ -262,8 +262,7 @@ def _scanner(kind: str) -> dict[str, Any]:
 def _clamd() -> Target:
     from iems.scan.clamd import Clamd
 
-    client = Clamd("h:1", **_scanner("clamd"))
-    return _asked(lambda: client.scan(_content()), [b"stream: OK\0", b"stream: Eicar FOUND\0", b"INSTREAM size limit exceeded. ERROR\0"])
+    return _asked(lambda: Clamd("h:1", **_scanner("clamd")).scan(_content()), [b"1: stream: OK\0", b"1: stream: Eicar FOUND\0", b"INSTREAM size limit exceeded. ERROR\0"])
 
 
 def _icap() -> Target:

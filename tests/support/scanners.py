@@ -81,7 +81,7 @@ class ClamdDaemon(Daemon):
         user = pwd.getpwuid(os.getuid()).pw_name
         (self.folder / "clamd.conf").write_text(
             f"DatabaseDirectory {self.folder}/db\nTCPSocket {self.port}\nTCPAddr 127.0.0.1\nForeground yes\nUser {user}\n"
-            "MaxThreads 4\nStreamMaxLength 25M\nLogFile /dev/null\n"
+            f"MaxThreads 4\nStreamMaxLength 25M\nLogFile {self.folder}/clamd.log\n"
         )
         assert CLAMD is not None
         return [CLAMD, "-c", str(self.folder / "clamd.conf")]

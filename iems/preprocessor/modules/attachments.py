@@ -145,6 +145,17 @@ def _without(content: bytes, hits: list[tuple[Found, Rule, str]], hostname: str)
 
 
 def _emptied(content: bytes, why: str, hostname: str) -> list[Change]:
-    """The whole body replaced by a notice."""
+    """The whole body replaced by a notice, and what of the header may be body for others taken away."""
     text = _notice(f"The content could not be read with certainty ({why}); it", hostname)
-    return sorted(part_replaced(content, Structure.parse(content).at(0), build.text_part(text)))
+    changes = sorted(part_replaced(content, Structure.parse(content).at(0), build.text_part(text)))
+    lines: list[Change] = []
+    at = place = 0
+    for line in content[: changes[-1].start].split(b"\n")[:-1]:
+        while changes[place].end <= at:
+            place += 1
+        end = at + len(line) + 1
+        # For some a CR alone ends a line, and two of them the header.
+        if b"\r" in line[:-1] and changes[place].start > at:
+            lines.append(Change(at, end, b""))
+        at = end
+    return sorted([*changes, *lines])

@@ -177,6 +177,13 @@ def test_doubtful_mime_follows_the_setting(content: bytes) -> None:
     assert result(content, [Rule("-", "*.never", "strip")], "pass") == ("pass", content)
 
 
+def test_nothing_stays_in_the_header() -> None:
+    """Where a CR ends lines, the whole of it is a message with a body of its own."""
+    hidden = b"Subject: s\r\nX: y\rContent-Type: a/b; name=a.exe\r\rsecret\r\nTo: a@b\r\n\r\nbody\r\n"
+    action, left = result(hidden)
+    assert action == "strip" and b"secret" not in left and left.startswith(b"Subject: s\r\nTo: a@b\r\nMIME-Version") and result(left)[0] == "pass"
+
+
 def test_types_where_no_part_is_ours() -> None:
     """A delimiter is one for programs that compare its beginning (RFC 2046 5.1.1), or that go on behind the last."""
     for delimiter in (b"--B-more\r\n", b"--B--\r\n--B\r\n", b"--other\r\nX: y\r\n"):

@@ -70,6 +70,102 @@ def _smtp_grammar() -> Target:
     return Target(run, lambda: [b"FROM:<a@b> SIZE=5 BODY=8BITMIME", b'TO:<"a b"@[IPv6:::1]> NOTIFY=NEVER ORCPT=rfc822;x+2By', b"5 LAST", b"NAME=x ADDR=1.2.3.4"])
 
 
+def _smtp_replies() -> Target:
+    """What a host we relay to may say: each message has one outcome, or is still open when the connection is gone."""
+    from iems.smtpc.engine import NEED_DATA, Engine, Stage, What
+    from tests.unit.smtpc.test_smtpc_engine import BARE, FULL, transaction
+
+    def run(octets: bytes) -> None:
+        engine = Engine(b"me.test")
+        begun = [transaction(b"a@x.net", b"b@x.net"), transaction(b"c@x.net", size=7)]
+        rng = random.Random(octets[:2])
+        at = 0
+        while at <= len(octets):
+            size = rng.choice((1, 7, 100, 5_000))
+            engine.feed(octets[at : at + size])
+            at += size
+            while (event := engine.next_event()) is not NEED_DATA:
+                if event.what == What.READY:
+                    for one in begun:
+                        engine.begin(one)
+                elif event.what == What.CONTENT:
+                    engine.content_sent()
+                elif event.what == What.TLS:
+                    engine.tls_started()
+            engine.take_output()
+        left = engine.unfinished()
+        for one in begun:
+            assert not (one.stage == Stage.DONE and one in left)
+            if one.stage == Stage.DONE:
+                assert one.reply is not None or all(reply is not None for reply in one.replies)
+
+    ends = b"250 ok\r\n" * 3 + b"354 go\r\n" + b"250 2.0.0 done\r\n"
+    return Target(run, lambda: [b"".join(FULL) + ends * 2, b"".join(BARE) + ends, FULL[0] + b"250-mx\r\n250 CHUNKING\r\n" + b"550 5.1.1 no\r\n" * 5 + b"421 bye\r\n"])
+
+
+def _pop3_engine() -> Target:
+    from iems.pop3d.engine import MAX_SASL_OCTETS
+    from tests.fuzz.test_pop3_fuzz import FILES
+    from tests.transcripts.player import Transcript
+    from tests.transcripts.pop3_server import Pop3Server
+
+    transcripts = [Transcript(path) for path in FILES]
+
+    def run(octets: bytes) -> None:
+        server = Pop3Server(transcripts[octets[0] % len(transcripts)].options if octets else {})
+        server.connect()
+        if not server.closed:
+            server.feed(b"USER mary\r\nPASS  p w \r\n" + octets[1:])
+        assert server.session.engine.buffered <= MAX_SASL_OCTETS
+        server.finish()
+        assert all("gone" in str(fault) for fault in server.errors)
+
+    return Target(run, lambda: [bytes((at,)) + one.client()[:2_000] for at, one in enumerate(transcripts)])
+
+
+def _batches() -> Target:
+    from iems.bsmtp import batch, carrier
+
+    def run(octets: bytes) -> None:
+        with contextlib.suppress(batch.BatchError):
+            batch.decode(octets)
+        parts = carrier.open_parts(octets)
+        assert parts is not None
+        carrier.check_signature(b"key", octets, [octets], 0)
+        carrier.author(octets)
+
+    sample = b"EHLO x\r\nMAIL FROM:<a@b> SIZE=9\r\nRCPT TO:<c@d> NOTIFY=NEVER\r\nDATA\r\nSubject: x\r\n\r\n..\r\n.\r\nQUIT\r\n"
+    wrapped = b"Content-Type: application/batch-SMTP; required-extensions=\"8BITMIME\"\r\n\r\n" + sample
+    return Target(run, lambda: [sample, wrapped])
+
+
+def _bayes() -> Target:
+    from iems._native import bayes, bayes_py
+    from tests.twins.test_bayes import WORDS
+
+    def run(octets: bytes) -> None:
+        sections = [(octets[0] % 4 if octets else 0, octets[1:])]
+        assert bayes.features(sections) == bayes_py.features(sections)
+
+    return Target(run, lambda: [bytes((at % 4,)) + b" ".join(WORDS[at : at + 9]) for at in range(0, len(WORDS), 9)])
+
+
+def _small() -> Target:
+    """PROXY headers, MailSort scripts, refusals of a call-ahead."""
+    from iems.net import proxy
+    from iems.sieve import compile_script, mailsort
+
+    def run(octets: bytes) -> None:
+        with contextlib.suppress(ValueError):
+            proxy.parse(octets)
+        found = mailsort.read(octets.decode("utf-8", "replace"))
+        if found is not None:
+            compile_script(mailsort.write(found))
+
+    rule = mailsort.write(mailsort.MailSort([]))
+    return Target(run, lambda: [b"PROXY TCP4 192.0.2.1 192.0.2.2 5 25\r\n", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), rule.encode()])
+
+
 def _imap_commands() -> Target:
     from iems.imap import appending
     from iems.imap.grammar import Arguments, Bad, Refused
@@ -353,6 +449,11 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "smtp-lines": _smtp_lines,
     "smtp-grammar": _smtp_grammar,
     "smtp-engine": _smtp_engine,
+    "smtp-replies": _smtp_replies,
+    "pop3-engine": _pop3_engine,
+    "batches": _batches,
+    "bayes": _bayes,
+    "small": _small,
     "imap-commands": _imap_commands,
     "imap-engine": _imap_engine,
     "sieve": _sieve,

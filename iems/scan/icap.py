@@ -54,23 +54,48 @@ class Icap:
                 raise ScanFailure(f"it closed: {error.partial[:200]!r}") from error
 
     async def _ask(self, source: _Source) -> str:
+        options = await self._known()
         while True:
             connection = await self._connect()
             kept = False
             try:
-                found, kept = await self._one(connection, source)
+                found, kept = await self._one(connection, options, source)
                 return found
             except (ConnectionError, asyncio.IncompleteReadError) as error:
                 # A kept connection may have been closed by its other end just now; nothing but the beginning is gone, and that we have.
                 if not connection.used or source.passed or (isinstance(error, asyncio.IncompleteReadError) and error.partial):
                     raise
             finally:
-                if kept:
-                    connection.idle_since = time.monotonic()
-                    connection.used = True
-                    self._idle.append(connection)
-                else:
-                    connection.writer.close()
+                self._done(connection, kept)
+
+    async def _known(self) -> wire.Options:
+        """What the server has told of the service, asked anew when it is too old."""
+        while self._options is None or time.monotonic() >= self._options_until:
+            connection = await self._connect()
+            kept = False
+            try:
+                connection.writer.write(wire.request("OPTIONS", self._host, self._service))
+                answer = await _head(connection.reader)
+                options = wire.options(answer)
+                await _drop(connection.reader, answer)
+                self._options, self._options_until = options, time.monotonic() + options.ttl_s
+                # Without a preview a kept connection that is closed meanwhile could not be told from a failure.
+                kept = not _closes(answer) and options.preview is not None
+                return options
+            except (ConnectionError, asyncio.IncompleteReadError):
+                if not connection.used:
+                    raise
+            finally:
+                self._done(connection, kept)
+        return self._options
+
+    def _done(self, connection: _Connection, kept: bool) -> None:
+        if kept:
+            connection.idle_since = time.monotonic()
+            connection.used = True
+            self._idle.append(connection)
+        else:
+            connection.writer.close()
 
     async def _connect(self) -> _Connection:
         while self._idle:
@@ -81,18 +106,9 @@ class Icap:
         reader, writer = await asyncio.open_connection(*self._address)
         return _Connection(reader, writer)
 
-    async def _one(self, connection: _Connection, source: _Source) -> tuple[str, bool]:
+    async def _one(self, connection: _Connection, options: wire.Options, source: _Source) -> tuple[str, bool]:
         """(what was found, whether the connection can be used again)."""
         reader, writer = connection.reader, connection.writer
-        options = self._options
-        if options is None or time.monotonic() >= self._options_until:
-            writer.write(wire.request("OPTIONS", self._host, self._service))
-            answer = await _head(reader)
-            options = wire.options(answer)
-            await _drop(reader, answer)
-            self._options, self._options_until = options, time.monotonic() + options.ttl_s
-            if _closes(answer):
-                raise ScanFailure("it closes after OPTIONS")
         writer.write(wire.request(options.method, self._host, self._service, preview=options.preview))
         if options.preview is not None:
             first, whole = await source.beginning(options.preview)
@@ -106,7 +122,6 @@ class Icap:
         try:
             answer = await _head(reader)
             found, usable = await self._verdict(reader, answer, source, True, sending)
-            # Without a preview a kept connection that is closed meanwhile could not be told from a failure.
             return found, usable and sending.done() and options.preview is not None
         finally:
             sending.cancel()

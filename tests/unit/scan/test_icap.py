@@ -126,7 +126,7 @@ def test_request_as_the_standard_has_it():
 
 def test_without_preview_or_204():
     server = Server(NO_PREVIEW, CLEAN)
-    assert scan(server, times=2) == "" and server.connections == 2, "a connection that may just have been closed is not trusted with what can't be said twice"
+    assert scan(server, times=2) == "" and server.connections == 3, "a connection that may just have been closed is not trusted with what can't be said twice"
     assert scan(Server(NO_PREVIEW, back(MAIL))) == ""
     assert scan(Server(OPTIONS, CONTINUE, back(MAIL)), times=2) == ""
     assert scan(Server(OPTIONS.replace(b"RESPMOD", b"REQMOD, X"), CONTINUE, back(MAIL, b"").replace(b"res-hdr=0, res", b"req"))) == ""
@@ -167,7 +167,6 @@ def test_findings(answers, found):
         (OPTIONS.replace(b"null-body=0", b"opt-body=0") + b"zz\r\n",),
         (b"ICAP/1.0 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n",),
         (b"ICAP/1.0 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",),
-        (OPTIONS.replace(b"Allow", b"Connection: close\r\nAllow"),),
         (OPTIONS, b""),
         (OPTIONS, None),
         (OPTIONS, b"nonsense\r\n\r\n"),
@@ -194,6 +193,17 @@ def test_what_can_not_be_believed(answers):
     server = Server(*answers, closes=None not in answers and CONTINUE not in answers[2:])
     with pytest.raises(ScanFailure, match="icap://127"):
         scan(server)
+
+
+def test_connection_that_ends_with_each_answer():
+    """With a word or without."""
+    for options in (OPTIONS, OPTIONS.replace(b"Allow", b"Connection: close\r\nAllow"), NO_PREVIEW):
+        assert scan(Server(options, CLEAN, closes=True), b"abc", times=3) == ""
+
+
+def test_options_are_asked_again_when_too_old():
+    server = Server(OPTIONS.replace(b"TTL: 60", b"TTL: 0"), CLEAN)
+    assert scan(server, b"abc", times=3) == "" and sum(head.startswith(b"OPTIONS") for head in server.seen) == 3 and server.connections == 1
 
 
 def test_kept_connection_that_was_closed_meanwhile():
@@ -227,8 +237,9 @@ def test_kept_connection_that_was_closed_meanwhile():
 def test_server_that_answers_before_it_has_seen_everything():
     async def main():
         async def handle(reader, writer):
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(NO_PREVIEW)
+            if (await reader.readuntil(b"\r\n\r\n")).startswith(b"OPTIONS"):
+                writer.write(NO_PREVIEW)
+                return
             await reader.readuntil(b"\r\n5\r\naaaaa\r\n")
             # all that it has seen, and an end
             writer.write(back(b"a" * 5))

@@ -14,6 +14,8 @@ from iems.durable import sync_folder, write_durably
 from iems.message.date import format_date
 
 _FROM = re.compile(rb"^(>*From )", re.M)
+#: How long to wait for who has locked an mbox; then the message is tried again later.
+LOCK_S = 20.0
 #: What is read of a note.
 _NOTE_OCTETS = 512
 
@@ -42,8 +44,7 @@ def mbox(path: Path, content: bytes) -> None:
     # One file for all time: a lock on one that a rename takes away would hold nobody back.
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        fcntl.lockf(fd, fcntl.LOCK_EX)
+        _lock(fd, path)
         note = path.with_name(path.name + ".end")
         _cut(fd, note)
         end = os.fstat(fd).st_size
@@ -71,6 +72,20 @@ def mbox(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Keep others out. Raises TimeoutError if one of them stays too long."""
+    until = time.monotonic() + LOCK_S
+    for lock in (fcntl.flock, fcntl.lockf):
+        while True:
+            try:
+                lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > until:
+                    raise TimeoutError(f"another program has locked {path}") from None
+                time.sleep(0.02)
 
 
 def _cut(fd: int, note: Path) -> None:

@@ -7,6 +7,7 @@ import mailbox
 import multiprocessing
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -56,6 +57,24 @@ def test_mbox_waits_for_those_who_lock_it(tmp_path):
         process.join(20)
         assert process.exitcode == 0
     assert subjects(path) == ["one"] * 3
+
+
+def test_mbox_locked_for_ever(tmp_path, monkeypatch):
+    path = tmp_path / "spam"
+    archive.mbox(path, MAIL)
+    monkeypatch.setattr(archive, "LOCK_S", 0.1)
+    with open(path, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="has locked"):
+            archive.mbox(path, MAIL)
+    assert subjects(path) == ["one"]
+
+
+def test_mbox_from_many_threads(tmp_path):
+    path = tmp_path / "spam"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: archive.mbox(path, MAIL.replace(b"one", b"%d" % number)), range(60)))
+    assert sorted(subjects(path), key=int) == [str(number) for number in range(60)]
 
 
 def die(path, calls, at):

@@ -468,8 +468,10 @@ def _scanners(value: list[str]) -> None:
             continue
         if kind == "clamd":
             host_port(place, 3310)
+        elif kind == "icap" and place.startswith("//") and place.isprintable() and " " not in place:
+            host_port(place[2:].partition("/")[0], 1344)
         elif kind != "command" or not place.strip():
-            raise ValueError(f"{text!r} is no scanner: clamd:HOST:PORT, clamd:/PATH/OF/SOCKET or command:COMMAND %F")
+            raise ValueError(f"{text!r} is no scanner: clamd:HOST:PORT, clamd:/PATH/OF/SOCKET, icap://HOST:PORT/SERVICE or command:COMMAND %F")
 
 
 def _checker(value: str) -> None:
@@ -480,15 +482,42 @@ def _checker(value: str) -> None:
         host_port(place, 783)
 
 
-_CONTENT_ACTIONS = ("tag", "subject", "discard", "bounce", "archive", "pass")
+_CONTENT_ACTIONS = ("tag", "header", "subject", "discard", "bounce", "forward", "archive", "pass")
+_FAILURES = ("defer", "defer_then_pass", "pass")
+
+
+def _per_channel(value: list[str], words: tuple[str, ...]) -> None:
+    for text in value:
+        channel, _, word = text.partition(" ")
+        if channel not in ("LOCAL", "SMTPC", "BSMTPOUT", "DL", "CCMAIL", "NOTES") or word not in words:
+            raise ValueError(f"{text!r}: write CHANNEL WORD, as in 'CCMAIL {words[0]}'; words are {', '.join(words)}")
 
 
 def _channel_actions(value: list[str]) -> None:
-    for text in value:
-        channel, _, action = text.partition(" ")
-        if channel not in ("LOCAL", "SMTPC", "BSMTPOUT", "DL", "CCMAIL", "NOTES") or action not in _CONTENT_ACTIONS:
-            raise ValueError(f"{text!r}: write CHANNEL ACTION, as in 'CCMAIL discard'; actions are {', '.join(_CONTENT_ACTIONS)}")
+    _per_channel(value, _CONTENT_ACTIONS)
 
+
+def _channel_failures(value: list[str]) -> None:
+    _per_channel(value, _FAILURES)
+
+
+def _inspector(value: str) -> None:
+    if value and (value.count("@") != 1 or not all(value.split("@")) or not value.isprintable() or " " in value):
+        raise ValueError(f"{value!r} is no address")
+
+
+OnFailure = Literal["defer", "defer_then_pass", "pass"]
+_ON_FAILURE = (
+    "What becomes of mail while {} does not answer: it waits and is refused at the age of lifetime_s, waits and then goes on unseen, or goes on"
+    " unseen at once."
+)
+ChannelFailures = Annotated[
+    list[str],
+    Meta(
+        description="The same for single output channels, as 'LOCAL pass'. A message for several waits as long as one of them asks for it.",
+        extra={"check": _channel_failures},
+    ),
+]
 
 class Antivirus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Virus scanners, asked one after the other."""
@@ -496,7 +525,7 @@ class Antivirus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scanners: Annotated[
         list[str],
         Meta(
-            description="clamd:HOST:PORT, clamd:/PATH/OF/SOCKET, or command:COMMAND with %F for the message's file and %D for the folder"
+            description="clamd:HOST:PORT, clamd:/PATH/OF/SOCKET, icap://HOST:PORT/SERVICE, or command:COMMAND with %F for the message's file and %D for the folder"
             " with it and its attachments. None: mail is not looked at.",
             extra={"check": _scanners},
         ),
@@ -505,9 +534,9 @@ class Antivirus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["bounce", "quarantine", "delete", "strip"],
         Meta(description="What becomes of infected mail: told to the sender, put aside (`iemsctl queue`), removed, or its infected parts."),
     ] = "quarantine"
-    on_failure: Annotated[
-        Literal["defer", "pass"], Meta(description="What becomes of mail while a scanner does not answer: it waits, or goes on unseen.")
-    ] = "defer"
+    on_failure: Annotated[OnFailure, Meta(description=_ON_FAILURE.format("a scanner"))] = "defer"
+    channel_failures: ChannelFailures = field(default_factory=list)
+    lifetime_s: Annotated[float, Meta(gt=0, description="Age at which mail no longer waits for a scanner.")] = 432_000.0
     timeout_s: Annotated[float, Meta(gt=0, description="Time for one message with one scanner.")] = 60.0
     at_once: Annotated[int, Meta(ge=1, le=256, description="Messages a scanner looks at at the same time, per worker.")] = 8
     infected_codes: Annotated[list[int], Meta(description="Exit codes of a command that mean a virus.")] = field(default_factory=lambda: [1])
@@ -521,10 +550,10 @@ class Content(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str, Meta(description="spamd:HOST:PORT or rspamd:HOST:PORT; empty: mail is not looked at.", extra={"check": _checker})
     ] = ""
     action: Annotated[
-        Literal["tag", "subject", "discard", "bounce", "archive", "pass"],
+        Literal["tag", "header", "subject", "discard", "bounce", "forward", "archive", "pass"],
         Meta(
-            description="What becomes of spam: tagged for users and lists to act on, tagged with a mark before its subject, removed,"
-            " refused, kept in a maildir instead of delivered, or nothing."
+            description="What becomes of spam: tagged for users and lists to act on, given the field X-Spam-Status, tagged with a mark before its"
+            " subject, removed, refused, sent to the inspector or kept in the archive instead of delivered, or nothing."
         ),
     ] = "tag"
     channel_actions: Annotated[
@@ -532,13 +561,20 @@ class Content(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="Other actions for single output channels, as 'CCMAIL discard'.", extra={"check": _channel_actions}),
     ] = field(default_factory=list)
     subject: Annotated[str, Meta(description="The mark before the subject.")] = "[SPAM] "
-    archive: Annotated[str, Meta(description="Maildir for action archive; relative to the home.")] = "spam"
+    refusal: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[ -~]+$", description="The sentence of action bounce.")] = (
+        "Refused: the content was judged to be spam"
+    )
+    inspector: Annotated[
+        str, Meta(description="Address that gets mail of action forward; without one nothing is forwarded.", extra={"check": _inspector})
+    ] = ""
+    archive: Annotated[str, Meta(description="Maildir or mbox file for action archive; relative to the home.")] = "spam"
+    archive_format: Annotated[Literal["maildir", "mbox"], Meta(description="What the archive is.")] = "maildir"
     max_octets: Annotated[int, Meta(ge=1024, description="Longer mail is not looked at.")] = 524_288
     timeout_s: Annotated[float, Meta(gt=0, description="Time for one message.")] = 30.0
     at_once: Annotated[int, Meta(ge=1, le=256, description="Messages it looks at at the same time, per worker.")] = 8
-    on_failure: Annotated[
-        Literal["pass", "defer"], Meta(description="What becomes of mail while it does not answer: it goes on unseen, or waits.")
-    ] = "pass"
+    on_failure: Annotated[OnFailure, Meta(description=_ON_FAILURE.format("it"))] = "pass"
+    channel_failures: ChannelFailures = field(default_factory=list)
+    lifetime_s: Annotated[float, Meta(gt=0, description="Age at which mail no longer waits for it.")] = 432_000.0
 
 
 def _milters(value: list[str]) -> None:
@@ -564,12 +600,11 @@ class Milter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     discarded: Annotated[
         Literal["delete", "quarantine"], Meta(description="What becomes of mail a milter discards: removed, or put aside.")
     ] = "delete"
-    on_failure: Annotated[
-        Literal["defer", "pass"], Meta(description="What becomes of mail while a milter does not answer: it waits, or goes on unseen by it.")
-    ] = "defer"
+    on_failure: Annotated[OnFailure, Meta(description=_ON_FAILURE.format("a milter"))] = "defer"
+    channel_failures: ChannelFailures = field(default_factory=list)
     timeout_s: Annotated[float, Meta(gt=0, description="Time for one answer; a sign of progress starts it anew.")] = 60.0
     deadline_s: Annotated[float, Meta(gt=0, description="Time for one message with one milter, in all.")] = 300.0
-    lifetime_s: Annotated[float, Meta(gt=0, description="Age at which mail that milters put off is refused.")] = 432_000.0
+    lifetime_s: Annotated[float, Meta(gt=0, description="Age at which mail that milters put off is refused, and no longer waits for one.")] = 432_000.0
     at_once: Annotated[int, Meta(ge=1, le=256, description="Messages a milter looks at at the same time, per worker.")] = 8
     body_max_octets: Annotated[int, Meta(ge=1024, description="Longest new body taken from a milter.")] = 104_857_600
 
@@ -1508,6 +1543,8 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
         found.append((("dkim", "seal"), "needs authres.verify"))
     if config.authres.reports and not config.authres.verify:
         found.append((("authres", "reports"), "needs authres.verify"))
+    if not config.content.inspector and "forward" in (config.content.action, *(text.split(" ")[-1] for text in config.content.channel_actions)):
+        found.append((("content", "inspector"), "action forward needs it"))
     if config.api.enabled:
         served = {
             "LOCAL": config.lmda.enabled,

@@ -7,6 +7,7 @@ and multiparts that stand in a transfer encoding; the files in archives and TNEF
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from msgspec import Struct, field
@@ -26,11 +27,21 @@ MAX_DEPTH = 5
 MAX_DECODED = 64 << 20
 _SNIFFED = 40_000
 
-_NAME = re.compile(rb"(?:file)?name(?:\*[0-9]*\*?)?[ \t]*=[ \t\r\n]*(?:\"((?:[^\"\\]|\\.){0,1000})\"?|'([^']{0,1000})'|([^;\r\n]{1,1000}))", re.I | re.S)
+_NAME = re.compile(rb"(?:file)?name(?:\*[0-9]*\*?)?[ \t]*=[ \t\r\n]*", re.I)
+_QUOTED = re.compile(rb"\"((?:[^\"\\]|\\.){0,1000})\"?|'([^']{0,1000})'", re.S)
+_TOKEN = re.compile(rb"[^\x00-\x20;\"=,<>()@:\\/\[\]?]{1,1000}")
+_LINE = re.compile(rb"[^;\r\n]{1,1000}")
+_UNQUOTED = re.compile(rb"[^;]{1,1000}")
+#: How far before a field a delimiter is looked for.
+_BEFORE = 4_096
+#: Names in one field.
+MAX_NAMES = 1_000
 _UU = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ([^\r\n]{1,255})\r?$", re.M)
 _YENC = re.compile(rb"^=ybegin [^\r\n]{0,200}?name=([^\r\n]{1,255})\r?$", re.M)
 _BINHEX = re.compile(rb"^\(This file must be converted with BinHex", re.M)
 _STRAY = re.compile(rb"^[ \t]?content-(?:type|disposition)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*){0,20}", re.I | re.M)
+#: A CR alone ends a line for some programs.
+_CR = re.compile(rb"\r(?!\n)[ \t]?(?:--|content-)", re.I)
 _ENCODINGS = frozenset(("", "7bit", "8bit", "binary", "base64", "quoted-printable", "x-uuencode", "uuencode", "x-uue", "uue"))
 _CLEAR = frozenset(("", "7bit", "8bit", "binary"))
 
@@ -53,11 +64,13 @@ class Found(Struct):
 
 
 class Findings(Struct):
-    """attachments, in order. uncertain: why the message can't be read with certainty, "" if it can. stray: names in fields where no field should be."""
+    """attachments, in order. uncertain: why the message can't be read with certainty, "" if it can. stray, stray_types: names and types in
+    fields where no field should be."""
 
     attachments: list[Found]
     uncertain: str = ""
     stray: list[str] = field(default_factory=list)
+    stray_types: list[str] = field(default_factory=list)
 
 
 def find(content: bytes, depth: int = 0) -> Findings:
@@ -87,7 +100,9 @@ def find(content: bytes, depth: int = 0) -> Findings:
         if len(out.attachments) > MAX_FOUND:
             out.uncertain = out.uncertain or "too many attachments"
             break
-    out.stray = _stray(content, known)
+    if not out.uncertain and _CR.search(content):
+        out.uncertain = "a CR without LF before a delimiter or field"
+    _stray(content, known, out)
     return out
 
 
@@ -98,6 +113,8 @@ def _fields_of(content: bytes, part: Part, out: Findings) -> tuple[list[str], li
     encodings: list[str] = []
     for each in fields(content, part.header_start, part.body_start):
         raw = content[each.value : each.end]
+        if each.name.startswith(b"content-") and b"\r" in raw.replace(b"\r\n", b""):
+            out.uncertain = out.uncertain or "a CR without LF in a field"
         if each.name == b"content-type":
             main, sub, parameters = content_type(raw)
             kind = f"{main}/{sub}"
@@ -129,13 +146,18 @@ def _fields_of(content: bytes, part: Part, out: Findings) -> tuple[list[str], li
 def _raw_names(raw: bytes) -> list[str]:
     """Names as a program without much sense of grammar would read them."""
     found = []
-    for match in _NAME.finditer(raw):
-        text = next((group for group in match.groups() if group is not None), b"")
-        text = re.sub(rb"[\r\n]+[ \t]*", b"", text).replace(b"\\", b"")
-        found.append(decode_words(text) if b"=?" in text else decode(text))
-        if b"%" in text:
-            plain = re.sub(rb"%([0-9A-Fa-f]{2})", lambda m: bytes((int(m[1], 16),)), text.rpartition(b"''")[2])
-            found.append(decode(plain))
+    # Each place where one may begin, within another's quotes, too; with and without regard to quotes.
+    for start in itertools.islice(_NAME.finditer(raw), MAX_NAMES):
+        quoted = _QUOTED.match(raw, start.end())
+        texts = [] if quoted is None else [quoted[1] if quoted[1] is not None else quoted[2]]
+        # As far as a token goes (RFC 2045 5.1), to the end of the line, and of the field.
+        texts += [plain[0].strip(b"\"' \t\r\n") for how in (_TOKEN, _LINE, _UNQUOTED) if (plain := how.match(raw, start.end()))]
+        for text in texts:
+            text = re.sub(rb"[\r\n]+[ \t]*", b"", text).replace(b"\\", b"")
+            found.append(decode_words(text) if b"=?" in text else decode(text))
+            if b"%" in text:
+                bare = re.sub(rb"%([0-9A-Fa-f]{2})", lambda m: bytes((int(m[1], 16),)), text.rpartition(b"''")[2])
+                found.append(decode(bare))
     pieces = re.findall(rb"(?:file)?name\*[0-9]+\*?[ \t]*=[ \t]*\"?([^\";\r\n]*)", raw, re.I)
     if len(pieces) > 1:
         found.append(decode(b"".join(pieces)))
@@ -157,8 +179,8 @@ def _leaf(
         found.inner, trouble = inside.listed(octets)
         if trouble:
             out.uncertain = out.uncertain or trouble
-    if (is_message or types[0].startswith("multipart/")) and octets is not raw:
-        # The standard forbids it (RFC 2046 5.2.1), programs open it all the same.
+    if (is_message and (octets is not raw or part.kind == _mime.LEAF)) or (types[0].startswith("multipart/") and octets is not raw):
+        # In a transfer encoding the standard forbids it (RFC 2046 5.2.1); programs open it all the same, and what other message/* types hold.
         if depth < MAX_DEPTH:
             deeper = find(octets, depth + 1)
             found.inner += [(name, kind) for one in deeper.attachments for name, kind in _pairs(one)]
@@ -201,17 +223,21 @@ def _encoded_end(raw: bytes, at: int) -> int:
     return match.end() if match else len(raw)
 
 
-def _stray(content: bytes, known: list[tuple[int, int]]) -> list[str]:
-    """Names in lines that look like fields of a part but stand in no header we know."""
-    found: list[str] = []
+def _stray(content: bytes, known: list[tuple[int, int]], out: Findings) -> None:
+    """Names in lines that look like fields of a part but stand in no header we know; types, where a delimiter comes before them."""
     place = 0
     for match in _STRAY.finditer(content):
-        while place < len(known) and known[place][1] <= match.start():
+        start = match.start()
+        while place < len(known) and known[place][1] <= start:
             place += 1
-        if place < len(known) and known[place][0] <= match.start():
+        if place < len(known) and known[place][0] <= start:
             continue
-        found += decode_parameters(match[0]).values()
-        found += _raw_names(match[0])
-        if len(found) > MAX_FOUND:
+        out.stray += decode_parameters(match[0]).values()
+        out.stray += _raw_names(match[0])
+        before = content[max(start - _BEFORE, 0) : start]
+        before = before[max(before.rfind(b"\n\n"), before.rfind(b"\n\r\n")) + 1 :]
+        if before.startswith(b"--") or b"\n--" in before:
+            main, sub, _ = content_type(match[0].partition(b":")[2])
+            out.stray_types.append(f"{main}/{sub}")
+        if len(out.stray) > MAX_FOUND or len(out.stray_types) > MAX_FOUND:
             break
-    return found

@@ -11,7 +11,7 @@ from msgspec import structs
 from iems.cli.common import Failed, Group, Home, json_option, pass_home, say, say_json, table
 from iems.cli.policy import directory_of
 from iems.directory import Directory
-from iems.message.headerrules import ACTIONS, HEAD_OCTETS, Rules
+from iems.message.headerrules import ACTIONS, HEAD_OCTETS, Rules, Trial
 
 #: Messages a test looks at, newest of each mailbox first, and hits it shows.
 MAX_MESSAGES = 20_000
@@ -29,11 +29,19 @@ def headerrule() -> None:
 @click.option("--matches", required=True, metavar="REGEX", help="RE2 expression, found anywhere in the decoded value; (?i) for any case.")
 @click.option("--action", type=click.Choice(ACTIONS), required=True, help="tag: left to users and lists; ignore: no later rule counts.")
 @click.option("--draft", is_flag=True, help="Keep it without effect, for a test; add it again without this to let it act.")
+@click.option("--untested", is_flag=True, help="Let it act though it was never tested.")
 @pass_home
-def headerrule_add(home: Home, name: str, field: str, matches: str, action: str, draft: bool) -> None:
-    """Add a rule, last, or change the one of this name in its place."""
+def headerrule_add(home: Home, name: str, field: str, matches: str, action: str, draft: bool, untested: bool) -> None:
+    """Add a rule, last, or change the one of this name in its place.
+
+    One that discards, bounces or quarantines must have been tested with this field and expression: add it with --draft, `headerrule test` it,
+    and add it again without.
+    """
     with directory_of(home) as directory:
-        directory.add_header_rule(name, field, matches, action, draft)
+        directory.add_header_rule(name, field, matches, action, draft, untested)
+        rule = next(rule for rule in directory.header_rules() if rule.name == name.lower())
+    if rule.tested is not None:
+        say(f"tested {_told(rule.tested)}")
 
 
 @headerrule.command("remove")
@@ -56,8 +64,16 @@ def headerrule_list(home: Home, as_json: bool) -> None:
         for rule in found:
             say_json(structs.asdict(rule))
     elif found:
-        rows = [(rule.name, rule.field, rule.pattern, rule.action + " (draft)" * rule.draft) for rule in found]
-        table(rows, ("NAME", "FIELD", "MATCHES", "ACTION"))
+        rows = [
+            (rule.name, rule.field, rule.pattern, rule.action + " (draft)" * rule.draft, _told(rule.tested) if rule.tested else "never")
+            for rule in found
+        ]
+        table(rows, ("NAME", "FIELD", "MATCHES", "ACTION", "TESTED"))
+
+
+def _told(tested: Trial) -> str:
+    day = time.strftime("%Y-%m-%d", time.localtime(tested.time_s))
+    return f"{day}: {tested.hits} of {tested.messages} messages of {tested.days} days"
 
 
 @headerrule.command("test")
@@ -66,7 +82,7 @@ def headerrule_list(home: Home, as_json: bool) -> None:
 @json_option
 @pass_home
 def headerrule_test(home: Home, name: str, days: int, as_json: bool) -> None:
-    """Tell what a rule, draft or not, would have hit of the mail that came into the mailboxes of late. Changes nothing."""
+    """Tell what a rule, draft or not, would have hit of the mail that came into the mailboxes of late. It acts no more than before."""
     with directory_of(home) as directory:
         known = directory.header_rules()
         names = [rule.name for rule in known]
@@ -89,6 +105,7 @@ def headerrule_test(home: Home, name: str, days: int, as_json: bool) -> None:
             number += 1
             if len(hits) < MAX_SHOWN:
                 hits.append((account, mailbox, day, "".join(c if c.isprintable() else "?" for c in found[1][:120])))
+        directory.note_header_rule_test(known[place], Trial(int(time.time()), days, looked, number))
     bounded = looked >= MAX_MESSAGES
     if as_json:
         rows = [dict(zip(("account", "mailbox", "date", "value"), hit, strict=True)) for hit in hits]

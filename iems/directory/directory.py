@@ -68,6 +68,7 @@ from iems.directory.stored import NO_FORMS, Forms
 from iems.directory.view import ROOT, Change, Policy, View
 from iems.errors import DirectoryUnavailable
 from iems.message.headerrules import Rule as HeaderRule
+from iems.message.headerrules import Trial as HeaderRuleTrial
 from iems.model import Channel
 
 if TYPE_CHECKING:
@@ -401,10 +402,19 @@ class Directory:
         with self._view() as view:
             return headerrules.rules(view)
 
-    def add_header_rule(self, name: str, field: str, pattern: str, action: str, draft: bool = False) -> None:
-        """Add a rule, last, or change the one of this name. Raises DirectoryRefusal."""
+    def add_header_rule(
+        self, name: str, field: str, pattern: str, action: str, draft: bool = False, untested: bool = False
+    ) -> None:
+        """Add a rule, last, or change the one of this name.
+
+        Raises DirectoryRefusal, also for a rule that keeps mail from arriving and was never tested, unless `untested`.
+        """
         rule = headerrules.rule_of(name, field, pattern, action, draft)
-        self._write("headerrule add", lambda work: headerrules.add(work, rule), policy=False)
+        self._write("headerrule add", lambda work: headerrules.add(work, rule, untested), policy=False)
+
+    def note_header_rule_test(self, rule: HeaderRule, tested: HeaderRuleTrial) -> None:
+        """Keep what a test of a rule has shown. Raises DirectoryRefusal."""
+        self._write("headerrule test", lambda work: headerrules.note_test(work, rule, tested), policy=False)
 
     def remove_header_rule(self, name: str) -> None:
         """Take a rule away. Raises DirectoryRefusal."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+from msgspec import structs
+
 from iems.directory import keys
 from iems.directory.entries import HEADER_RULE, DirectoryRefusal, Entry
 from iems.directory.names import rdn
 from iems.directory.view import Change, View
-from iems.message.headerrules import ACTIONS, Rule, compiled
+from iems.message.headerrules import ACTING, ACTIONS, Rule, Trial, compiled
 
 MAX_RULES = 1_000
 MAX_PATTERN = 1_000
@@ -37,18 +40,39 @@ def rule_of(name: str, field: str, pattern: str, action: str, draft: bool) -> Ru
 def rules(view: View) -> list[Rule]:
     """All of them, in order."""
     return [
-        Rule(entry.lookup, entry.first("iemsField"), entry.first("iemsPattern"), entry.first("iemsAction"), entry.first("iemsDraft") == "TRUE")
+        _rule(entry)
         for _, entry in view.of_class(keys.CLASS_HEADER_RULE)
     ]
 
 
-def add(work: Change, rule: Rule) -> None:
-    """Add a rule, last, or change the one of this name in its place. Raises DirectoryRefusal."""
-    values = {
+def _rule(entry: Entry) -> Rule:
+    said = entry.first("iemsTested")
+    tested = msgspec.json.decode(said, type=Trial) if said else None
+    return Rule(
+        entry.lookup, entry.first("iemsField"), entry.first("iemsPattern"), entry.first("iemsAction"), entry.first("iemsDraft") == "TRUE", tested
+    )
+
+
+def _values(rule: Rule) -> dict[str, list[str]]:
+    return {
         "cn": [rule.name], "iemsField": [rule.field], "iemsPattern": [rule.pattern], "iemsAction": [rule.action],
-        "iemsDraft": ["TRUE"] if rule.draft else [],
+        "iemsDraft": ["TRUE"] if rule.draft else [], "iemsTested": [msgspec.json.encode(rule.tested).decode()] if rule.tested else [],
     }  # fmt: skip
+
+
+def add(work: Change, rule: Rule, untested: bool) -> None:
+    """Add a rule, last, or change the one of this name in its place; a test of the same field and pattern still counts.
+
+    untested: it may act though it was never tested. Raises DirectoryRefusal.
+    """
     found = work.find(keys.KIND_HEADER_RULE, rule.name)
+    if found is not None:
+        known = _rule(found[1])
+        if (known.field, known.pattern) == (rule.field, rule.pattern):
+            rule = structs.replace(rule, tested=known.tested)
+    if rule.action in ACTING and not rule.draft and rule.tested is None and not untested:
+        raise DirectoryRefusal(f"rule {rule.name!a} was never tested with this field and pattern: add it as a draft, and test it")
+    values = _values(rule)
     if found is not None:
         work.replace(*found, values)
         return
@@ -56,6 +80,13 @@ def add(work: Change, rule: Rule) -> None:
         raise DirectoryRefusal(f"there are {MAX_RULES} rules already")
     folder = work.folder("ou=headerrules")
     work.add(Entry(folder, rdn("cn", rule.name), keys.KIND_HEADER_RULE, rule.name, ["top", HEADER_RULE], values))
+
+
+def note_test(work: Change, rule: Rule, tested: Trial) -> None:
+    """Keep what a test has shown, unless the rule is another by now."""
+    found = work.find(keys.KIND_HEADER_RULE, rule.name)
+    if found is not None and ((known := _rule(found[1])).field, known.pattern) == (rule.field, rule.pattern):
+        work.replace(*found, _values(structs.replace(known, tested=tested)))
 
 
 def remove(work: Change, name: str) -> None:

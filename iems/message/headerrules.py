@@ -14,6 +14,8 @@ from iems.message.header import fields, header_end
 from iems.message.words import decode_words
 
 ACTIONS = ("tag", "discard", "bounce", "quarantine", "ignore")
+#: Those after which mail does not arrive: such a rule is tested first.
+ACTING = frozenset({"discard", "bounce", "quarantine"})
 #: What is looked at: octets of the header, values of one field, characters of each.
 HEAD_OCTETS = 256 << 10
 VALUES = 1_000
@@ -21,14 +23,27 @@ CHARACTERS = 10_000
 _MEMORY = 4 << 20
 
 
+class Trial(Struct, frozen=True):
+    """What a test on earlier mail has shown. time_s: when, since 1970. days: how far back. messages: looked at. hits: of the rule."""
+
+    time_s: int
+    days: int
+    messages: int
+    hits: int
+
+
 class Rule(Struct, frozen=True):
-    """field: in lower case. pattern: found anywhere in the decoded value on one line. draft: it does not act yet, it can be tested."""
+    """field: in lower case. pattern: found anywhere in the decoded value on one line. draft: it does not act yet, it can be tested.
+
+    tested: the last test of this field and pattern, None if there was none.
+    """
 
     name: str
     field: str
     pattern: str
     action: str
     draft: bool = False
+    tested: Trial | None = None
 
 
 def compiled(pattern: str) -> Any:

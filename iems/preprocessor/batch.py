@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, structs
 
 from iems.errors import DirectoryUnavailable
-from iems.model import INPUT, Channel, Recipient, Reply, Rope
+from iems.model import INPUT, Channel, Envelope, Recipient, Reply, Rope
 from iems.preprocessor.route import Part, Routed, route
 from iems.preprocessor.trips import HEAD_OCTETS, LONG_HEAD_OCTETS, Trips
 
@@ -32,7 +32,8 @@ class Plan(Struct):
     """What becomes of one message. loop: all recipients fail because it has been here too often.
 
     failed, discarded: recipients of the envelope that go nowhere; as long as there are any, the parts are not moved.
-    dropped: ways of a recipient that has others, taken out of the parts. again: the message starts anew with this input channel and
+    dropped: ways of a recipient that has others, taken out of the parts. redirected: (address, recipient and reason) of those whose mail
+    goes to an address instead. again: the message starts anew with this input channel and
     content; its parts count no more. quarantine: why it is put aside. later: a module can't answer now. fault: of a module.
     """
 
@@ -41,6 +42,7 @@ class Plan(Struct):
     failed: list[tuple[Recipient, Reply]]
     discarded: list[tuple[Recipient, str]] = []
     dropped: list[tuple[Recipient, str]] = []
+    redirected: list[tuple[bytes, Recipient, str]] = []
     again: tuple[int, Rope] | None = None
     quarantine: str = ""
     later: TryLater | None = None
@@ -118,6 +120,15 @@ class Planner:
                 part.rope = clean
         return Plan(item, routed.parts, routed.failed)
 
+    def ways(self, envelope: Envelope, address: bytes) -> list[Part]:
+        """Parts for an address that gets a message in the place of others; none if it can't be routed. Raises DirectoryUnavailable."""
+        routed = route(self.resolve, [Recipient(address)])
+        if self._reverse_path is not None:
+            for part in routed.parts:
+                if part.channel == Channel.SMTPC:
+                    part.reverse_path = self._reverse_path(envelope.reverse_path, None)
+        return routed.parts
+
     def _ended(self, item: Item) -> Plan | None:
         """What becomes of a message that loops; None if loops are let be on all of its ways."""
         envelope = item.envelope
@@ -150,7 +161,8 @@ def again_item(plan: Plan, make: Callable[..., Item]) -> Item:
 def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> list[Item]:
     """The queue items of a message's parts. make: `iems.spool.items.Item`."""
     envelope = item.envelope
-    if len(parts) == 1:
+    if len(parts) == 1 and len(parts[0].recipients) == len(envelope.recipients):
+        # Nearly all mail: the envelope is changed where it is. With another number of recipients it must not be, the spool counts both.
         part = parts[0]
         envelope.recipients = part.recipients
         if part.reverse_path is not None:

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from iems.master.board import MODULES
-from iems.model import Extent, Recipient, Rope
+from iems.model import Envelope, Extent, Recipient, Rope
 from iems.preprocessor.batch import Plan
 from iems.preprocessor.matrix import Matrices
 from iems.preprocessor.meter import Metered
 from iems.preprocessor.modules import Module, Verdict, Work
+from iems.preprocessor.route import Part
 
 
 async def examine(
@@ -20,10 +21,13 @@ async def examine(
     read: Callable[[Rope, int, int], bytes],
     write: Callable[[bytes], Awaitable[Extent]],
     count: Callable[[str, int], None] = lambda name, number: None,
+    age_s: float = 0.0,
+    ways: Callable[[Envelope, bytes], list[Part]] = lambda envelope, address: [],
 ) -> list[tuple[str, str]]:
     """Let the modules look at a message; what they want goes into the plan. (module, note) of each that ran.
 
-    count: adds to a counter of the board.
+    count: adds to a counter of the board. age_s: how long the message has been here. ways: parts for an address that gets the
+    message in the place of others (`Planner.ways`).
 
     A recipient refused or discarded by one module is not shown to the next, and a group without recipients to none.
     """
@@ -33,7 +37,7 @@ async def examine(
     shared: dict[str, Any] = {}
     groups = matrices.split(item.envelope.input_channel, plan.parts)
     for names, parts in groups:
-        work = Work(item.id, item.envelope, parts, parts[0].rope or item.rope, read, write, item.deaths < 0, shared)
+        work = Work(item.id, item.envelope, parts, parts[0].rope or item.rope, read, write, item.deaths < 0, shared, age_s)
         for name in names:
             module = modules[name]
             if not module.wants(item.envelope) and not (module.on_tags and any(part.tags for part in parts)):
@@ -61,6 +65,10 @@ async def examine(
                     part.rope = verdict.rope
             for part, rope in verdict.ropes:
                 part.rope = rope
+            for part, address, reason in verdict.redirected:
+                if not _redirect(plan, part, work.rope, address, reason, ways):
+                    plan.quarantine = f"nobody to forward to: {address.decode('utf-8', 'replace')}"
+                    return ran
             for recipient, reason in verdict.dropped:
                 source = _drop(plan, recipient)
                 if source is not None and id(source) not in gone:
@@ -111,3 +119,21 @@ def _drop(plan: Plan, recipient: Recipient) -> Recipient | None:
     if source is None or any(source is other for part in plan.parts for other in part.sources):
         return None
     return source
+
+
+def _redirect(
+    plan: Plan, part: Part, rope: Rope, address: bytes, reason: str, ways: Callable[[Envelope, bytes], list[Part]]
+) -> bool:
+    """Put ways to an address in the place of a part; whether there are any. The address gets a message once."""
+    if not any(there == address for there, *_ in plan.redirected):
+        found = ways(plan.item.envelope, address)
+        if not found:
+            return False
+        for way in found:
+            way.sources = [part.sources[0]] * len(way.recipients)
+            way.rope = part.rope or (rope if rope is not plan.item.rope else None)
+        plan.parts += found
+    plan.redirected = [*plan.redirected, *((address, recipient, reason) for recipient in part.recipients)]
+    plan.parts = [other for other in plan.parts if other is not part]
+    part.recipients, part.sources = [], []
+    return True

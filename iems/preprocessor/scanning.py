@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iems.model import Channel
+from iems.preprocessor.absence import Absence
+from iems.preprocessor.archive import FORMATS
 from iems.preprocessor.modules.antivirus import AntiVirus, Scanner
 from iems.preprocessor.modules.content import Content
 from iems.preprocessor.modules.milter import Milters
@@ -14,9 +17,11 @@ from iems.scan.breaker import Breaker
 from iems.scan.checker import Rspamd, Spamd
 from iems.scan.clamd import Clamd
 from iems.scan.command import Command
+from iems.scan.icap import Icap
 from iems.scan.milter import Milter
 
 if TYPE_CHECKING:
+    from iems import config as declared
     from iems.config import Config
 
 
@@ -25,6 +30,14 @@ def _breaker(name: str, event: Callable[..., None]) -> Breaker:
         event("scanner_away" if is_open else "scanner_back", scanner=name, reason=reason)
 
     return Breaker(told)
+
+
+def _by_channel(texts: Sequence[str]) -> dict[int, str]:
+    return {int(Channel[name]): value for name, value in (text.split(" ", 1) for text in texts)}
+
+
+def _absence(what: str, settings: declared.Antivirus | declared.Content | declared.Milter) -> Absence:
+    return Absence(what, settings.on_failure, _by_channel(settings.channel_failures), settings.lifetime_s)
 
 
 def antivirus(config: Config, event: Callable[..., None]) -> AntiVirus:
@@ -36,6 +49,8 @@ def antivirus(config: Config, event: Callable[..., None]) -> AntiVirus:
         breaker = _breaker(text.split(" ")[0], event)
         if kind == "clamd":
             scanners.append(Clamd(place, timeout_s=settings.timeout_s, at_once=settings.at_once, breaker=breaker))
+        elif kind == "icap":
+            scanners.append(Icap(place, timeout_s=settings.timeout_s, at_once=settings.at_once, breaker=breaker))
         else:
             scanners.append(
                 Command(
@@ -47,7 +62,7 @@ def antivirus(config: Config, event: Callable[..., None]) -> AntiVirus:
                     clean=settings.clean_codes,
                 )
             )
-    return AntiVirus(scanners, settings.infected, settings.on_failure, config.hostname)
+    return AntiVirus(scanners, settings.infected, _absence("The virus scanner", settings), config.hostname)
 
 
 def milters(config: Config, event: Callable[..., None]) -> Milters:
@@ -70,7 +85,7 @@ def milters(config: Config, event: Callable[..., None]) -> Milters:
         hostname=config.hostname,
         rejected=settings.rejected,
         discarded=settings.discarded,
-        on_failure=settings.on_failure,
+        absence=_absence("A mail filter", settings),
         lifetime_s=settings.lifetime_s,
     )
 
@@ -83,13 +98,15 @@ def content(config: Config, home: Path, event: Callable[..., None]) -> Content:
     checker = made(
         place, timeout_s=settings.timeout_s, at_once=settings.at_once, breaker=_breaker(settings.checker, event)
     )
-    actions = {int(Channel[name]): action for name, action in (text.split(" ", 1) for text in settings.channel_actions)}
+    actions = _by_channel(settings.channel_actions)
     return Content(
         checker,
         settings.action,
         actions,
         subject=settings.subject,
-        archive=home / settings.archive,
+        archive=partial(FORMATS[settings.archive_format], home / settings.archive),
+        inspector=settings.inspector,
+        refusal=settings.refusal,
         max_octets=settings.max_octets,
-        on_failure=settings.on_failure,
+        absence=_absence("The content filter", settings),
     )

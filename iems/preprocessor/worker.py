@@ -188,6 +188,8 @@ class Worker:
         event, message_id, channels = self.ctx.log.event, plan.item.id, self._channels
         for recipient, reason in plan.dropped:
             event("discarded", message_id, recipient.address, reason=reason, channel=channels[recipient.channel])
+        for address, recipient, reason in plan.redirected:
+            event("redirected", message_id, recipient.address, to=address, reason=reason, channel=channels[recipient.channel])
         if len(plan.parts) > 1:
             event("split", message_id, parts=len(plan.parts))
         for part in plan.parts:
@@ -291,7 +293,9 @@ class Worker:
     async def _examined(self, plan: Plan, writer: ContentWriter) -> None:
         self.ctx.working_on(plan.item.id)
         try:
-            ran = await examine(plan, self._matrices, self.modules, self.spool.blobs.read_range, writer.append, self.ctx.count)
+            age_s = self.spool.age_s(plan.item)
+            read, ways = self.spool.blobs.read_range, self.planner.ways
+            ran = await examine(plan, self._matrices, self.modules, read, writer.append, self.ctx.count, age_s, ways)
         except TryLater as error:
             plan.later = error
             return

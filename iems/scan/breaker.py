@@ -1,9 +1,14 @@
-"""Asks nobody who has not answered of late: after some failures in a row the way is closed for a while, then tried by one."""
+"""Asks nobody who has not answered of late: after some failures in a row the way is closed for a while, then tried by one.
+
+`Guard` is what each client asks through: so many at once, so long each, and the breaker is told how it went.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from iems.errors import IemsError
 
@@ -48,3 +53,34 @@ class Breaker:
             self._closed_until = self._clock() + CLOSED_S
             if self._failures == FAILURES:
                 self._told(True, reason)
+
+
+class Guard:
+    """The way to one scanner. name: for people. timeout_s: for one message. at_once: messages at the same time."""
+
+    def __init__(self, name: str, *, timeout_s: float, at_once: int, breaker: Breaker) -> None:
+        self._name = name
+        self._timeout_s = timeout_s
+        self._room = asyncio.Semaphore(at_once)
+        self._breaker = breaker
+
+    @asynccontextmanager
+    async def asking(self, *faults: type[Exception]) -> AsyncIterator[None]:
+        """A block in which the scanner is asked. It raises ScanFailure, whatever it was that could not be had or believed.
+
+        faults: what else of the block means an answer that can't be believed.
+        """
+        expected: tuple[type[Exception], ...] = (OSError, EOFError, TimeoutError, ValueError, ScanFailure, *faults)
+        async with self._room:
+            self._breaker.check()
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    yield
+            except expected as error:
+                reason = str(error) or type(error).__name__
+                self._breaker.failed(reason)
+                raise ScanFailure(f"{self._name}: {reason}") from error
+            except BaseException:
+                self._breaker.failed("cut off")
+                raise
+            self._breaker.succeeded()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import re
 
+import msgspec
 from msgspec import Struct
 
-from iems.scan.breaker import Breaker, ScanFailure
+from iems.scan.breaker import Breaker, Guard, ScanFailure
 
 _SPAM = re.compile(rb"^Spam:[ \t]*(True|Yes|False|No)[ \t]*;[ \t]*(-?[0-9.]+)[ \t]*/[ \t]*(-?[0-9.]+)", re.I | re.M)
 _ANSWER_MAX = 1 << 20
@@ -40,25 +40,12 @@ class Checker:
         host, _, port = place.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._timeout_s = timeout_s
-        self._room = asyncio.Semaphore(at_once)
-        self._breaker = breaker
+        self._guard = Guard(self.name, timeout_s=timeout_s, at_once=at_once, breaker=breaker)
 
     async def check(self, content: bytes, *, ip: str = "", helo: str = "", sender: str = "", recipients: tuple[str, ...] = ()) -> Score:
         """The score of a message. Raises ScanFailure."""
-        async with self._room:
-            self._breaker.check()
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    found = await self._ask(content, ip, helo, sender, recipients)
-            except (OSError, EOFError, TimeoutError, ValueError, KeyError, TypeError, http.client.HTTPException, ScanFailure) as error:
-                reason = str(error) or type(error).__name__
-                self._breaker.failed(reason)
-                raise ScanFailure(f"{self.name}: {reason}") from error
-            except BaseException:
-                self._breaker.failed("cut off")
-                raise
-            self._breaker.succeeded()
-            return found
+        async with self._guard.asking(http.client.HTTPException, RecursionError):
+            return await self._ask(content, ip, helo, sender, recipients)
 
     async def _ask(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
         raise NotImplementedError
@@ -90,6 +77,13 @@ class Spamd(Checker):
         return Score(found[1].lower() in (b"true", b"yes"), float(found[2]), float(found[3]), rules)
 
 
+class _RspamdAnswer(Struct):
+    action: str
+    score: float
+    required_score: float
+    symbols: dict[str, msgspec.Raw] = {}
+
+
 class Rspamd(Checker):
     """rspamd's normal worker (POST /checkv2). Spam is what it would reject, rewrite or mark."""
 
@@ -110,9 +104,9 @@ class Rspamd(Checker):
             connection.close()
         if response.status != 200:
             raise ScanFailure(f"rspamd answers {response.status}: {body[:200]!r}")
-        answer = json.loads(body)
-        spam = answer["action"] in ("reject", "add header", "rewrite subject")
-        return Score(spam, float(answer["score"]), float(answer["required_score"]), tuple(sorted(answer.get("symbols", {}))[:100]))
+        answer = msgspec.json.decode(body, type=_RspamdAnswer)
+        spam = answer.action in ("reject", "add header", "rewrite subject")
+        return Score(spam, answer.score, answer.required_score, tuple(sorted(answer.symbols)[:100]))
 
 
 def _safe(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from iems._native import kernel
 from iems.message.structure import Structure
 from iems.message.text import part_octets
-from iems.scan.breaker import Breaker, ScanFailure
+from iems.scan.breaker import Breaker, Guard, ScanFailure
 
 _mime = kernel("mime")
 
@@ -29,30 +29,18 @@ class Command:
     ) -> None:
         self._words = shlex.split(line)
         self.name = f"command:{self._words[0]}"
-        self._timeout_s = timeout_s
-        self._room = asyncio.Semaphore(at_once)
-        self._breaker = breaker
+        self._guard = Guard(self.name, timeout_s=timeout_s, at_once=at_once, breaker=breaker)
         self._infected = infected
         self._clean = clean
 
     async def scan(self, content: AsyncIterator[bytes]) -> str:
         """What the command says of a virus, "" if it finds none. Raises ScanFailure."""
-        async with self._room:
-            self._breaker.check()
+        async with self._guard.asking():
             folder = Path(tempfile.mkdtemp(prefix="iems-scan-"))
             try:
-                found = await asyncio.wait_for(self._run(folder, content), self._timeout_s)
-            except (OSError, TimeoutError, ValueError, ScanFailure) as error:
-                reason = str(error) or type(error).__name__
-                self._breaker.failed(reason)
-                raise ScanFailure(f"{self.name}: {reason}") from error
-            except BaseException:
-                self._breaker.failed("cut off")
-                raise
+                return await self._run(folder, content)
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, True)
-            self._breaker.succeeded()
-            return found
 
     async def _run(self, folder: Path, content: AsyncIterator[bytes]) -> str:
         message = folder / "message.eml"

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from iems.model import Extent, Reply
 from iems.scan import milterwire as wire
-from iems.scan.breaker import Breaker, ScanFailure
+from iems.scan.breaker import Breaker, Guard, ScanFailure
 
 #: Changes of the header in one answer, octets of them, recipients removed, signs of life between two answers.
 CHANGES_MAX = 1_000
@@ -89,27 +89,13 @@ class Milter:
         self.name = place
         self._hostname = hostname.encode("ascii", "replace")
         self._timeout_s = timeout_s
-        self._deadline_s = deadline_s
-        self._room = asyncio.Semaphore(at_once)
         self._body_max = body_max
-        self._breaker = breaker
+        self._guard = Guard(place, timeout_s=deadline_s, at_once=at_once, breaker=breaker)
 
     async def examine(self, mail: Mail) -> Answer:
         """What the milter says of a message. Raises ScanFailure."""
-        async with self._room:
-            self._breaker.check()
-            try:
-                async with asyncio.timeout(self._deadline_s):
-                    found = await self._ask(mail)
-            except (OSError, EOFError, TimeoutError, ValueError, ScanFailure) as error:
-                reason = str(error) or type(error).__name__
-                self._breaker.failed(reason)
-                raise ScanFailure(f"{self.name}: {reason}") from error
-            except BaseException:
-                self._breaker.failed("cut off")
-                raise
-            self._breaker.succeeded()
-            return found
+        async with self._guard.asking():
+            return await self._ask(mail)
 
     async def _ask(self, mail: Mail) -> Answer:
         kind, _, place = self.name.partition(":")

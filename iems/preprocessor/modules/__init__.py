@@ -44,6 +44,7 @@ class Work(Struct):
     envelope: of the whole message, recipients as the client gave them. parts: the recipients of this group; `sources` of
     a part are the envelope's. rope: the content as the module before left it. read: octets (rope, start, length) of
     content. write: makes octets durable and gives their extent. released: an administrator has let it out of quarantine.
+    age_s: how long the message has been here.
     shared: what modules leave for later ones, by module; one for the whole message, so that groups of it need not find out the same again.
     """
 
@@ -55,6 +56,7 @@ class Work(Struct):
     write: Callable[[bytes], Awaitable[Extent]]
     released: bool = False
     shared: dict[str, Any] = field(default_factory=dict)
+    age_s: float = 0.0
 
 
 class Verdict(Struct, frozen=True):
@@ -66,7 +68,8 @@ class Verdict(Struct, frozen=True):
     and another go on. tags: what the module found, for the group's recipients to act on. reenter: an
     input channel by which the message, with its new content, starts again. quarantine: why
     the whole message is put aside for a person to look at, "" if it is not. note: for the log. ropes: content for some parts only; for
-    modules that run last, as the ones behind do not see it. failures: how many of those it asked did not answer, for the metrics.
+    modules that run last, as the ones behind do not see it. redirected: parts that go to an address in the place of their recipients, with the
+    reason for the log; no module looks at them any more. failures: how many of those it asked did not answer, for the metrics.
     """
 
     rope: Rope | None = None
@@ -78,6 +81,7 @@ class Verdict(Struct, frozen=True):
     quarantine: str = ""
     note: str = ""
     ropes: list[tuple[Part, Rope]] = []
+    redirected: list[tuple[Part, bytes, str]] = []
     failures: int = 0
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from msgspec import structs
+
 from iems._native import kernel
 from iems.message import build
 from iems.message.structure import Structure
 from iems.message.text import part_octets
-from iems.model import Envelope, Reply, rope_length
-from iems.preprocessor.modules import TryLater, Verdict, Work
+from iems.model import Envelope, Recipient, Reply, rope_length
+from iems.preprocessor.absence import Absence
+from iems.preprocessor.modules import Verdict, Work
 from iems.preprocessor.parts import Change, edited, part_replaced
 from iems.scan.breaker import ScanFailure
 
@@ -19,11 +22,10 @@ _mime = kernel("mime")
 CHUNK_OCTETS = 256 << 10
 #: For `strip` the parts are looked at one by one, of messages up to this length.
 STRIP_OCTETS = 64 << 20
-RETRY_S = 60.0
 
 
 class Scanner(Protocol):
-    """clamd or a command."""
+    """clamd, an ICAP server or a command."""
 
     name: str
 
@@ -32,15 +34,15 @@ class Scanner(Protocol):
 
 
 class AntiVirus:
-    """scanners: in the order they are asked. infected: `bounce`, `quarantine`, `delete` or `strip`. on_failure: `defer` or `pass`."""
+    """scanners: in the order they are asked. infected: `bounce`, `quarantine`, `delete` or `strip`. absence: what if one does not answer."""
 
     name = "antivirus"
     on_tags = False
 
-    def __init__(self, scanners: Sequence[Scanner], infected: str, on_failure: str, hostname: str) -> None:
+    def __init__(self, scanners: Sequence[Scanner], infected: str, absence: Absence, hostname: str) -> None:
         self._scanners = scanners
         self._infected = infected
-        self._on_failure = on_failure
+        self._absence = absence
         self._hostname = hostname
 
     def wants(self, envelope: Envelope) -> bool:
@@ -53,19 +55,20 @@ class AntiVirus:
             return Verdict(note="released from quarantine by an administrator")
         asked = []
         failures = 0
+        refused: list[tuple[Recipient, Reply]] = []
         for scanner in self._scanners:
             try:
                 virus = await scanner.scan(_content(work))
             except ScanFailure as error:
-                if self._on_failure == "defer":
-                    raise TryLater(Reply(451, 4, 7, "The virus scanner is not available"), RETRY_S, str(error)) from error
+                refused += self._absence.refused(work, error)
                 asked.append(f"{scanner.name}: not available")
                 failures += 1
                 continue
             asked.append(f"{scanner.name}: {virus or 'clean'}")
             if virus:
-                return await self._act(work, scanner, virus, "; ".join(asked))
-        return Verdict(note="; ".join(asked), failures=failures)
+                verdict = await self._act(work, scanner, virus, "; ".join(asked))
+                return structs.replace(verdict, failed=[*refused, *verdict.failed])
+        return Verdict(failed=refused, note="; ".join(asked), failures=failures)
 
     async def _act(self, work: Work, scanner: Scanner, virus: str, note: str) -> Verdict:
         what = f"virus {virus}"
@@ -74,7 +77,10 @@ class AntiVirus:
             action = "delete"  # nobody to tell, and it must not arrive
         sources = [source for part in work.parts for source in part.sources]
         if action == "strip":
-            changes = await self._infected_parts(work, scanner, virus)
+            try:
+                changes = await self._infected_parts(work, scanner, virus)
+            except ScanFailure:
+                changes = []  # it is infected, that much is known
             if changes:
                 return Verdict(rope=await edited(work, changes), note=f"{note}; removed")
             action = "quarantine"
@@ -96,32 +102,23 @@ class AntiVirus:
             part = structure.at(row)
             if part.kind != _mime.LEAF or part.body_end <= part.body_start:
                 continue
-            try:
-                found = await scanner.scan(_octets(part_octets(content, part)))
-            except ScanFailure as error:
-                raise TryLater(Reply(451, 4, 7, "The virus scanner is not available"), RETRY_S, str(error)) from error
-            if found:
+            if found := await scanner.scan(_octets(part_octets(content, part))):
                 notice = f"An attachment was removed from this message by {self._hostname}: {found}.\r\n"
                 changes += part_replaced(content, part, build.text_part(notice))
-        left = _Rest(content, changes)
+        changes.sort()
         # What is left must be clean as a whole.
-        if changes and not await scanner.scan(_octets(left.octets())):
-            return sorted(changes)
+        if changes and not await scanner.scan(_octets(_changed(content, changes))):
+            return changes
         return []
 
 
-class _Rest:
-    def __init__(self, content: bytes, changes: Sequence[Change]) -> None:
-        self._content = content
-        self._changes = sorted(changes)
-
-    def octets(self) -> bytes:
-        """The content with the changes made."""
-        out, at = [], 0
-        for change in self._changes:
-            out += [self._content[at : change.start], change.new]
-            at = change.end
-        return b"".join([*out, self._content[at:]])
+def _changed(content: bytes, changes: Sequence[Change]) -> bytes:
+    """The content with changes made, in the order of their places."""
+    out, at = [], 0
+    for change in changes:
+        out += [content[at : change.start], change.new]
+        at = change.end
+    return b"".join([*out, content[at:]])
 
 
 async def _content(work: Work) -> AsyncIterator[bytes]:

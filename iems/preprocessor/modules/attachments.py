@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from msgspec import structs
 
@@ -23,6 +24,8 @@ from iems.preprocessor.parts import Change, edited, part_replaced
 THREAD_OCTETS = 128 << 10
 #: A longer message can't be read with certainty.
 MAX_OCTETS = 256 << 20
+#: Of such a message this much is read; what of its header is longer goes with the body.
+HEAD_OCTETS = 1 << 20
 _SHOWN = 120
 
 
@@ -50,7 +53,12 @@ class Attachments:
             unparsable = "strip" if unparsable == "bounce" else unparsable
         octets = rope_length(work.rope)
         if octets > MAX_OCTETS:
-            decision = Decision(unparsable, "longer than what is looked into", [])
+            why = "longer than what is looked into"
+            head = work.read(work.rope, 0, HEAD_OCTETS)
+            changes = _emptied(head, why, self._hostname) if unparsable == "strip" else []
+            # The last of them takes the body away, to its end.
+            changes = [*changes[:-1], changes[-1]._replace(end=octets)] if changes else []
+            decision = Decision(unparsable, why, changes)
         else:
             content = work.read(work.rope, 0, octets)
             if octets > THREAD_OCTETS:
@@ -65,15 +73,12 @@ class Attachments:
         return Verdict()
 
 
-class Decision:
+class Decision(NamedTuple):
     """action: `pass`, `strip` or `bounce`. what: for the log and the sender. changes: of the content, for `strip`."""
 
-    __slots__ = ("action", "changes", "what")
-
-    def __init__(self, action: str, what: str = "", changes: list[Change] | None = None) -> None:
-        self.action = action
-        self.what = what
-        self.changes = changes or []
+    action: str
+    what: str = ""
+    changes: Sequence[Change] = ()
 
 
 def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str) -> Decision:
@@ -100,6 +105,11 @@ def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str)
             rule = decide([rule for rule in rules if rule.type == "-"], [], [name])
             if rule is not None:
                 uncertain = f"{_clean(name)} outside of the message's parts"
+                break
+        for kind in findings.stray_types:
+            rule = decide([rule for rule in rules if rule.type != "-" and rule.name == "*"], [kind], [], kind in ("text/plain", "text/html"))
+            if rule is not None:
+                uncertain = uncertain or f"{_clean(kind)} outside of the message's parts"
                 break
     if uncertain and unparsable != "pass":
         return Decision(unparsable, f"unreadable MIME ({uncertain})", _emptied(content, uncertain, hostname))
@@ -135,6 +145,17 @@ def _without(content: bytes, hits: list[tuple[Found, Rule, str]], hostname: str)
 
 
 def _emptied(content: bytes, why: str, hostname: str) -> list[Change]:
-    """The whole body replaced by a notice."""
+    """The whole body replaced by a notice, and what of the header may be body for others taken away."""
     text = _notice(f"The content could not be read with certainty ({why}); it", hostname)
-    return sorted(part_replaced(content, Structure.parse(content).at(0), build.text_part(text)))
+    changes = sorted(part_replaced(content, Structure.parse(content).at(0), build.text_part(text)))
+    lines: list[Change] = []
+    at = place = 0
+    for line in content[: changes[-1].start].split(b"\n")[:-1]:
+        while changes[place].end <= at:
+            place += 1
+        end = at + len(line) + 1
+        # For some a CR alone ends a line, and two of them the header.
+        if b"\r" in line[:-1] and changes[place].start > at:
+            lines.append(Change(at, end, b""))
+        at = end
+    return sorted([*changes, *lines])

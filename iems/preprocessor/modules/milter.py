@@ -5,14 +5,14 @@ They are told the message as if it came in just now, but it is accepted: a refus
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from msgspec import Struct, structs
 
 from iems.message.header import Field, fields, header_end
 from iems.model import Channel, Envelope, Extent, Recipient, Reply, Rope, id_text, rope_length
+from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import TryLater, Verdict, Work
 from iems.preprocessor.ropes import replaced
 from iems.preprocessor.trips import Trips
@@ -73,17 +73,15 @@ class Milters:
         hostname: str,
         rejected: str,
         discarded: str,
-        on_failure: str,
+        absence: Absence,
         lifetime_s: float,
-        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._milters = milters
         self._trips = Trips(hostname)
         self._rejected = rejected
         self._discarded = discarded
-        self._on_failure = on_failure
+        self._absence = absence
         self._lifetime_s = lifetime_s
-        self._now_ns = now_ns
 
     def wants(self, envelope: Envelope) -> bool:
         """Mail that came from somewhere else: not our own reports."""
@@ -108,10 +106,13 @@ class Milters:
             try:
                 answer = await milter.examine(_mail(here, head, recipients))
             except ScanFailure as error:
-                if self._on_failure == "defer":
-                    raise TryLater(Reply(451, 4, 7, "A mail filter is not available"), RETRY_S, str(error)) from error
                 notes.append(f"{milter.name}: not available")
                 failures += 1
+                for source, reply in self._absence.refused(work, error):
+                    if left.pop(id(source), None) is not None:
+                        failed.append((source, reply))
+                if not left:
+                    break
                 continue
             notes.append(f"{milter.name}: {answer.text}")
             note = "; ".join(notes)
@@ -120,7 +121,7 @@ class Milters:
             if answer.discard:
                 return self._end(list(left.values()), failed, gone, None, f"milter {milter.name}: discard", note)
             if answer.reply is not None:
-                reply = self._final(work.envelope, answer.reply, note)
+                reply = self._final(work.age_s, answer.reply, note)
                 return self._end(list(left.values()), failed, gone, reply, f"milter {milter.name}: {answer.text}", note)
             refused = dict(answer.refused)
             removed = {address.strip().removeprefix(b"<").removesuffix(b">").lower() for address in answer.removed}
@@ -162,11 +163,10 @@ class Milters:
         first = content[: found[0].end] if found else b""
         return Head(content[:end], found, 1 if first and self._trips.count(first) else 0)
 
-    def _final(self, envelope: Envelope, reply: Reply, reason: str) -> Reply:
+    def _final(self, age_s: float, reply: Reply, reason: str) -> Reply:
         """The refusal of a message. Raises TryLater while it is only put off."""
         if not reply.transient:
             return reply
-        age_s = (self._now_ns() - envelope.received_ns) / 1e9
         if age_s < self._lifetime_s:
             raise TryLater(reply, min(max(RETRY_S, age_s / 4), RETRY_MAX_S), reason)
         return Reply(554, 4, 7, f"Put off for too long: {reply.text}")

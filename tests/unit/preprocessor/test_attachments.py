@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import email
 import email.policy
@@ -18,8 +19,11 @@ from iems.attachment import inside, sniff
 from iems.attachment.rules import Rule, decide
 from iems.directory import Directory
 from iems.directory.entries import DirectoryRefusal
+from iems.model import Channel, Envelope, Recipient
+from iems.preprocessor.modules import Work, attachments
 from iems.preprocessor.modules.attachments import judge
 from iems.preprocessor.ropes import replaced
+from iems.preprocessor.route import Part
 from tests.support.tnef import attachment, stream
 
 EXE = [Rule("-", "*.exe", "strip")]
@@ -160,6 +164,10 @@ def test_files_in_a_text() -> None:
         mixed(TEXT) + b"--C\r\nContent-Type: a/b;\r\n name=a.exe\r\n\r\nx\r\n",
         mixed(leaf(b"Content-Type: application/zip\r\n", base64.encodebytes(b"PK\x03\x04 broken"))),
         mixed(b"Content-Type: multipart/mixed; boundary=C\r\n\r\nno part"),
+        # A CR alone ends lines for some.
+        b"Subject: x\r\n\rContent-Type: a/b; name=a.exe\r\n\r\nx\r\n",
+        mixed(TEXT + b"\r--B\rContent-Type: a/b; name=a.exe\r\rx"),
+        mixed(leaf(b"Content-Type: a/b; name=a.\r exe\r\n")),
     ],
 )
 def test_doubtful_mime_follows_the_setting(content: bytes) -> None:
@@ -167,6 +175,47 @@ def test_doubtful_mime_follows_the_setting(content: bytes) -> None:
     assert action == "strip" and b"could not be read with certainty" in left and b"a.exe\r\n\r\nx" not in left
     assert result(content, unparsable="bounce")[0] == "bounce"
     assert result(content, [Rule("-", "*.never", "strip")], "pass") == ("pass", content)
+
+
+def test_nothing_stays_in_the_header() -> None:
+    """Where a CR ends lines, the whole of it is a message with a body of its own."""
+    hidden = b"Subject: s\r\nX: y\rContent-Type: a/b; name=a.exe\r\rsecret\r\nTo: a@b\r\n\r\nbody\r\n"
+    action, left = result(hidden)
+    assert action == "strip" and b"secret" not in left and left.startswith(b"Subject: s\r\nTo: a@b\r\nMIME-Version") and result(left)[0] == "pass"
+
+
+def test_types_where_no_part_is_ours() -> None:
+    """A delimiter is one for programs that compare its beginning (RFC 2046 5.1.1), or that go on behind the last."""
+    for delimiter in (b"--B-more\r\n", b"--B--\r\n--B\r\n", b"--other\r\nX: y\r\n"):
+        content = mixed(TEXT) + delimiter + b"Content-Type: a/b\r\n\r\nsecret\r\n"
+        action, left = result(content, [Rule("a/*", "*", "strip")])
+        assert action == "strip" and b"secret" not in left, delimiter
+    quoted = mixed(b"\r\nwrite\r\n\r\nContent-Type: a/b\r\n\r\nthere")
+    assert result(quoted, [Rule("a/*", "*", "strip")]) == ("pass", quoted)
+    hidden = mixed(b"Content-Type: message/external-body; access-type=x\r\n\r\nContent-Type: a/b; name=a.exe\r\n\r\n")
+    for rule in (EXE[0], Rule("a/b", "*", "strip")):
+        assert result(hidden, [rule])[0] == "strip"
+
+
+@pytest.mark.parametrize("field", [b'name="x>; filename="a.exe"', b'filename=a.exe"', b"filename=a.exe=", b"filename=a.exe (x)", b"filename=a.\r\n exe"])
+def test_names_in_broken_quotes(field: bytes) -> None:
+    content = mixed(leaf(b"Content-Disposition: attachment; " + field + b"\r\n"))
+    assert MZ.strip() not in result(content)[1]
+
+
+@pytest.mark.parametrize("unparsable", ["strip", "bounce", "pass"])
+def test_what_is_too_long_follows_the_setting(unparsable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachments, "MAX_OCTETS", 10_000)
+    monkeypatch.setattr(attachments, "HEAD_OCTETS", 1_000)
+    for content in (mixed(leaf(b"Content-Type: a/b; name=a.exe\r\n", MZ * 1000)), b"X: y\r\n" * 5_000, b"\r\n" + MZ * 1_000):
+        recipient = Recipient(b"a@b")
+        work = Work(b"", Envelope(Channel.SMTPD, b"s@t", [recipient], 0), [Part(Channel.LOCAL, "", [recipient], [recipient])], [content],
+                    lambda rope, start, length: b"".join(rope)[start : start + length], None)  # fmt: skip
+        verdict = asyncio.run(attachments.Attachments(lambda: EXE, unparsable, "mx.test").examine(work))
+        assert bool(verdict.failed) == (unparsable == "bounce") and (verdict.rope is None) == (unparsable != "strip")
+        if verdict.rope is not None:
+            left = b"".join(verdict.rope)
+            assert MZ.strip() not in left and b"longer than what is looked" in left and len(left) < 2_000
 
 
 def test_rules_are_kept_in_order(tmp_path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from iems.directory import Directory
 from iems.directory.entries import DirectoryRefusal
-from iems.message.headerrules import Rule, Rules, compiled
+from iems.message.headerrules import Rule, Rules, Trial, compiled
 from iems.model import Channel, Envelope, Recipient
 from iems.preprocessor.modules import Work
 from iems.preprocessor.modules.headerrules import HeaderRules
@@ -71,9 +71,11 @@ def test_actions(action):
 
 def test_in_the_directory(tmp_path):
     directory = Directory(tmp_path, create=True)
-    directory.add_header_rule("Two", "Subject:", "x", "bounce")
+    with pytest.raises(DirectoryRefusal, match="never tested"):
+        directory.add_header_rule("Two", "Subject:", "x", "bounce")
+    directory.add_header_rule("Two", "Subject:", "x", "bounce", untested=True)
     directory.add_header_rule("one", "X-Y", "y", "tag", True)
-    directory.add_header_rule("two", "To", "z", "discard")
+    directory.add_header_rule("two", "To", "z", "discard", untested=True)
     assert directory.header_rules() == [Rule("two", "to", "z", "discard"), Rule("one", "x-y", "y", "tag", True)]
     for bad in (("n n", "To", "x", "tag"), ("n", "T o", "x", "tag"), ("n", "To", "", "tag"), ("n", "To", "(", "tag"), ("n", "To", "x", "eat")):
         with pytest.raises(DirectoryRefusal):
@@ -82,4 +84,26 @@ def test_in_the_directory(tmp_path):
     with pytest.raises(DirectoryRefusal):
         directory.remove_header_rule("two")
     assert len(directory.header_rules()) == 1
+    directory.close()
+
+
+def test_tested_before_it_acts(tmp_path):
+    directory = Directory(tmp_path, create=True)
+    given = ("r", "Subject", "x", "discard")
+    directory.add_header_rule(*given, draft=True)
+    [draft] = directory.header_rules()
+    for action in ("discard", "bounce", "quarantine"):
+        with pytest.raises(DirectoryRefusal, match="never tested"):
+            directory.add_header_rule("r", "Subject", "x", action)
+    assert directory.header_rules() == [draft]
+    directory.add_header_rule("r", "Subject", "x", "tag")
+    tested = Trial(1_700_000_000, 7, 100, 3)
+    directory.note_header_rule_test(draft, tested)
+    directory.add_header_rule(*given)
+    assert directory.header_rules() == [Rule("r", "subject", "x", "discard", False, tested)]
+    with pytest.raises(DirectoryRefusal, match="never tested"):
+        directory.add_header_rule("r", "Subject", "y", "discard")
+    directory.add_header_rule("r", "Subject", "y", "discard", draft=True)
+    directory.note_header_rule_test(draft, tested)
+    assert directory.header_rules() == [Rule("r", "subject", "y", "discard", True)], "a test of what it was before"
     directory.close()

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from iems.model import Channel, Envelope, Extent, Recipient, Reply
+from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import TryLater, Work
 from iems.preprocessor.modules.milter import FIELDS_MAX, Milters
 from iems.preprocessor.route import Part
@@ -40,11 +41,12 @@ def examine(milters, content=HEAD + b"\r\nbody\r\n", *, now_s=0.0, released=Fals
         written.append(octets)
         return Extent(9, 0, len(octets))
 
-    given = {"rejected": "bounce", "discarded": "delete", "on_failure": "defer"} | settings
-    module = Milters(milters, hostname="mx.test", lifetime_s=1000.0, now_ns=lambda: int(now_s * 1e9), **given)
+    given = {"rejected": "bounce", "discarded": "delete"} | settings
+    absence = Absence("A mail filter", given.pop("on_failure", "defer"), {}, 1000.0)
+    module = Milters(milters, hostname="mx.test", lifetime_s=1000.0, absence=absence, **given)
     part = Part(Channel.LOCAL, "", recipients, recipients)
     work = Work(bytes(16), Envelope(Channel.SMTPD, path, recipients, 0), [part], [content],
-                lambda rope, start, length: b"".join(p if isinstance(p, bytes) else b"=NEW=" for p in rope)[start : start + length], write, released)  # fmt: skip
+                lambda rope, start, length: b"".join(p if isinstance(p, bytes) else b"=NEW=" for p in rope)[start : start + length], write, released, {}, now_s)  # fmt: skip
     return asyncio.run(module.examine(work))
 
 
@@ -110,4 +112,6 @@ def test_put_off():
     assert examine([Fake(later)], now_s=1001.0).failed[0][1].code == 554, "it does not wait for ever"
     with pytest.raises(TryLater, match="away"):
         examine([Fake(ScanFailure("away"))])
+    away = examine([Fake(ScanFailure("away")), Fake(Answer(), "unix:/x")], now_s=1001.0)
+    assert len(away.failed) == 2 and away.failed[0][1].code == 554 and away.note == "inet:h:1: not available", "nor does what nobody looks at"
     assert examine([Fake(ScanFailure("away")), Fake(Answer(), "unix:/x")], on_failure="pass").note == "inet:h:1: not available; unix:/x: accept"

@@ -9,8 +9,13 @@ from iems.config import Config
 from iems.directory import Directory, passwords
 from iems.errors import DirectoryUnavailable
 from iems.model import INPUT, Channel, Envelope, Recipient, Reply
+from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import Verdict
+from iems.preprocessor.modules.antivirus import AntiVirus
+from iems.preprocessor.modules.content import Content
 from iems.preprocessor.worker import Worker
+from iems.scan.breaker import ScanFailure
+from iems.scan.checker import Score
 from iems.spool import Message
 
 
@@ -135,6 +140,18 @@ def test_split_and_moved(home):
     assert ("split", None) in events
     assert ctx.errors == []
     assert ctx.blamed is None
+
+
+def test_outcomes_to_wait_for_are_those_of_the_routed(home):
+    """Two ways to one mailbox are one recipient: the spool must not wait for a second outcome."""
+
+    async def scenario(s):
+        await s.post(b"john@example.test", b"John@example.test")
+        await s.settled()
+        [item] = s.spool.take(Channel.LOCAL, 10)[0]
+        assert ([r.address for r in item.envelope.recipients], item.fanout) == ([b"john@example.test"], 1)
+
+    run(home, scenario)
 
 
 def test_unroutable_is_reported_and_the_rest_goes_on(home):
@@ -404,3 +421,103 @@ def test_loops_end_where_the_matrix_says(home):
 
     ctx = run(home, scenario)
     assert [recipient for name, recipient, _ in ctx.events if name == "failed"] == [b"eve@other.test"]
+
+
+class Away:
+    """A scanner that does not answer."""
+
+    name = "away"
+
+    async def scan(self, content):
+        raise ScanFailure("no answer")
+
+
+def test_mail_that_waits_for_a_scanner_has_a_lifetime(home):
+    """It waits while it is young; then a report goes to the sender, and what may pass unseen goes on."""
+
+    async def scenario(s):
+        await s.post(b"john@example.test", b"eve@other.test", content=CONTENT + b"evil\r\n")
+        for _ in range(600):
+            await asyncio.sleep(0.005)
+            if [name for name, *_ in s.ctx.events].count("routed") == 2:
+                break
+        await s.settled()
+        assert taken(s.spool, INPUT) == []
+        assert taken(s.spool, Channel.LOCAL) == []
+        remote, report = sorted(s.spool.take(Channel.SMTPC, 10)[0], key=lambda item: item.destination)
+        assert [r.address for r in remote.envelope.recipients] == [b"eve@other.test"]
+        text = s.spool.blobs.read(report.rope)
+        assert b"john@example.test" in text and b"Status: 5.4.7" in text and b"did not answer for too long" in text and b"eve@" not in text
+        assert b"Subject: hi" in text and b"evil" not in text, "what nobody has looked at does not come back"
+
+    absence = Absence("The virus scanner", "defer", {Channel.SMTPC: "defer_then_pass"}, 0.5)
+    ctx = run(home, scenario, (AntiVirus([Away()], "quarantine", absence, "mx.test"),))
+    assert [name for name, *_ in ctx.events if name in ("deferred", "failed")] == ["deferred", "failed", "deferred"], "the report waits, too, and goes on"
+    assert ctx.errors == []
+
+
+class Scores:
+    """A checker to whom everything is spam."""
+
+    kind, name = "spamd", "spamd:here"
+
+    async def check(self, content, **_):
+        return Score(True, 9.0, 5.0, ("BAD",))
+
+
+def content_module(actions, archive=lambda content: None, inspector=""):
+    return Content(Scores(), "pass", actions, subject="[X] ", archive=archive, inspector=inspector, refusal="No, thanks", max_octets=100_000,
+                   absence=Absence("The content filter", "pass", {}, 1.0))  # fmt: skip
+
+
+def test_spam_by_channel(home):
+    kept = []
+
+    async def scenario(s):
+        await s.post(b"john@example.test", b"eve@other.test")
+        await s.settled()
+        [local] = s.spool.take(Channel.LOCAL, 10)[0]
+        [remote] = s.spool.take(Channel.SMTPC, 10)[0]
+        assert [tag.check for tag in local.envelope.verdicts] == ["content"] and s.spool.blobs.read(local.rope) == CONTENT
+        assert s.spool.blobs.read(remote.rope) == b"X-Spam-Status: YES\r\n" + CONTENT and not remote.envelope.verdicts
+
+    run(home, scenario, (content_module({Channel.LOCAL: "header", Channel.SMTPC: "header"}),))
+
+    async def refused(s):
+        await s.post(b"john@example.test", b"eve@other.test")
+        await s.settled()
+        [report] = s.spool.take(Channel.SMTPC, 10)[0]
+        assert b"No, thanks" in s.spool.blobs.read(report.rope) and taken(s.spool, Channel.LOCAL) == []
+
+    run(home, refused, (content_module({Channel.LOCAL: "bounce", Channel.SMTPC: "archive"}, kept.append),))
+    assert kept == [CONTENT]
+
+
+def test_spam_goes_to_the_inspector(home):
+    """In the place of the recipients, once; others get what is for them; who can't be routed holds the message."""
+
+    async def scenario(s):
+        await s.post(b"john@example.test", b"all@example.test", b"eve@other.test", b"eve@third.test")
+        await s.settled()
+        assert taken(s.spool, INPUT) == []
+        assert taken(s.spool, Channel.LOCAL) == [("", [b"mary@example.test"])]
+        assert taken(s.spool, Channel.SMTPC) == [("other.test", [b"bob@other.test", b"eve@other.test"]), ("third.test", [b"eve@third.test"])]
+
+    ctx = run(home, scenario, (content_module({Channel.LOCAL: "forward"}, inspector="mary@example.test"),))
+    gone = [(recipient, detail["to"]) for name, recipient, detail in ctx.events if name == "redirected"]
+    assert gone == [(b"john@example.test", b"mary@example.test")]
+
+    async def outside(s):
+        await s.post(b"john@example.test", b"eve@other.test")
+        await s.settled()
+        assert taken(s.spool, Channel.LOCAL) == [] and taken(s.spool, Channel.SMTPC) == [("spam.test", [b"look@spam.test"])]
+
+    run(home, outside, (content_module({Channel.LOCAL: "forward", Channel.SMTPC: "forward"}, inspector="look@spam.test"),))
+
+    async def nobody(s):
+        await s.post(b"john@example.test")
+        await s.settled()
+        assert all(taken(s.spool, channel) == [] for channel in (INPUT, Channel.LOCAL, Channel.SMTPC))
+
+    ctx = run(home, nobody, (content_module({Channel.LOCAL: "forward"}, inspector="none@example.test"),))
+    assert [detail["why"] for name, _, detail in ctx.events if name == "quarantined"] == ["nobody to forward to: none@example.test"]

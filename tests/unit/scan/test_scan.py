@@ -47,24 +47,74 @@ def clamd(port, timeout_s=5.0, breaker=None):
 def test_clamd_protocol():
     async def main():
         seen = []
-        server, port = await serve(b"stream: OK\0", seen)
+        server, port = await serve(b"1: stream: OK\0", seen)
         assert await clamd(port).scan(octets(b"abc", b"d" * (1 << 20))) == ""
-        assert seen[0].startswith(b"zINSTREAM\0\0\0\0\3abc\0\x10\0\0ddd") and seen[0].endswith(b"d\0\0\0\0")
+        assert seen[0].startswith(b"zIDSESSION\0zINSTREAM\0\0\0\0\3abc\0\x10\0\0ddd") and seen[0].endswith(b"d\0\0\0\0")
         server.close()
-        server, port = await serve(b"stream: Eicar-Test FOUND\0")
+        server, port = await serve(b"1: stream: Eicar-Test FOUND\0")
         assert await clamd(port).scan(octets(b"x")) == "Eicar-Test"
         server.close()
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("answer", [b"", b"nonsense\0", b"stream: \0", b"INSTREAM size limit exceeded. ERROR\0", b"stream: x ERROR\0", b"x" * 70_000, None])
+@pytest.mark.parametrize("answer", [
+    b"", b"nonsense\0", b"1: stream: \0", b"stream: OK\0", b"2: stream: OK\0", b"1: stream: O", b"INSTREAM size limit exceeded. ERROR\0",
+    b"1: INSTREAM size limit exceeded. ERROR\0", b"1: stream: x ERROR\0", b"x" * 70_000, None])  # fmt: skip
 def test_clamd_that_can_not_be_believed(answer):
     async def main():
         server, port = await serve(answer)
         with pytest.raises(ScanFailure):
             await clamd(port, timeout_s=0.5).scan(octets(b"x"))
         server.close()
+
+    asyncio.run(main())
+
+
+class Sessions:
+    """A clamd that answers each command of a session, and ends it after `most`."""
+
+    def __init__(self, most):
+        self.most, self.connections, self.seen = most, 0, []
+
+    async def handle(self, reader, writer):
+        self.connections += 1
+        try:
+            assert await reader.readuntil(b"\0") == b"zIDSESSION\0"
+            for number in range(1, self.most + 1):
+                assert await reader.readuntil(b"\0") == b"zINSTREAM\0"
+                content = b""
+                while length := int.from_bytes(await reader.readexactly(4), "big"):
+                    content += await reader.readexactly(length)
+                self.seen.append(content)
+                writer.write(b"%d: stream: %b\0" % (number, b"Evil FOUND" if b"EVIL" in content else b"OK"))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_clamd_sessions(most):
+    async def main():
+        server = Sessions(most)
+        listening = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+        one = clamd(listening.sockets[0].getsockname()[1])
+        for number in range(10):
+            assert await one.scan(octets(b"", b"EVIL" if number % 2 else b"fine", b"")) == ("Evil" if number % 2 else "")
+        assert server.connections == -(-10 // most)
+        # a session that has ended, which nobody has told us yet
+        if most < 100:
+            for session in one._idle:
+                session.reader.at_eof = lambda: False
+            assert await one.scan(octets(b"EVIL")) == "Evil"
+        assert len(server.seen) == 10 + (most < 100)
+        long = b"x" * 300_000
+        assert await one.scan(octets(long, long, b"EVIL")) == "Evil" and server.seen[-1] == long + long + b"EVIL"
+        found = await asyncio.gather(*(one.scan(octets(b"EVIL%d" % n if n % 3 else b"%d" % n)) for n in range(30)))
+        assert [bool(virus) for virus in found] == [bool(n % 3) for n in range(30)] and len(one._idle) <= 4
+        listening.close()
 
     asyncio.run(main())
 
@@ -86,7 +136,7 @@ def test_breaker_stops_asking_and_tries_again():
                 await gone.scan(octets(b"x"))
         assert time.monotonic() - begun < 1 and len(told) == 1 and told[0][0]
         now += CLOSED_S + 1
-        server, port = await serve(b"stream: OK\0")
+        server, port = await serve(b"1: stream: OK\0")
         gone.place = f"127.0.0.1:{port}"
         assert await gone.scan(octets(b"x")) == "" and told[1:] == [(False, "")]
         server.close()
@@ -164,6 +214,9 @@ def test_spamd(answer, score):
         (b"{}", None),
         (b"[1]", None),
         (b"no json", None),
+        (b'{"action":"reject","score":1' + b"0" * 400 + b',"required_score":6}', None),
+        (b'{"action":"reject","score":1,"required_score":6,"symbols":' + b'{"a":' * 100_000, None),
+        (b'{"action":"reject","score":1,"required_score":6,"symbols":[]}', None),
     ],
 )
 def test_rspamd(body, score):

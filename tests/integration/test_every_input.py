@@ -1,0 +1,51 @@
+"""EICAR from every input channel meets a real clamd, over its own protocol and over ICAP; and passes where the matrix says so."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import pytest
+
+from iems.directory import Directory
+from iems.model import INPUT, Channel
+from iems.preprocessor.absence import Absence
+from iems.preprocessor.modules.antivirus import AntiVirus
+from iems.scan.breaker import Breaker
+from iems.scan.clamd import Clamd
+from iems.scan.icap import Icap
+from tests.support.scanners import CICAP, CLAMD, EICAR, CicapDaemon, ClamdDaemon
+from tests.unit.preprocessor.test_worker import home, run, taken  # noqa: F401
+
+INPUTS = [channel for channel in Channel if channel < 32]
+EVIL = b"Subject: x\r\nContent-Type: application/x; name=a.com\r\nContent-Transfer-Encoding: base64\r\n\r\n" + base64.encodebytes(EICAR).replace(b"\n", b"\r\n")
+NEVER = Absence("The virus scanner", "defer", {}, 1e9)
+
+
+@pytest.mark.skipif(CICAP is None or CLAMD is None, reason="c-icap or clamd is not installed")
+@pytest.mark.parametrize("kind", ["clamd", "icap"])
+def test_from_every_input(home, tmp_path, kind):  # noqa: F811
+    directory = Directory(home / "directory")
+    directory.set_matrix("antivirus", {(channel, Channel.LOCAL) for channel in INPUTS})
+    directory.close()
+    with ClamdDaemon(tmp_path / "clamd") as clamd, CicapDaemon(tmp_path / "c-icap", clamd.port) as icap:
+
+        async def scenario(s):
+            settings = {"timeout_s": 20.0, "at_once": 4, "breaker": Breaker()}
+            place = f"127.0.0.1:{clamd.port}" if kind == "clamd" else f"//127.0.0.1:{icap.port}/virus_scan"
+            scanner = (Clamd if kind == "clamd" else Icap)(place, **settings)
+            s.worker.modules["antivirus"] = AntiVirus([scanner], "delete", NEVER, "mx.test")
+            s.worker._wants.append(s.worker.modules["antivirus"].wants)
+            for channel in INPUTS:
+                await s.post(b"john@example.test", b"eve@other.test", content=EVIL, channel=channel)
+            for _ in range(2_000):
+                await asyncio.sleep(0.01)
+                if sum(name == "routed" for name, *_ in s.ctx.events) == len(INPUTS):
+                    break
+            await s.settled()
+            assert taken(s.spool, INPUT) == [] and taken(s.spool, Channel.LOCAL) == []
+            assert len(taken(s.spool, Channel.SMTPC)) == len(INPUTS), "its cell is off"
+
+        ctx = run(home, scenario)
+    gone = [recipient for name, recipient, detail in ctx.events if name == "discarded" and "Test.Eicar" in detail["reason"]]
+    assert gone == [b"john@example.test"] * len(INPUTS) and ctx.errors == []

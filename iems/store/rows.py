@@ -71,6 +71,12 @@ SIZE_MAX = 0xFFFF_FFFF
 encode = msgspec.msgpack.Encoder().encode
 
 
+#: Formats of a partition's rows. 2: each account names its domain, and the domains are counted. What reads 1 reads the rows of 2, too, but
+#: would not keep these counts; `formats.py` converts, both ways.
+FORMAT = 2
+FORMATS_READ = (1, 2)
+
+
 class Meta(Struct, array_like=True):
     """What this partition is: format of its rows, its number."""
 
@@ -79,7 +85,10 @@ class Meta(Struct, array_like=True):
 
 
 class Account(Struct, array_like=True):
-    """Counters of one account. usage: octets and messages of all mailboxes, trash not counted."""
+    """Counters of one account. usage: octets and messages of all mailboxes, trash not counted.
+
+    domain: under which it is counted, "" until the first mail; format 2. given: the partition that has it now, -1 while it is here (handover.py).
+    """
 
     version: int = 1
     modseq: int = 1
@@ -87,6 +96,16 @@ class Account(Struct, array_like=True):
     uidvalidity: int = 0
     octets: int = 0
     messages: int = 0
+    domain: str = ""
+    given: int = -1
+
+
+class DomainUse(Struct, array_like=True):
+    """What the accounts of a domain keep in this partition."""
+
+    octets: int = 0
+    messages: int = 0
+    accounts: int = 0
 
 
 #: Greater than every modseq.

@@ -153,7 +153,8 @@ def _convert(txn: Any, name: str, addresses: dict[int, str], new: int, dry_run: 
     change = Change(name, meta.version, new)
     uses: dict[str, DomainUse] = {}
     rows: list[tuple[bytes, bytes]] = []
-    for key, raw in _accounts(txn):
+    went = _went(txn) if new == 1 else []
+    for key, raw in _accounts(txn, meta.number):
         row = _decode_account(raw)
         number = int.from_bytes(key[:4], "big")
         change.accounts += 1
@@ -176,6 +177,9 @@ def _convert(txn: Any, name: str, addresses: dict[int, str], new: int, dry_run: 
         txn.put(key, value)
     for key in _keys(txn, keys.head(0, keys.DOMAIN)):
         txn.delete(key)
+    if new == 1:
+        for number in went:
+            txn.delete(keys.staged(number))
     for domain, use in uses.items():
         txn.put(keys.domain(domain), encode(use))
     txn.put(keys.META_KEY, encode(Meta(new, meta.number)))
@@ -193,7 +197,18 @@ def _keys(txn: Any, prefix: bytes) -> list[bytes]:
     return found
 
 
-def _accounts(txn: Any) -> Iterator[tuple[bytes, bytes]]:
+def _went(txn: Any) -> list[int]:
+    """The accounts that moved away, of which a row is left that the older format does not know."""
+    cursor = txn.cursor()
+    number, found = 0, []
+    while number < 0xFFFF_FFFF and cursor.set_range(keys.head(number + 1, 0)):
+        number = int.from_bytes(cursor.key()[:4], "big")
+        if txn.get(keys.staged(number)) is not None:
+            found.append(number)
+    return found
+
+
+def _accounts(txn: Any, partition: int) -> Iterator[tuple[bytes, bytes]]:
     """The account rows: (key, value). Raises FormatRefusal if there are rows of an account being moved."""
     cursor = txn.cursor()
     number = 0
@@ -202,5 +217,5 @@ def _accounts(txn: Any) -> Iterator[tuple[bytes, bytes]]:
         raw = txn.get(keys.account(number))
         if raw is not None:
             yield keys.account(number), bytes(raw)
-        elif txn.get(keys.staged(number)) is not None:
+        elif txn.get(keys.staged(number), partition.to_bytes(4, "big")) != partition.to_bytes(4, "big"):
             raise FormatRefusal(f"account {number} is being moved: finish that first (iemsuser move)")

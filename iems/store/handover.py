@@ -1,7 +1,8 @@
 """What a partition does when an account moves to another one (`move.py` drives it; the order of steps and what a crash leaves is told there).
 
 An account is here if it has an account row that was not given away. Rows brought in advance stand under a `staged` row, without an account row:
-nobody reads them, nobody writes to them, housekeeping counts them as alive. Calls come from the writer thread.
+nobody reads them, nobody writes to them, housekeeping counts them as alive. A `staged` row that names its own partition stays for good where an
+account was: what comes late is told that it moved. Calls come from the writer thread.
 """
 
 from __future__ import annotations
@@ -135,6 +136,9 @@ class Handover:
         for key in body.deletes:
             if is_message(key):
                 partition.remove_message(key)
+            elif key == keys.staged(number):
+                # It stays: a delivery that was sent here before the directory said otherwise must not found the account anew.
+                txn.put(key, partition.number.to_bytes(4, "big"))
             else:
                 txn.delete(key)
         if body.puts:

@@ -19,7 +19,7 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x14 | account | mailbox u32 (0: the account) | annotations, msgpack: entry -> octets (RFC 5464)    | R       |
 | 0x15 | account | mailbox u32                | ACL, msgpack: address -> (account u32, rights) (RFC 4314) | R     |
 | 0x16 | account | -                          | accounts that share mailboxes with this one, msgpack list | R     |
-| 0x17 | account | -                          | staged: u32, the partition the account is being moved from |      |
+| 0x17 | account | -                          | staged: u32, the partition the account is being moved from; this one: it was here | |
 | 0x20 | account | mailbox u32, uid u32       | FLAGS, 32 octets: the message exists                  | R       |
 | 0x21 | account | mailbox u32, uid u32       | message row: rope and summary (version in octet 0)    | R       |
 | 0x22 | account | mailbox u32, modseq u64    | vanished: time u32, then uids u32 (little-endian)     | R       |

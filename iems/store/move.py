@@ -11,7 +11,7 @@ file system refuses that. Then, for a moment, the source holds the account (writ
 | `Give`                    | source's row names the target                       | whole in the target, not open yet: writes wait; again        |
 | `Take`                    | account row in the target                           | target; writes wait until the directory says so; again       |
 | directory                 | entry names the target                              | target; again removes what is left in the source             |
-| `Leave`, `Bring` (delete) | no rows in the source                               | target                                                       |
+| `Leave`, `Bring` (delete) | a row in the source that says it was there          | target                                                       |
 | note removed              |                                                     | target                                                       |
 
 `Give` is refused unless the source held the account from before the last difference was read. Every step may be repeated. What was moved keeps
@@ -344,7 +344,7 @@ class Mover:
                         side.ask(account, wire.Bring(account, side.number, [], gone))
                         self._step("clear")
                         gone = []
-        # The row that says what these are goes last.
+        # What says that these are rows of no account here changes last.
         side.ask(account, wire.Bring(account, side.number, [], [*gone, keys.staged(account)]))
 
 

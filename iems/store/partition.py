@@ -504,7 +504,7 @@ class Partition:
         raw = txn.get(keys.account(number))
         if raw is None:
             if txn.get(keys.staged(number)) is not None:
-                raise StoreError("the account is being moved", "MOVED")
+                raise StoreError("the account was moved, or is being moved", "MOVED")
             return self._new_account(number)
         state = _State(number, _decode_account(raw))
         if state.row.given >= 0:

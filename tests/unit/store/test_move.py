@@ -118,7 +118,7 @@ def test_everything_of_an_account_is_the_same_after_a_move_and_nothing_is_left(p
     assert place.move(1) == 1 and place.entry == 1
     assert place.everything() == before
     assert place.everything(NEIGHBOUR) == neighbour
-    assert place.rows(0) == [] and keys.account(ACCOUNT) in place.rows(1)
+    assert place.rows(0) == [keys.staged(ACCOUNT)] and keys.account(ACCOUNT) in place.rows(1)
     assert list((place.store / "moves").glob("[0-9]*")) == []
     place.sound()
     # Single instance: the octets have one more name, not one more copy.
@@ -157,13 +157,12 @@ def test_killed_at_each_step_the_account_is_whole_in_one_place_and_the_move_can_
     place.move(1, steps.append)
     place.move(0)
     for at in range(len(steps)):
-        count = 0
+        left = [None] * at
 
-        def kill(name: str) -> None:
-            nonlocal count
-            if count == at:
+        def kill(name: str, left: list[None] = left) -> None:
+            if not left:
                 raise Killed(name)
-            count += 1
+            left.pop()
 
         with pytest.raises(Killed):
             place.move(1, kill)
@@ -179,7 +178,7 @@ def test_killed_at_each_step_the_account_is_whole_in_one_place_and_the_move_can_
         assert len(active) <= 1
         assert place.move(1) == 1
         assert place.everything() == before
-        assert place.rows(0) == []
+        assert place.rows(0) == [keys.staged(ACCOUNT)]
         place.sound()
         place.move(0)
         assert place.everything() == before
@@ -196,7 +195,7 @@ def test_a_move_not_handed_over_can_be_taken_back(place: Place, step: str) -> No
         place.move(1, kill)
     place.ask(0, wire.Deliver([delivery(50)])) if step != "give" and step != "hold" else None
     assert place.move(0) == 0
-    assert place.rows(1) == []
+    assert place.rows(1) == [keys.staged(ACCOUNT)]
     assert place.everything().keys() >= before.keys()
     place.sound()
 
@@ -213,7 +212,7 @@ def test_a_move_handed_over_is_finished_by_the_janitor(place: Place) -> None:
         place.ask(0, wire.Append(ACCOUNT, "INBOX", [message(1)]))
     said = []
     assert finish(place.home, place.store, place.spool, lambda *which: said.append(which)) == [ACCOUNT]
-    assert said == [(ACCOUNT, 1)] and place.everything() == before and place.rows(0) == []
+    assert said == [(ACCOUNT, 1)] and place.everything() == before and place.rows(0) == [keys.staged(ACCOUNT)]
     # One that only began is left for a person to go on with, or to take back.
     Notes.write(notes := Notes(place.store), NEIGHBOUR, Note(0, 1))
     notes.close()
@@ -307,6 +306,14 @@ def test_a_second_mover_is_refused_and_an_account_in_both_partitions_is_not_touc
     place.ask(1, wire.Ensure(ACCOUNT))
     with pytest.raises(MoveFailure, match="both"):
         place.move(1)
+
+
+def test_a_delivery_that_comes_late_does_not_found_the_account_anew(place: Place) -> None:
+    place.move(1)
+    [[answer]] = place.ask(0, wire.Deliver([delivery(200)]))
+    assert answer[0] == "moved"
+    with pytest.raises(StoreError, match="moved"):
+        place.ask(0, wire.Ensure(ACCOUNT))
 
 
 def test_rows_of_a_third_account_and_to_an_account_that_is_there_are_refused(place: Place) -> None:

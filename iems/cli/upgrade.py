@@ -30,7 +30,7 @@ def upgrade(home: Home, dry_run: bool, back: bool, as_json: bool) -> None:
             limited = sorted(directory.domain_quotas())
         for one in formats.databases(home.path, store, spool):
             change = None
-            if not one.rebuilt and one.name != "directory":
+            if one.name.startswith("p") and one.version != (one.wants - 1 if back else one.wants):
                 change = formats.convert(store, one.name, addresses, back, dry_run)
             if as_json:
                 say_json({

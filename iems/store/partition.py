@@ -30,6 +30,7 @@ from iems.store.handover import Handover
 from iems.store.reclaim import Reclaim
 from iems.store.rows import (
     ACL_MAX,
+    BLOB_DIED,
     BLOB_OWN,
     BLOB_ROW,
     CHANGED_UNKNOWN,
@@ -191,6 +192,7 @@ class Partition:
         self.format = FORMAT
         self._blobs: OrderedDict[int, tuple[int, int, int, int]] = OrderedDict()
         self._live: dict[int, int] = {}
+        self._died: set[int] = set()  # blobs that lost octets in this transaction
         self._answers: dict[int, dict[int, None]] = {}
         self._copy: set[int] = set()
         self._missing: set[int] = set()
@@ -340,6 +342,7 @@ class Partition:
         self._counted.clear()
         self._blobs.clear()
         self._live.clear()
+        self._died.clear()
         self._own.clear()
         self.touched = {}
         self.content.forget_copies()
@@ -396,6 +399,7 @@ class Partition:
         for blob, delta in self._live.items():
             self._write_blob(blob, delta)
         self._live.clear()
+        self._died.clear()
         while len(self._blobs) > BLOBS_CACHED:
             self._blobs.popitem(last=False)
 
@@ -441,6 +445,9 @@ class Partition:
             row = BLOB_ROW.unpack(raw) if raw else (0, 0, self._now, BLOB_OWN if blob in self._own else 0)
         live, length, since, bits = row
         live = max(live + delta, 0)
+        if blob in self._died:
+            bits |= BLOB_DIED
+            self.sweep.died(blob)
         self._blobs[blob] = (live, length, since, bits)
         self._txn.put(keys.blob(blob), BLOB_ROW.pack(live, length, since, bits))
 
@@ -451,6 +458,8 @@ class Partition:
         for piece in rope:
             if type(piece) is Extent:
                 live[piece.blob] = live.get(piece.blob, 0) + sign * piece.length
+                if sign < 0:
+                    self._died.add(piece.blob)
 
     def _count_row(self, value: bytes, sign: int) -> None:
         """Count what a message row names."""
@@ -459,6 +468,8 @@ class Partition:
         if place is not None:
             if sign > 0:
                 self.sweep.note([], place)
+            else:
+                self._died.add(place[0])
             self._live[place[0]] = self._live.get(place[0], 0) + sign * place[2]
 
     def _check_content(self, entry: Delivery | NewMessage) -> None:
@@ -1358,6 +1369,16 @@ class Partition:
     def delete_prefix(self, prefix: bytes, limit: int) -> int:
         """Delete rows whose key begins with `prefix`, at most `limit`; how many."""
         return self._delete_prefix(prefix, limit)
+
+    def mark_blobs(self, blobs: Iterable[int], on: int, off: int = 0) -> None:
+        """Set and take away bits of blob rows."""
+        for blob in blobs:
+            raw = self._txn.get(keys.blob(blob))
+            if raw is not None:
+                live, length, since, bits = BLOB_ROW.unpack(raw)
+                row = (live, length, since, (bits | on) & ~off)
+                self._txn.put(keys.blob(blob), BLOB_ROW.pack(*row))
+                self._blobs.pop(blob, None)
 
     def drop_blob(self, blob: int) -> None:
         """Delete a blob's row; its file's name goes after the commit."""

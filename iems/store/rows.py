@@ -54,6 +54,8 @@ SUMMARY_INLINE_MAX = 2_000
 #: Blob row: octets named by rows u64, length of the file u64, owned since s u32, bits u32.
 BLOB_ROW = struct.Struct("<QQII")
 BLOB_OWN = 1  # a segment written by the partition itself
+BLOB_DIED = 2  # octets in it are named by nobody any more, and still there
+BLOB_ERASED = 4  # dead octets were erased: records around the contents are no longer whole
 DEDUP_ROW = struct.Struct("<III")
 
 #: Bounds of annotations (RFC 5464): octets of one value, entries and octets of all values of one mailbox.

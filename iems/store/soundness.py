@@ -22,6 +22,7 @@ from iems.store import keys
 from iems.store.counters import Counters
 from iems.store.findings import BAD, Aside, Damaged, Finding, Parts, Tally, octets_of, parts_of
 from iems.store.rows import (
+    BLOB_ERASED,
     BLOB_OWN,
     BLOB_ROW,
     DEDUP_ROW,
@@ -488,7 +489,8 @@ class Check:
         return size
 
     def _has_sums(self, blob: int) -> bool:
-        return not blob & _OWN_BLOBS and self._whole.get(blob, False)
+        erased = self._rows.get(blob, (0, 0, 0, 0))[3] & BLOB_ERASED
+        return not blob & _OWN_BLOBS and not erased and self._whole.get(blob, False)
 
 
 __all__ = ["Check"]

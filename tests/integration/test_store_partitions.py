@@ -49,13 +49,9 @@ def where(home, address=ME):
     directory = Directory(home.path / "directory")
     account = directory.account(address)
     directory.close()
-    active = []
-    for number in (0, 1):
-        reader = Reader(home.path / "store")
-        partition = reader._find(account.number)
-        active.append(reader._home[account.number] if partition else -1)
-        reader.close()
-    assert active[0] == account.partition
+    reader = Reader(home.path / "store")
+    assert reader._find(account.number) is not None and reader._home[account.number] == account.partition
+    reader.close()
     return account.partition
 
 

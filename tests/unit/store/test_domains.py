@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import lmdb
 import msgspec
 import pytest
 
+from iems.directory import Directory
 from iems.errors import IemsError
 from iems.spool import keys as spool_keys
 from iems.store import formats, keys, wire
 from iems.store.fsck import look, repair
+from iems.store.partition import Partition
 from iems.store.quota import DomainRoom
+from iems.store.reader import Reader
 from iems.store.rows import FORMAT, Account, DomainUse, Meta, encode
 from tests.unit.store.home import Home, delivery, message, pack
 
@@ -182,6 +186,47 @@ def test_conversion_and_the_way_back(tmp_path: Path) -> None:
     home.close()
     assert formats.convert(store, "p0", ADDRESSES, back=True) == formats.Change("p0", 2, 1, 3, 0)
     assert raw(tmp_path) == before
+
+
+def test_a_home_made_by_the_version_before(tmp_path: Path) -> None:
+    """`home-format-1.tar.gz`: directory and store as the last version of format 1 wrote them."""
+    with tarfile.open(Path(__file__).with_name("home-format-1.tar.gz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "spool/segments").mkdir(parents=True)
+    directory = Directory(tmp_path / "directory")
+    addresses = {account.number: account.address for account in directory.list_accounts()}
+    directory.close()
+
+    def mail() -> dict[str, list[Any]]:
+        reader = Reader(tmp_path / "store")
+        found: dict[str, list[Any]] = {}
+        for number, address in addresses.items():
+            for box in reader.mailboxes(number):
+                table = reader.table(number, box.id)
+                assert table is not None
+                uids = table[1]["uid"].tolist()
+                found[f"{address} {box.name}"] = [
+                    (uid, box.flag_names(row.flags), row.modseq, bytes(reader.blobs.read(row.rope)))
+                    for uid, row in zip(uids, reader.messages(number, box.id, uids), strict=True) if row is not None
+                ]  # fmt: skip
+            found[f"{address} trash"] = [one.row.uid for one in reader.trash(number)]
+        reader.close()
+        return found
+
+    before, rows = mail(), raw(tmp_path)
+    assert {name: len(found) for name, found in before.items() if found} == {
+        "a@x.test INBOX": 2, "a@x.test trash": 1, "b@x.test INBOX": 2, "c@y.test INBOX": 1,
+    }  # fmt: skip
+    formats.check(tmp_path, tmp_path / "store", tmp_path / "spool")
+    assert formats.convert(tmp_path / "store", "p0", addresses) == formats.Change("p0", 1, 2, 3, 2)
+    assert mail() == before and look(tmp_path / "store/p0", 0).findings == []
+    partition = Partition(tmp_path / "store/p0", tmp_path / "spool")
+    with partition.env.begin() as txn:
+        sums = [msgspec.msgpack.decode(txn.get(keys.domain(name)), type=DomainUse).accounts for name in ("x.test", "y.test")]
+    partition.close()
+    assert sums == [2, 1]
+    assert formats.convert(tmp_path / "store", "p0", addresses, back=True) is not None
+    assert mail() == before and raw(tmp_path) == rows
 
 
 def test_killed_in_a_conversion_the_partition_is_as_it_was(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def test_a_killed_mover_leaves_the_account_whole_and_is_repeated(home, after):
 
 
 def test_what_can_not_be_moved_is_said(home):
+    assert storage.moved(home.path) == {}, "nothing is left to be finished"
     assert "there is no partition 7" in user(home, "move", ME, "7", fails=True)
     assert "there is no account" in user(home, "move", "nobody@load.test", "1", fails=True)
 

@@ -25,11 +25,12 @@ ACCOUNT, NEIGHBOUR = 1, 2
 class Play:
     """The processes, the load, and what must be there at the end."""
 
-    def __init__(self, home: Path, seed: int) -> None:
+    def __init__(self, home: Path, seed: int, pause_s: float) -> None:
         self.home = home
         self.rng = random.Random(seed)
         self.entry = home / "entry"
         self.stopping = False
+        self.pause_s = pause_s
         self.delivered: Counter[tuple[int, bytes]] = Counter()
         self.appended = self.expunged = self.moves = self.killed_moves = 0
         self.stores = [self.spawn("serve", str(number)) for number in (0, 1)]
@@ -67,7 +68,7 @@ class Play:
                 if again:
                     await asyncio.sleep(0.01)
                 wanted = again
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(self.pause_s)
 
     async def sessions(self, client: StoreClient) -> None:
         """A session that writes; each answered change must be there at the end, and be seen at once."""
@@ -143,12 +144,12 @@ class Play:
             assert [finding.what for finding in look(self.home / "store" / f"p{number}", number).findings] == []
 
 
-def play(home: Path, moves: int, seed: int) -> Play:
+def play(home: Path, moves: int, seed: int, pause_s: float = 0.001) -> Play:
     for folder in ("spool/segments", "spool/large", "run", "store"):
         (home / folder).mkdir(parents=True)
     (home / "spool/segments" / f"{SEGMENT:016x}.seg").write_bytes(bytes(1 << 20))
     (home / "entry").write_text("0")
-    made = Play(home, seed)
+    made = Play(home, seed, pause_s)
     asyncio.run(made.run(moves))
     made.check()
     return made
@@ -161,4 +162,4 @@ def test_an_account_moves_under_load_and_nothing_is_lost(tmp_path: Path) -> None
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_an_account_moves_under_load_for_long(tmp_path: Path, seed: int) -> None:
-    assert play(tmp_path, 60, seed).killed_moves > 5
+    assert play(tmp_path, 40, seed, 0.02).killed_moves > 3

@@ -28,9 +28,10 @@ def upgrade(home: Home, dry_run: bool, back: bool, as_json: bool) -> None:
         with directory_of(home) as directory:
             addresses = {account.number: account.address for account in directory.list_accounts()}
             limited = sorted(directory.domain_quotas())
+        partitions = {one.name for one in formats.partitions(store)}
         for one in formats.databases(home.path, store, spool):
             change = None
-            if one.name.startswith("p") and one.version != (one.wants - 1 if back else one.wants):
+            if one.name in partitions and one.version != (one.wants - 1 if back else one.wants):
                 change = formats.convert(store, one.name, addresses, back, dry_run)
             if as_json:
                 say_json({

@@ -23,6 +23,7 @@ from msgspec import Struct
 from iems import reserve
 from iems.errors import IemsError
 from iems.spool import keys as spool_keys
+from iems.spool import records
 from iems.store import keys
 from iems.store.findings import BAD
 from iems.store.rows import FORMAT, FORMATS_READ, Account, DomainUse, Meta, encode
@@ -95,6 +96,12 @@ def databases(home: Path, store: Path, spool: Path) -> Iterator[Database]:
             raise FormatRefusal(f"{path}: the format can't be read: {error}") from error
         if raw is not None or not rebuilt:
             yield Database(name, int.from_bytes(raw or b"", "big"), (version,), version, rebuilt)
+    # Only the youngest: a newer version that ran here wrote it.
+    for path in sorted((spool / "segments").glob("*.seg"))[-1:]:
+        with open(path, "rb") as file:
+            version = records.segment_format(file.fileno())
+        if version:
+            yield Database("queue", version, (records.SEGMENT_FORMAT,), records.SEGMENT_FORMAT)
     yield from partitions(store)
 
 

@@ -17,6 +17,7 @@ import pytest
 from iems.directory import Directory
 from iems.errors import IemsError
 from iems.spool import keys as spool_keys
+from iems.spool import records
 from iems.store import formats, keys, wire
 from iems.store.fsck import look, repair
 from iems.store.partition import Partition
@@ -265,6 +266,15 @@ def test_a_newer_home_is_refused_with_a_line(tmp_path: Path) -> None:
             txn.put(spool_keys.META_VERSION, (spool_keys.VERSION + 1).to_bytes(4, "big"), db=meta)
     with pytest.raises(formats.FormatRefusal, match="queue index"):
         formats.check(tmp_path, store, spool)
+
+
+def test_a_spool_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.close()
+    head = records.FILE_HEAD.pack(records.FILE_MAGIC, b"n" * 8, 1 << 62, 0, 0, b"smtpd", 0, records.SEGMENT_FORMAT + 1, 1, 0)[:-4]
+    (tmp_path / "spool/segments" / f"{1 << 62:016x}.seg").write_bytes(head + records.crc32c(head).to_bytes(4, "little"))
+    with pytest.raises(formats.FormatRefusal, match="queue is of format 2"):
+        formats.check(tmp_path, tmp_path / "store", tmp_path / "spool")
 
 
 def test_an_account_on_its_way_is_not_converted(tmp_path: Path) -> None:

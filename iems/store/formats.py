@@ -67,19 +67,19 @@ def _value(path: Path, key: bytes, db: bytes | None) -> bytes | None:
 
 
 def partitions(store: Path) -> Iterator[Database]:
-    """The partitions that have rows. Raises FormatRefusal."""
+    """The partitions that have rows."""
     found = [path for path in store.glob("p*") if path.name[1:].isdigit() and (path / "index" / "data.mdb").exists()]
     for path in sorted(found, key=lambda path: int(path.name[1:])):
         try:
             raw = _value(path / "index", keys.META_KEY, None)
-            if raw is not None:
-                yield Database(path.name, _decode_meta(raw).version, FORMATS_READ, FORMAT)
-        except (lmdb.Error, OSError, *BAD) as error:
-            raise FormatRefusal(f"{path}: the format can't be read: {error}; iemsctl fsck tells more") from error
+            version = _decode_meta(raw).version if raw is not None else FORMAT
+        except (lmdb.Error, OSError, *BAD):
+            version = 0  # its writer and fsck say what is wrong; the other partitions are served
+        yield Database(path.name, version, FORMATS_READ, FORMAT)
 
 
 def databases(home: Path, store: Path, spool: Path) -> Iterator[Database]:
-    """Every database of a home that has a format. Raises FormatRefusal."""
+    """Every database of a home that has a format."""
     from iems.directory import keys as directory_keys
 
     for path, name, key, db, version, rebuilt in (
@@ -90,10 +90,8 @@ def databases(home: Path, store: Path, spool: Path) -> Iterator[Database]:
             continue
         try:
             raw = _value(path, key, db)
-        except (lmdb.Error, OSError) as error:
-            if rebuilt:
-                continue  # made anew from the records at the next start
-            raise FormatRefusal(f"{path}: the format can't be read: {error}") from error
+        except (lmdb.Error, OSError):
+            raw = None  # the index is made anew from the records, of the directory its users tell
         if raw is not None or not rebuilt:
             yield Database(name, int.from_bytes(raw or b"", "big"), (version,), version, rebuilt)
     # Only the youngest: a newer version that ran here wrote it.
@@ -108,6 +106,8 @@ def databases(home: Path, store: Path, spool: Path) -> Iterator[Database]:
 def check(home: Path, store: Path, spool: Path) -> None:
     """Refuse a home this program can't work with. Raises FormatRefusal, one line."""
     for one in databases(home, store, spool):
+        if not one.version:
+            continue
         if one.version > one.wants:
             raise FormatRefusal(
                 f"{home}: {one.name} is of format {one.version}, this version knows up to {one.wants}: the home was made or upgraded by a newer version"
@@ -152,7 +152,10 @@ def convert(store: Path, name: str, addresses: dict[int, str], back: bool = Fals
 
 
 def _convert(txn: Any, name: str, addresses: dict[int, str], new: int, dry_run: bool) -> Change | None:
-    meta = _decode_meta(txn.get(keys.META_KEY))
+    try:
+        meta = _decode_meta(txn.get(keys.META_KEY) or b"")
+    except BAD:
+        raise FormatRefusal(f"the format of {name} can't be read: iemsctl fsck tells more") from None
     if meta.version == new:
         return None
     if meta.version not in FORMATS_READ:

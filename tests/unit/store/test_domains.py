@@ -277,6 +277,20 @@ def test_a_spool_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         formats.check(tmp_path, tmp_path / "store", tmp_path / "spool")
 
 
+def test_a_damaged_partition_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.close()
+    store = tmp_path / "store"
+    with lmdb.open(str(store / "p0/index"), map_size=1 << 30) as env, env.begin(write=True) as txn:
+        txn.put(keys.META_KEY, b"\xc1")
+    formats.check(tmp_path, store, tmp_path / "spool")
+    assert [one.version for one in formats.partitions(store)] == [0]
+    with pytest.raises(formats.FormatRefusal, match="fsck"):
+        formats.convert(store, "p0", ADDRESSES)
+    (store / "p0/index/data.mdb").write_bytes(b"no database" * 4096)
+    formats.check(tmp_path, store, tmp_path / "spool")
+
+
 def test_an_account_on_its_way_is_not_converted(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.deliver(delivery(1, 1, domain="x.test"))

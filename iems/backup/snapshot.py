@@ -7,10 +7,12 @@ not part of it: it is on its way.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
@@ -153,15 +155,31 @@ def take(home: Path, store: Path, folder: Path, version: str, now_s: float | Non
     place.mkdir(parents=True, mode=0o700)
     found = Manifest(time_s=int(now), version=version)
     copied = 0
-    for partition in _partitions(store):
-        copied += _take_partition(store / partition, folder, place, partition, found)
-    found.rows["directory/data.mdb"] = _copy_rows(home / "directory", place / "directory")
+    # An account that moved between two of the partitions' snapshots would be in both of them, or in none.
+    with no_moves(store):
+        for partition in _partitions(store):
+            copied += _take_partition(store / partition, folder, place, partition, found)
+        found.rows["directory/data.mdb"] = _copy_rows(home / "directory", place / "directory")
+        _copy_tree(store / "moves", place / "store" / "moves", place, found)
     for tree, below in ((home / "conf", place / "conf"), (store / "home", place / "store" / "home")):
         _copy_tree(tree, below, place, found)
     sync_folder(place)
     write_durably(place / "manifest.json", msgspec.json.encode(found))
     sync_folder(place.parent)
     return name, found, copied
+
+
+@contextmanager
+def no_moves(store: Path) -> Iterator[None]:
+    """Keep accounts where they are: waits for a move that is under way, and holds up those to come."""
+    folder = store / "moves"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _copy_tree(tree: Path, below: Path, place: Path, found: Manifest) -> None:

@@ -136,6 +136,7 @@ def restore_mail(
     from iems.cli.common import become_owner
     from iems.cli.policy import directory_of
     from iems.store.offline import ask
+    from iems.store.quota import room_of
     from iems.transfer.bring import Bringer
 
     name = _chosen(folder, snapshot)
@@ -149,9 +150,8 @@ def restore_mail(
     for place in (spool / "large", store / f"p{aim.partition}"):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
     bringer = Bringer(
-        aim.number,
-        aim.partition,
-        aim.quota_octets,
+        aim,
+        room_of(store, aim, config.store.partitions),
         spool,
         lambda body: ask(home.path, store, spool, aim.partition, aim.number, body, config.store.undelete_s),
     )

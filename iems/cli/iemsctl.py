@@ -53,6 +53,7 @@ COMMANDS = {
     "capacity": ("capacity", "capacity"),
     "perf": ("perf", "perf"),
     "bayes": ("bayes", "bayes"),
+    "upgrade": ("upgrade", "upgrade"),
 }
 
 

@@ -138,6 +138,7 @@ GROUPS = {
     "bayes": ("userbayes", "bayes", True),
     "export": ("transfer", "export_mail", True),
     "import": ("transfer", "import_mail", True),
+    "move": ("move", "move", True),
 }
 
 

@@ -122,6 +122,28 @@ def domain_remove(home: Home, name: str, force: bool) -> None:
         directory.remove_domain(name, force=force)
 
 
+@domain.command("quota")
+@click.argument("name")
+@click.argument("size", required=False)
+@pass_home
+def domain_quota(home: Home, name: str, size: str | None) -> None:
+    """Show how much the users of a domain may keep together, or set it to SIZE (`500G`, `unlimited`)."""
+    from iems.cli.iemsuser import octets_of, size_text
+    from iems.store import formats
+
+    octets = octets_of(size) if size is not None else None
+    with directory_of(home) as directory:
+        if size is not None:
+            if octets is not None:
+                old = [one.name for one in formats.partitions(home.config().store_path(home.path)) if one.version < one.wants]
+                if old:
+                    raise Failed(f"the mailboxes in {', '.join(old)} are of an older format, which counts no domains: stop the server, then iemsctl upgrade")
+            directory.set_domain_quota(name, octets)
+        elif name.lower() not in directory.domains():
+            raise Failed(f"{name.lower()} is not on the list of local domains")
+        say(f"{name.lower()} {size_text(directory.domain_quotas().get(name.lower()))}")
+
+
 @domain.command("list")
 @json_option
 @pass_home

@@ -33,6 +33,7 @@ def storage(home: Home, domain: str, top: int, as_json: bool) -> None:
     domain = domain.lower()
     with directory_of(home) as directory:
         accounts = {account.number: account for account in directory.list_accounts(domain)}
+        quotas = directory.domain_quotas()
         if domain and not accounts and domain not in directory.domains():
             raise click.BadParameter(f"{domain} is no local domain", param_hint="--domain")
     used = usage.usages(path)
@@ -57,7 +58,7 @@ def storage(home: Home, domain: str, top: int, as_json: bool) -> None:
             before = earlier.domains.get(name) if earlier else None
             say_json(
                 {"kind": "domain", "domain": name, "used_bytes": one.octets, "messages": one.messages, "users": one.accounts,
-                 "growth_bytes": growth(one, before), "since": since}
+                 "growth_bytes": growth(one, before), "since": since, "quota_bytes": quotas.get(name)}
             )  # fmt: skip
         say_json(
             {"kind": "total", "used_bytes": now.total.octets, "messages": now.total.messages, "users": now.total.accounts,
@@ -71,9 +72,13 @@ def storage(home: Home, domain: str, top: int, as_json: bool) -> None:
             ("USER", "USED", "MESSAGES", "QUOTA", "FULL"),
         )  # fmt: skip
         say("")
-    rows = [(name, one.accounts, size_text(one.octets), one.messages, _signed(growth(one, earlier.domains.get(name) if earlier else None))) for name, one in named]
-    rows.append(("total", now.total.accounts, size_text(now.total.octets), now.total.messages, _signed(growth(now.total, total_before))))
-    table(rows, ("DOMAIN", "USERS", "USED", "MESSAGES", f"SINCE {since}" if since else "GROWTH"))
+    rows = [
+        (name, one.accounts, size_text(one.octets), one.messages, _signed(growth(one, earlier.domains.get(name) if earlier else None)),
+         size_text(quotas.get(name)), f"{100 * one.octets / quotas[name]:.0f}%" if name in quotas else "")
+        for name, one in named
+    ]  # fmt: skip
+    rows.append(("total", now.total.accounts, size_text(now.total.octets), now.total.messages, _signed(growth(now.total, total_before)), "", ""))
+    table(rows, ("DOMAIN", "USERS", "USED", "MESSAGES", f"SINCE {since}" if since else "GROWTH", "QUOTA", "FULL"))
     say(f"on disk: {size_text(disk)} (all domains)")
 
 

@@ -40,6 +40,7 @@ from iems.master.supervisor import Supervisor, acting_as, home_user, running_pid
 def start(home: Home, foreground: bool) -> None:
     """Start the server. Detached, it returns when all ports listen and all workers are ready."""
     config = home.config()
+    _known(home, config)
     _decided(home, config)
     if foreground:
 
@@ -49,6 +50,17 @@ def start(home: Home, foreground: bool) -> None:
 
         raise SystemExit(_serve(home, config, ready, echo=False))
     _start_detached(home, config)
+
+
+def _known(home: Home, config: Any) -> None:
+    """Raises Failed if a database is of a format this version does not know."""
+    from iems.store import formats
+
+    try:
+        with acting_as(home_user(home.path, config)):
+            formats.check(home.path, config.store_path(home.path), home.path / config.spool.path)
+    except formats.FormatRefusal as error:
+        raise Failed(str(error)) from None
 
 
 def _decided(home: Home, config: Any) -> None:

@@ -85,6 +85,7 @@ def import_mail(home: Any, address: str, source: Path, kind: str, mailbox: str, 
     Can be repeated after a stop: messages that are there from an earlier run are not doubled.
     """
     from iems.store.offline import ask
+    from iems.store.quota import room_of
     from iems.transfer.bring import Bringer
 
     directory = home.directory()
@@ -104,7 +105,7 @@ def import_mail(home: Any, address: str, source: Path, kind: str, mailbox: str, 
     def put(body: Any) -> bytes:
         return ask(place, store, spool, account.partition, account.number, body, config.store.undelete_s)
 
-    bringer = Bringer(account.number, account.partition, account.quota_octets, spool, put)
+    bringer = Bringer(account, room_of(store, account, config.store.partitions), spool, put)
     counted = 0
     try:
         for mail in read(source, found, lambda where, why: skipped.append((where, why))):

@@ -225,7 +225,7 @@ class Directory:
             return None
         with self._view() as view:
             entry = view.entry("@".join(parts))
-            account = account_of(entry) if entry is not None and ACCOUNT in entry.classes else None
+            account = _limited(account_of(entry), view) if entry is not None and ACCOUNT in entry.classes else None
         _keep(kept, address, account)
         return account
 
@@ -239,7 +239,7 @@ class Directory:
             return kept[number]
         with self._view() as view:
             found = view.get(keys.account_key(number), db=self._db[b"accounts"])
-            account = account_of(view.read(keys.u64_of(found))) if found is not None else None
+            account = _limited(account_of(view.read(keys.u64_of(found))), view) if found is not None else None
         _keep(kept, number, account)
         return account
 
@@ -677,6 +677,45 @@ class Directory:
             "account quota",
             {"iemsQuotaOctets": [str(quota_octets)] if quota_octets is not None else []},
         )
+
+    def domain_quotas(self) -> dict[str, int]:
+        """Domain -> octets its accounts may keep together; domains without a limit are not there."""
+        with self._view() as view:
+            return dict(view.domain_quotas)
+
+    def set_domain_quota(self, domain: str, quota_octets: int | None) -> None:
+        """Limit what the accounts of a local domain keep together; None is unlimited. Raises DirectoryRefusal."""
+        if quota_octets is not None and not 0 < quota_octets < 1 << 63:
+            raise DirectoryRefusal("a quota is a positive number of octets")
+
+        def change(work: Change) -> None:
+            name = domain_of(domain)
+            if name is None:
+                raise DirectoryRefusal(f"{shown(domain)} is no domain: a quota is set for each domain by its name")
+            found = work.find(keys.KIND_DOMAIN, name)
+            if found is None or LOCAL_DOMAIN not in found[1].classes:
+                raise DirectoryRefusal(f"{name} is not on the list of local domains")
+            work.replace(*found, {"iemsQuotaOctets": [str(quota_octets)] if quota_octets is not None else []})
+
+        self._write("domain quota", change)
+
+    def set_partition(self, number: int, partition: int) -> None:
+        """Name the partition that has the mail of an account, or of a deleted one; nothing if it is neither."""
+
+        def change(work: Change) -> None:
+            key = keys.account_key(number)
+            found = work.get(key, db=work.db[b"accounts"])
+            if found is not None:
+                identity = keys.u64_of(found)
+                entry = work.read(identity)
+                if entry.first("iemsPartition", "0") != str(partition):
+                    work.replace(identity, entry, {"iemsPartition": [str(partition)]})
+                return
+            gone = next((one for one in self.retired() if one.number == number), None)
+            if gone is not None:
+                work.put(key, keys.retired(gone.deleted_ns, partition), "retired")
+
+        self._write("account move", change, policy=False)
 
     def set_enabled(self, address: str, enabled: bool) -> None:
         """Let an account log in and get mail, or not. Raises DirectoryRefusal."""
@@ -1229,3 +1268,10 @@ def _public(attributes: dict[str, list[str]] | None) -> dict[str, list[str]] | N
         name: ["(hidden)"] if name in ("userPassword", stored.ATTRIBUTE) and values else values
         for name, values in attributes.items()
     }
+
+
+def _limited(account: Account, view: View) -> Account:
+    """The account with what its domain may keep."""
+    quotas = view.domain_quotas
+    limit = quotas.get(account.domain) if quotas else None
+    return account if limit is None else msgspec.structs.replace(account, domain_quota_octets=limit)

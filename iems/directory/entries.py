@@ -136,6 +136,12 @@ class Account(Struct, frozen=True):
     send_as: tuple[str, ...] = ()
     filtered: bool = False
     bayes: BayesChoice | None = None
+    domain_quota_octets: int | None = None
+
+    @property
+    def domain(self) -> str:
+        """The domain of the address."""
+        return self.address.rpartition("@")[2]
 
 
 class Retired(Struct, frozen=True):

@@ -58,11 +58,12 @@ _CODES = {
 class Policy:
     """What was looked up about domains and settings under one value of the `policy` counter."""
 
-    __slots__ = ("forwards", "local", "only_domain", "peers", "relay_domains", "settings", "version")
+    __slots__ = ("forwards", "local", "only_domain", "peers", "quotas", "relay_domains", "settings", "version")
 
     def __init__(self, version: bytes | None = None) -> None:
         self.version = version
         self.local: dict[str, str] = {}
+        self.quotas: dict[str, int] | None = None
         self.forwards: dict[str, tuple[str, Channel, str] | None] = {}
         self.settings: dict[str, list[str]] | None = None
         self.only_domain: str | None = None
@@ -172,6 +173,18 @@ class View:
                 known.clear()
             known[domain] = answer
         return answer
+
+    @property
+    def domain_quotas(self) -> dict[str, int]:
+        """Domain -> octets its accounts may keep together, of the local domains that have a limit."""
+        found = self.policy.quotas
+        if found is None:
+            found = self.policy.quotas = {
+                entry.lookup: int(entry.first("iemsQuotaOctets"))
+                for _, entry in self.of_class(keys.CLASS_LOCAL_DOMAIN)
+                if entry.first("iemsQuotaOctets")
+            }
+        return found
 
     def forward(self, domain: str) -> tuple[str, Channel, str] | None:
         known = self.policy.forwards

@@ -23,15 +23,25 @@ ROOT = "Other Users/"
 class Place(Struct, frozen=True):
     """A mailbox by its name. name: as this client names it. rights: None for the owner, who may do all.
 
-    address: the owner. quota_octets: of the owner's account.
+    owner: the account that has it.
     """
 
     account: int
     box: Any
     name: str
     rights: str | None
-    address: str
-    quota_octets: int | None
+    owner: Any
+
+    @property
+    def address(self) -> str:
+        """Of the owner."""
+        return str(self.owner.address)
+
+    @property
+    def quota_octets(self) -> int | None:
+        """Of the owner's account."""
+        limit: int | None = self.owner.quota_octets
+        return limit
 
     def may(self, right: str) -> bool:
         """Whether the session has a right."""
@@ -60,7 +70,7 @@ def find(session: Session, name: str) -> Place | None:
     box = services.reader.mailbox(session.number, name)
     account = session.account
     if box is not None:
-        return Place(session.number, box, name, None, account.address, account.quota_octets)
+        return Place(session.number, box, name, None, account)
     if not name.startswith(ROOT):
         return None
     address, _, rest = name[len(ROOT) :].partition("/")
@@ -82,7 +92,7 @@ def _shared(session: Session, owner: Any, box: Any) -> Place | None:
         return None
     session.services.know(owner)
     name = f"{ROOT}{owner.address}/{box.name}"
-    return Place(owner.number, box, name, rights, owner.address, owner.quota_octets)
+    return Place(owner.number, box, name, rights, owner)
 
 
 def foreign(session: Session) -> Iterator[Place]:

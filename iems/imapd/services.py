@@ -21,6 +21,7 @@ class Services:
     reader, store, authenticator: as in `iems.store` and `iems.directory`. content: makes and keeps the content of APPEND
     (`commands.append` says what it needs). plaintext: the setting `auth.plaintext`. log, error, count: of the worker.
     finder: full-text indexes (`iems.fulltext`), None: none; fulltext_from: messages a mailbox has that gets one.
+    now_known(account): the account as the directory has it now. domain_room(account): octets its domain may have in its partition, None without a limit.
     gone(session): a connection ended. directory: who the other users are; None: nothing is shared. now: monotonic seconds; clock: seconds since 1970.
     """
 
@@ -42,6 +43,8 @@ class Services:
         count: Callable[..., None] = lambda name, n=1: None,
         gone: Callable[[Any], None] = lambda session: None,
         know: Callable[[Any], None] = lambda account: None,
+        now_known: Callable[[Any], Any] = lambda account: account,
+        domain_room: Callable[[Any], int | None] = lambda account: None,
         directory: Any = None,
         finder: Any = None,
         fulltext_from: int = 0,
@@ -64,6 +67,8 @@ class Services:
         self.count = count
         self.gone = gone
         self.know = know
+        self.now_known = now_known
+        self.domain_room = domain_room
         self.directory = directory
         self.finder = finder
         self.fulltext_from = fulltext_from

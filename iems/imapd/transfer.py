@@ -28,8 +28,9 @@ async def copy(
     services = session.services
     if target.account == view.account:
         found: tuple[int, list[int], list[int]] = await services.store.copy(
-            view.account, view.mailbox_id, uids, target.box.name, move=move, quota_octets=target.quota_octets
-        )
+            view.account, view.mailbox_id, uids, target.box.name, move=move, quota_octets=target.quota_octets,
+            domain=target.owner.domain, domain_octets=services.domain_room(target.owner),
+        )  # fmt: skip
         return found
     if len(uids) > MAX_MESSAGES:
         raise Refused(f"[LIMIT] At most {MAX_MESSAGES} messages at once to another account")
@@ -47,7 +48,10 @@ async def copy(
         sources.append(uid)
     if not new:
         return 0, [], []
-    uidvalidity, targets = await services.store.append(target.account, target.box.name, new, target.quota_octets)
+    uidvalidity, targets = await services.store.append(
+        target.account, target.box.name, new, target.quota_octets,
+        domain=target.owner.domain, domain_octets=services.domain_room(target.owner),
+    )  # fmt: skip
     if move:
         await services.store.store_flags(view.account, view.mailbox_id, sources, "+", ["\\Deleted"])
         await services.store.expunge(view.account, view.mailbox_id, sources)

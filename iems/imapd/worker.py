@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from iems.directory import Authenticator, Directory
+from iems.errors import DirectoryUnavailable
 from iems.fulltext.finder import Finder
 from iems.fulltext.index import available
 from iems.imapd.engine import Limits
@@ -16,6 +17,7 @@ from iems.imapd.services import Services
 from iems.imapd.session import Session
 from iems.net.reception import Reception
 from iems.store.client import StoreClient
+from iems.store.quota import DomainRoom
 from iems.store.reader import Reader
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Worker:
             else None
         )
         self._partitions: dict[int, int] = {}
+        self._room = DomainRoom(lambda: self.reader, config.store.partitions)
         self.store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
         self.keeper = Keeper(ctx)
         self.reception: Reception[Session] = Reception(ctx, config.imapd.max_sessions, _REFUSAL)
@@ -61,6 +64,8 @@ class Worker:
             count=ctx.count,
             gone=self.reception.closed,
             know=self._know,
+            now_known=self._now_known,
+            domain_room=self._domain_room,
             directory=self.directory,
             finder=self.finder,
             fulltext_from=config.imapd.fulltext_from,
@@ -69,8 +74,23 @@ class Worker:
     def _know(self, account: Any) -> None:
         self._partitions[account.number] = account.partition
 
+    def _now_known(self, account: Any) -> Any:
+        """The account as the directory has it now."""
+        try:
+            return self.directory.account_by_number(account.number) or account
+        except DirectoryUnavailable:
+            return account
+
+    def _domain_room(self, account: Any) -> int | None:
+        return self._room.of(self._now_known(account))
+
     def _partition_of(self, number: int) -> int:
-        return self._partitions[number]
+        # Asked each time: an account may be moved while its sessions go on.
+        try:
+            found = self.directory.account_by_number(number)
+        except DirectoryUnavailable:
+            found = None
+        return found.partition if found is not None else self._partitions[number]
 
     # ------------------------------------------------------------------ life
 

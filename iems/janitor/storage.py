@@ -1,7 +1,7 @@
 """Care of the mailboxes that reads many rows: the sums of the day, mail that has expired, quotas that are
 nearly used up.
 
-Done by a process of its own (`python -m iems.janitor.storage HOME sums|expire|quota`), as the janitor's own must answer for workers that die, and may
+Done by a process of its own (`python -m iems.janitor.storage HOME sums|expire|quota|moves`), as the janitor's own must answer for workers that die, and may
 open a partition once only. It tells what it did in a line of JSON.
 """
 
@@ -37,6 +37,11 @@ EXPIRE_S = 3_600.0
 #: Quotas are looked at this often while any account has one.
 QUOTA_S = 300.0
 WARNED = "quota-warned"
+DOMAINS_WARNED = "quota-warned-domains"
+#: Users one warning of a domain's quota goes to.
+ENVELOPE_MAX = 500
+#: Moves whose mover died are looked for this often.
+MOVES_S = 60.0
 #: A process that takes longer is ended; the next one goes on where it was.
 LIMIT_S = 1_800
 
@@ -53,6 +58,7 @@ class StorageCare:
         self._store = store
         self._sums_at = time.monotonic() + FIRST_S
         self._day = ""
+        self._moves_at = 0.0
         self._expire_at = 0.0
         self._version = -1
         self._rules: list[Expiry] | None = None
@@ -63,6 +69,11 @@ class StorageCare:
         if directory is None or (self._task is not None and not self._task.done()):
             return
         now = time.monotonic()
+        if now >= self._moves_at:
+            self._moves_at = now + MOVES_S
+            if any((self._store / "moves").glob("[0-9]*")):
+                self._task = asyncio.ensure_future(self._run("moves"))
+                return
         if now >= self._sums_at:
             self._sums_at = now + LOOK_S
             day = time.strftime("%Y-%m-%d", time.gmtime())
@@ -114,29 +125,49 @@ class StorageCare:
                 self._ctx.log.event("quota-warning", None, address=warning.address, percent=warning.percent, used=warning.used_octets)
             if found.levels != levels(self._store):
                 write_durably(self._store / WARNED, msgspec.json.encode(found.levels))
+            for crossing in found.domains:
+                for at in range(0, len(crossing.addresses), ENVELOPE_MAX):
+                    (error,) = await self._spool.append([self._domain_mail(crossing, crossing.addresses[at : at + ENVELOPE_MAX])])
+                    if error is not None:
+                        raise error
+                self._ctx.log.event("quota-warning", None, domain=crossing.domain, percent=crossing.percent, used=crossing.used_octets)
+            if found.domain_levels != domain_levels(self._store):
+                write_durably(self._store / DOMAINS_WARNED, msgspec.json.encode(found.domain_levels))
         except (OSError, IemsError) as fault:
             self._ctx.log.error("warnings of quotas wait", fault)
 
     def _mail(self, warning: quota.Crossing) -> Message:
-        domain = self._ctx.config.domain or self._ctx.hostname
-        id = self._spool.new_id()
         text = (
             f"The mail of {warning.address} takes {_size(warning.used_octets)} of {_size(warning.quota_octets)}\n"
             f"({100 * warning.used_octets // warning.quota_octets} %). New mail will be refused when there is no room left:\n"
             "please delete what you do not need.\n"
         )
+        return self._written(f"<{warning.address}>", f"Your mailbox is more than {warning.percent} % full", text, [warning.address])
+
+    def _domain_mail(self, crossing: quota.DomainCrossing, addresses: list[str]) -> Message:
+        text = (
+            f"The mail of all users of {crossing.domain} takes {_size(crossing.used_octets)} of {_size(crossing.quota_octets)}\n"
+            f"({100 * crossing.used_octets // crossing.quota_octets} %). New mail to any of them will be refused when there is no room left:\n"
+            "please delete what you do not need.\n"
+        )
+        subject = f"The mailboxes of {crossing.domain} are more than {crossing.percent} % full"
+        return self._written("undisclosed-recipients:;", subject, text, addresses)
+
+    def _written(self, to: str, subject: str, text: str, addresses: list[str]) -> Message:
+        domain = self._ctx.config.domain or self._ctx.hostname
+        id = self._spool.new_id()
         content = b"".join((
             build.raw_field("From", f"<postmaster@{domain}>"),
-            build.raw_field("To", f"<{warning.address}>"),
-            build.raw_field("Subject", f"Your mailbox is more than {warning.percent} % full"),
+            build.raw_field("To", to),
+            build.raw_field("Subject", subject),
             build.date_field(time.time()),
             build.raw_field("Message-ID", build.message_id(id, domain)),
             build.raw_field("Auto-Submitted", "auto-generated"),
             build.raw_field("MIME-Version", "1.0"),
             build.text_part(text),
         ))  # fmt: skip
-        address = warning.address.encode()
-        envelope = Envelope(Channel.MTA, b"", [Recipient(address, address)], time.time_ns())
+        recipients = [Recipient(address.encode(), address.encode()) for address in addresses]
+        envelope = Envelope(Channel.MTA, b"", recipients, time.time_ns())
         return Message(id, envelope, [content])
 
     async def _ask(self, what: str) -> bytes | None:
@@ -219,6 +250,29 @@ def levels(store: Path) -> dict[int, int]:
         return {}
 
 
+def domain_levels(store: Path) -> dict[str, int]:
+    """Domain -> threshold of its quota that was told of last."""
+    try:
+        return msgspec.json.decode((store / DOMAINS_WARNED).read_bytes(), type=dict[str, int])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+
+
+def moved(home: Path) -> dict[str, int]:
+    """Finish moves that were cut off after the account was handed over: {accounts}, or nothing. Raises OSError, lmdb.Error, IemsError."""
+    from iems.store.move import MoveFailure, finish
+
+    config = settings.load(home / "conf" / "iems.toml")
+    directory = Directory(home / "directory", who="janitor")
+    try:
+        done = finish(home, config.store_path(home), home / config.spool.path, directory.set_partition, config.store.undelete_s)
+    except MoveFailure:
+        return {}  # a mover is at work
+    finally:
+        directory.close()
+    return {"accounts": len(done)} if done else {}
+
+
 def near(home: Path) -> quota.Look:
     """Who is near the quota. Raises OSError, lmdb.Error, IemsError."""
     config = settings.load(home / "conf" / "iems.toml")
@@ -226,9 +280,13 @@ def near(home: Path) -> quota.Look:
     directory = Directory(home / "directory", who="janitor")
     try:
         accounts = [(account.number, account.address, account.quota_octets) for account in directory.list_accounts()]
+        quotas = directory.domain_quotas()
     finally:
         directory.close()
-    return quota.look(accounts, usage.usages(store), config.store.quota_warn_percent, levels(store))
+    used, percents = usage.usages(store), config.store.quota_warn_percent
+    found = quota.look(accounts, used, percents, levels(store))
+    quota.look_at_domains(found, accounts, used, quotas, percents, domain_levels(store))
+    return found
 
 
 def main(home: Path, what: str) -> int:
@@ -236,7 +294,7 @@ def main(home: Path, what: str) -> int:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LIMIT_S)
     try:
-        done = {"sums": sums, "expire": expired, "quota": near}[what](home)
+        done = {"sums": sums, "expire": expired, "quota": near, "moves": moved}[what](home)
     except (OSError, lmdb.Error, IemsError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

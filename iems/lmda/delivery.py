@@ -29,6 +29,11 @@ FULL = Reply(552, 2, 2, "Mailbox full")
 TOO_LONG = Reply(550, 4, 7, "Delivery time expired")
 DIRECTORY_AWAY = Reply(451, 3, 0, "Directory not available, try again later")
 CONTENT_GONE = Reply(451, 3, 0, "Content can't be read, try again later")
+BEING_MOVED = Reply(451, 3, 0, "Mailbox is being moved, try again later")
+DOMAIN_FULL_FOR_NOW = Reply(452, 2, 2, "No room left for this domain")
+DOMAIN_FULL = Reply(552, 2, 2, "No room left for this domain")
+#: Seconds until mail for an account that is being moved is tried again.
+MOVED_S = 1.0
 LOCAL_FAULT = Reply(451, 3, 0, "Local error, try again later")
 TOO_LARGE = Reply(552, 3, 4, "Message too large for the mailbox")
 DELIVERED = Reply(250, 1, 5, "Delivered")
@@ -44,6 +49,7 @@ class Account(Protocol):
     number: int
     enabled: bool
     quota_octets: int | None
+    domain: str
     partition: int
     may_receive: bool
     spam: SpamControl | None
@@ -160,12 +166,18 @@ class Planner:
     """Makes deliveries of items.
 
     account: address -> account or None; raises DirectoryUnavailable. age_s: how long an item's message has been here.
+    domain_room: what the domain of an account may have in its partition, None without a limit.
     """
 
     def __init__(
-        self, account: Callable[[str], Any | None], policy: Policy, age_s: Callable[[Item], float]
+        self,
+        account: Callable[[str], Any | None],
+        policy: Policy,
+        age_s: Callable[[Item], float],
+        domain_room: Callable[[Any], int | None] = lambda account: None,
     ) -> None:
         self._account = account
+        self._domain_room = domain_room
         self._policy = policy
         self._age_s = age_s
 
@@ -237,9 +249,8 @@ class Planner:
             work.slots.append(slot)
         return work
 
-    @staticmethod
     def delivery(
-        item: Item, account: Any, lines: bytes, summary: tuple[bytes, bytes], octets: int
+        self, item: Item, account: Any, lines: bytes, summary: tuple[bytes, bytes], octets: int
     ) -> Delivery | None:
         """The delivery to the INBOX of an account under `lines`; None if the message is too large for any mailbox."""
         size = len(lines) + octets
@@ -259,6 +270,8 @@ class Planner:
             [],
             envelope.dot_free,
             account.quota_octets,
+            domain=account.domain,
+            domain_octets=self._domain_room(account),
         )
 
     def _to_filter(self, work: Work, recipient: Recipient, account: Any, lines: bytes) -> Result:
@@ -347,7 +360,12 @@ class Planner:
                 return Result(recipient, Outcome.DISCARDED)
             return Result(recipient, Outcome.DELIVERED, DELIVERED)
         if status == "overquota":
+            domain = answer.text == "domain"
             if self._policy.over_quota == "fail":
-                return Result(recipient, Outcome.FAILED, FULL)
-            return self.deferred(recipient, item, FULL_FOR_NOW)
+                return Result(recipient, Outcome.FAILED, DOMAIN_FULL if domain else FULL)
+            return self.deferred(recipient, item, DOMAIN_FULL_FOR_NOW if domain else FULL_FOR_NOW)
+        if status == "moved":
+            result = self.deferred(recipient, item, BEING_MOVED)
+            result.next_attempt_s = min(result.next_attempt_s, MOVED_S)
+            return result
         return self.deferred(recipient, item, LOCAL_FAULT)

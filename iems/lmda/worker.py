@@ -26,6 +26,8 @@ from iems.spool.items import Item, Message, Settlement
 from iems.spool.spool import Spool
 from iems.spool.verify import ContentDamaged, Verifier, quarantine
 from iems.store.client import StoreClient
+from iems.store.quota import DomainRoom
+from iems.store.reader import Reader
 from iems.store.wire import Delivered, Delivery
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ class Worker:
         self._verifier = Verifier(self._spool.blobs)
         self._reader_verifier = Verifier(self._reader_blobs)
         self._store = StoreClient(ctx.loop, ctx.home / "run", partition_of=self._partition_of)
-        self._planner = Planner(self._account, self._policy, self._spool.age_s)
+        room = DomainRoom(lambda: Reader(ctx.config.store_path(ctx.home)), ctx.config.store.partitions)
+        self._planner = Planner(self._account, self._policy, self._spool.age_s, room.of)
         self._rules: Rules | None = None
         self._judge: Judge | None = None
         ctx.on_wake(self._pump_soon)

@@ -181,13 +181,26 @@ def pack_file_head(head: FileHead) -> bytes:
     return body + checksum.to_bytes(4, "little")
 
 
+#: The layout of segments and their records.
+SEGMENT_FORMAT = 1
+
+
+def segment_format(fd: int) -> int:
+    """The format an open segment says it has, 0 if it is none or damaged."""
+    data = os.pread(fd, FILE_OCTETS, 0)
+    if len(data) < FILE_OCTETS or crc32c(data) != CRC_RESIDUE:
+        return 0
+    found = FILE_HEAD.unpack(data)
+    return int(found[7]) if found[0] == FILE_MAGIC else 0
+
+
 def read_file_head(fd: int) -> FileHead | None:
     """The head of an open segment, or None if it is not one or is damaged."""
     data = os.pread(fd, FILE_OCTETS, 0)
     if len(data) < FILE_OCTETS or crc32c(data) != CRC_RESIDUE:
         return None
     magic, nonce, blob, created_ns, queue_ms, role, slot, version, pid, _crc = FILE_HEAD.unpack(data)
-    if magic != FILE_MAGIC or version != 1:
+    if magic != FILE_MAGIC or version != SEGMENT_FORMAT:
         return None
     return FileHead(
         nonce, blob, created_ns, queue_ms, role.rstrip(b"\0").decode("ascii", "replace"), slot, pid

@@ -12,6 +12,7 @@ import os
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ _decode_int = msgspec.msgpack.Decoder(int).decode
 _decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 _decode_refusal = msgspec.msgpack.Decoder(tuple[str, str]).decode
 _decode_push = msgspec.msgpack.Decoder(tuple[int, int, int]).decode
+#: Pause before an account that is being moved is asked for again.
+MOVED_S = 0.05
 _RETRY_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -166,7 +169,7 @@ class _Link(asyncio.Protocol):
         for frame in frames:
             answer = wire.decode_answer(frame)
             if answer.status == wire.PUSH:
-                self._client.notify(*_decode_push(answer.value))
+                self._client.notify(self, *_decode_push(answer.value))
                 continue
             pending = self._pending.pop(answer.seq, None)
             if pending is None or pending.future.done():
@@ -243,8 +246,19 @@ class StoreClient:
         """The packed answer to a request of `wire.py`."""
         return await self._ask(account, body)
 
-    def _ask(self, account: int, body: Any) -> asyncio.Future[bytes]:
-        return self._link(self._partition_of(account)).request(body)
+    async def _ask(self, account: int, body: Any) -> bytes:
+        deadline = 0.0
+        while True:
+            try:
+                return await self._link(self._partition_of(account)).request(body)
+            except StoreError as error:
+                if error.code != "MOVED":
+                    raise
+            # It is refused for the last moments of a move; then the directory names another partition.
+            deadline = deadline or self.loop.time() + self.patience_s
+            if self.loop.time() >= deadline:
+                raise StoreUnavailable("the account is being moved")
+            await asyncio.sleep(MOVED_S)
 
     async def deliver(self, batch: list[Delivery]) -> list[Delivered]:
         """Deliver `batch` (any partitions); answers in its order. Safe to repeat: one per (origin, account)."""
@@ -312,12 +326,15 @@ class StoreClient:
         quota_octets: int | None = None,
         *,
         replaces: tuple[int, int] | None = None,
+        domain: str = "",
+        domain_octets: int | None = None,
     ) -> tuple[int, list[int]]:
         """Append all or none; (uidvalidity, uids). Refused: TRYCREATE, OVERQUOTA, LIMIT.
 
         replaces: (mailbox id, uid) of a message that is expunged with the same step (RFC 8508); NONEXISTENT without it.
+        domain, domain_octets: as of `wire.Delivery`.
         """
-        body = wire.Append(account, mailbox, messages, quota_octets, *(replaces or ()))
+        body = wire.Append(account, mailbox, messages, quota_octets, *(replaces or (0, 0)), domain, domain_octets)
         uidvalidity, _, uids = _decode_append(await self._ask(account, body))
         return uidvalidity, unpack_uids(uids)
 
@@ -351,9 +368,11 @@ class StoreClient:
         dst_name: str,
         move: bool = False,
         quota_octets: int | None = None,
+        domain: str = "",
+        domain_octets: int | None = None,
     ) -> tuple[int, list[int], list[int]]:
         """Copy or move; (uidvalidity of the target, source uids, their new uids). Refused: TRYCREATE, OVERQUOTA."""
-        body = wire.Copy(account, src_id, pack_uids(uids), dst_name, move, quota_octets)
+        body = wire.Copy(account, src_id, pack_uids(uids), dst_name, move, quota_octets, domain, domain_octets)
         uidvalidity, sources, targets = _decode_copy(await self._ask(account, body))
         return uidvalidity, unpack_uids(sources), unpack_uids(targets)
 
@@ -409,19 +428,37 @@ class StoreClient:
             callbacks.remove(callback)
         if not callbacks:
             del self._watchers[key]
-            link = self._link(self._partition_of(account))
-            link.watches.discard(key)
-            self._quietly(link.request(wire.Unwatch(account, mailbox_id)))
+            for link in self._links.values():
+                if key in link.watches:
+                    link.watches.discard(key)
+                    self._quietly(link.request(wire.Unwatch(account, mailbox_id)))
 
     @staticmethod
     def _quietly(future: asyncio.Future[bytes]) -> None:
         # A watch that could not be placed is placed again with the next connection.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def notify(self, account: int, mailbox_id: int, modseq: int) -> None:
+    def notify(self, link: _Link, account: int, mailbox_id: int, modseq: int) -> None:
         """A push arrived (called by the links)."""
+        if self._partition_of(account) != link.partition:
+            self._follow(account, link)
         self.call_watchers((account, mailbox_id), modseq)
         self.call_watchers((account, 0), modseq)
+
+    def _follow(self, account: int, old: _Link) -> None:
+        """Take the watches of an account that was moved to its new partition."""
+        new = self._link(self._partition_of(account))
+        for key in [key for key in old.watches if key[0] == account]:
+            old.watches.discard(key)
+            self._quietly(old.request(wire.Unwatch(*key)))
+            new.watches.add(key)
+            # What happened before the watch is placed is seen by looking.
+            placed = new.request(wire.Watch(*key))
+            placed.add_done_callback(partial(self._placed, key))
+
+    def _placed(self, key: tuple[int, int], done: asyncio.Future[bytes]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self.call_watchers(key, 0)
 
     def call_watchers(self, key: tuple[int, int], modseq: int) -> None:
         """Call the callbacks of one watch."""

@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from iems.blobs import large_name, segment_name
@@ -51,13 +51,23 @@ class Content:
         self._length = 0
         folder.mkdir(parents=True, exist_ok=True)
 
-    def link(self, blobs: Iterable[int]) -> tuple[set[int], set[int]]:
-        """Put our name on these blobs and sync the folder: (those that must be copied, those that can't be found)."""
+    def _places(self, also: Path | None) -> Iterator[tuple[Path, Callable[[int], str]]]:
+        """Where a blob of others may be, with its name there. also: the blobs of another partition."""
+        if also is not None:
+            yield also, segment_name
+            yield also, large_name
+        yield from self._sources
+
+    def link(self, blobs: Iterable[int], also: Path | None = None) -> tuple[set[int], set[int]]:
+        """Put our name on these blobs and sync the folder: (those that must be copied, those that can't be found).
+
+        also: a folder of blobs to look in first, beside the spool's.
+        """
         copy: set[int] = set()
         missing: set[int] = set()
         linked = False
         for blob in blobs:
-            for folder, name_of in self._sources:
+            for folder, name_of in self._places(also):
                 name = name_of(blob)
                 try:
                     if self._copy_always:
@@ -88,8 +98,8 @@ class Content:
             sync_folder(self.folder)
         return copy, missing
 
-    def copy(self, rope: Rope, which: set[int]) -> Rope:
-        """`rope` with the octets of its extents in `which` copied to the own segment. Raises OSError, EOFError."""
+    def copy(self, rope: Rope, which: set[int], also: Path | None = None) -> Rope:
+        """`rope` with the octets of its extents in `which` copied to the own segment; also: as of `link`. Raises OSError, EOFError."""
         made: Rope = []
         for piece in rope:
             if isinstance(piece, bytes) or piece.blob not in which:
@@ -97,14 +107,15 @@ class Content:
                 continue
             copied = self._copied.get(piece)
             if copied is None:
-                copied = self._copied[piece] = self._copy(piece)
+                copied = self._copied[piece] = self._copy(piece, also)
                 if len(self._copied) > _COPIED_KEPT:
                     self._copied.popitem(last=False)
             made.append(copied)
         return made
 
-    def _copy(self, piece: Extent) -> Extent:
-        for folder, name_of in self._sources:
+    def _copy(self, piece: Extent, also: Path | None) -> Extent:
+        # A file another partition has a name of, too, may be gone from the spool: our own name is as good.
+        for folder, name_of in (*self._places(also), (self.folder, segment_name), (self.folder, large_name)):
             try:
                 fd = os.open(folder / name_of(piece.blob), os.O_RDONLY | os.O_CLOEXEC)
                 break

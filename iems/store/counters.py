@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from iems.store import keys
-from iems.store.findings import Tally
-from iems.store.rows import CHANGED_UNKNOWN, FLAGS_ROW, SEEN, Account, Mailbox, encode
+from iems.store.findings import BAD, Tally
+from iems.store.rows import CHANGED_UNKNOWN, FLAGS_ROW, SEEN, Account, DomainUse, Mailbox, encode
 
 if TYPE_CHECKING:
     from iems.store.soundness import Check
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 UNDELETE_S = 86_400
 _U32 = struct.Struct("<I")
 _decode_account = msgspec.msgpack.Decoder(Account).decode
+
+
+def is_same(row: Account, raw: bytes | None) -> bool:
+    """Whether a stored row says the same; one of an older format has fewer fields."""
+    try:
+        return raw is not None and _decode_account(raw) == row
+    except BAD:
+        return False
 
 
 class Counters:
@@ -56,7 +64,12 @@ class Counters:
             inbox = Mailbox(id=row.next_mailbox, name="INBOX", uidvalidity=row.uidvalidity, highestmodseq=row.modseq, created_s=self._check.now_s)
             row.next_mailbox += 1
             self._check.puts[keys.mailbox(number, inbox.id)] = encode(inbox)
-        if encode(row) != self._check.txn.get(keys.account(number)):
+        if row.domain and row.given < 0:
+            use = self._check.uses.setdefault(row.domain, DomainUse())
+            use.octets += row.octets
+            use.messages += row.messages
+            use.accounts += 1
+        if not is_same(row, self._check.txn.get(keys.account(number))):
             self._check.puts[keys.account(number)] = encode(row)
 
     def _settle_mailbox(self, number: int, row: Account, tally: Tally, bad: bool, taken: dict[str, int]) -> None:

@@ -11,6 +11,7 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x04 | 0       | origin 16, account u32     | DEDUP: mailbox u32, uid u32, delivered s u32          |         |
 | 0x05 | 0       | due s u32, account u32, mailbox u32, uid u32 | trash: the flags row of an expunged message | |
 | 0x06 | 0       | due s u32, account u32, mailbox u32 | purge: the Mailbox of a deleted mailbox      |         |
+| 0x07 | 0       | name of the domain         | DomainUse, msgpack: what its accounts keep here (format 2) | R  |
 | 0x10 | account | -                          | Account, msgpack, 1: counters and usage               | R       |
 | 0x11 | account | mailbox u32                | Mailbox, msgpack, 1: name, counts, keywords           | R       |
 | 0x12 | account | -                          | subscribed names, msgpack list                        | R       |
@@ -18,6 +19,7 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x14 | account | mailbox u32 (0: the account) | annotations, msgpack: entry -> octets (RFC 5464)    | R       |
 | 0x15 | account | mailbox u32                | ACL, msgpack: address -> (account u32, rights) (RFC 4314) | R     |
 | 0x16 | account | -                          | accounts that share mailboxes with this one, msgpack list | R     |
+| 0x17 | account | -                          | staged: u32, the partition the account is being moved from; this one: it was here | |
 | 0x20 | account | mailbox u32, uid u32       | FLAGS, 32 octets: the message exists                  | R       |
 | 0x21 | account | mailbox u32, uid u32       | message row: rope and summary (version in octet 0)    | R       |
 | 0x22 | account | mailbox u32, modseq u64    | vanished: time u32, then uids u32 (little-endian)     | R       |
@@ -37,6 +39,7 @@ ANSWER = 0x03
 DEDUP = 0x04
 TRASH = 0x05
 PURGE = 0x06
+DOMAIN = 0x07
 ACCOUNT = 0x10
 MAILBOX = 0x11
 SUBSCRIBED = 0x12
@@ -44,6 +47,7 @@ TOMBSTONE = 0x13
 METADATA = 0x14
 ACL = 0x15
 SHARED = 0x16
+STAGED = 0x17
 FLAGS = 0x20
 MESSAGE = 0x21
 VANISHED = 0x22
@@ -100,6 +104,14 @@ def acl(number: int, mailbox_id: int) -> bytes:
 
 def shared(number: int) -> bytes:
     return _HEAD.pack(number, SHARED)
+
+
+def domain(name: str) -> bytes:
+    return head(0, DOMAIN) + name.encode()
+
+
+def staged(number: int) -> bytes:
+    return _HEAD.pack(number, STAGED)
 
 
 def prefix(number: int, kind: int, mailbox_id: int) -> bytes:

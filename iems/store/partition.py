@@ -26,9 +26,11 @@ from iems.errors import IemsError, StoreError
 from iems.model import Extent, Rope
 from iems.store import keys, names, wire
 from iems.store.content import Content
+from iems.store.handover import Handover
 from iems.store.reclaim import Reclaim
 from iems.store.rows import (
     ACL_MAX,
+    BLOB_DIED,
     BLOB_OWN,
     BLOB_ROW,
     CHANGED_UNKNOWN,
@@ -37,6 +39,8 @@ from iems.store.rows import (
     DELETED,
     DISCARDED,
     FLAGS_ROW,
+    FORMAT,
+    FORMATS_READ,
     KEYWORD_SHIFT,
     KEYWORDS_MAX,
     METADATA_ENTRIES_MAX,
@@ -46,6 +50,7 @@ from iems.store.rows import (
     SIZE_MAX,
     SUMMARY_INLINE_MAX,
     Account,
+    DomainUse,
     Mailbox,
     Meta,
     encode,
@@ -79,6 +84,7 @@ _U32 = struct.Struct("<I")
 _CHANGED = struct.Struct("<IQQ")
 _decode_account = msgspec.msgpack.Decoder(Account).decode
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
+_decode_use = msgspec.msgpack.Decoder(DomainUse).decode
 _decode_meta = msgspec.msgpack.Decoder(Meta).decode
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 _decode_acl = msgspec.msgpack.Decoder(dict[str, tuple[int, str]]).decode
@@ -112,7 +118,7 @@ class Outcome(NamedTuple):
 class _State:
     """An account as the writer knows it between transactions."""
 
-    __slots__ = ("boxes", "by_name", "changed", "dirty", "number", "row")
+    __slots__ = ("boxes", "by_name", "changed", "dirty", "number", "row", "use")
 
     def __init__(self, number: int, row: Account) -> None:
         self.number = number
@@ -121,6 +127,18 @@ class _State:
         self.by_name: dict[str, Mailbox] = {}
         self.dirty = False  # the account row
         self.changed: set[int] = set()  # mailbox rows
+        self.use: _Domain | None = None  # of its domain, if that is counted
+
+
+class _Domain:
+    """What a domain keeps, between transactions."""
+
+    __slots__ = ("dirty", "name", "row")
+
+    def __init__(self, name: str, row: DomainUse) -> None:
+        self.name = name
+        self.row = row
+        self.dirty = False
 
 
 def refused(code: str, text: str) -> Outcome:
@@ -168,8 +186,13 @@ class Partition:
                 sync_folder(folder)
         self._states: OrderedDict[int, _State] = OrderedDict()
         self._used: dict[int, _State] = {}  # those of this transaction
+        self._domains: dict[str, _Domain] = {}
+        self._counted: list[_Domain] = []  # changed by this transaction
+        #: Of the rows: 1 counts no domains.
+        self.format = FORMAT
         self._blobs: OrderedDict[int, tuple[int, int, int, int]] = OrderedDict()
         self._live: dict[int, int] = {}
+        self._died: set[int] = set()  # blobs that lost octets in this transaction
         self._answers: dict[int, dict[int, None]] = {}
         self._copy: set[int] = set()
         self._missing: set[int] = set()
@@ -198,6 +221,8 @@ class Partition:
             wire.SetAcl: self._set_acl,
             wire.SetShared: self._set_shared,
         }
+        self.handover = Handover(self)
+        self._operations |= self.handover.operations
         self.sweep = Sweep(self)
         self._reclaim = Reclaim(self, ORPHAN_S, DEDUP_S, ANSWER_S)
         self._open_rows()
@@ -206,11 +231,12 @@ class Partition:
         with self.env.begin(write=True) as txn:
             raw = txn.get(keys.META_KEY)
             if raw is None:
-                txn.put(keys.META_KEY, encode(Meta(1, self.number)))
+                txn.put(keys.META_KEY, encode(Meta(FORMAT, self.number)))
             else:
                 meta = _decode_meta(raw)
-                if meta.version != 1:
-                    raise IemsError(f"{self.path}: rows of format {meta.version}, this version reads 1")
+                if meta.version not in FORMATS_READ:
+                    raise IemsError(f"{self.path}: rows of format {meta.version}, this version reads {FORMATS_READ[0]} to {FORMAT}")
+                self.format = meta.version
                 if meta.number != self.number:
                     raise IemsError(f"{self.path}: this is partition {meta.number}, not {self.number}")
             prefix = keys.head(0, keys.ANSWER)
@@ -312,8 +338,11 @@ class Partition:
         # What is in memory may be ahead of what was committed.
         self._states.clear()
         self._used.clear()
+        self._domains.clear()
+        self._counted.clear()
         self._blobs.clear()
         self._live.clear()
+        self._died.clear()
         self._own.clear()
         self.touched = {}
         self.content.forget_copies()
@@ -358,11 +387,19 @@ class Partition:
                     txn.put(keys.mailbox(state.number, number), encode(box))
             state.changed.clear()
         self._used.clear()
+        for use in self._counted:
+            if use.row.accounts > 0:
+                txn.put(keys.domain(use.name), encode(use.row))
+            else:
+                txn.delete(keys.domain(use.name))
+            use.dirty = False
+        self._counted.clear()
         while len(self._states) > ACCOUNTS_CACHED:
             self._states.popitem(last=False)
         for blob, delta in self._live.items():
             self._write_blob(blob, delta)
         self._live.clear()
+        self._died.clear()
         while len(self._blobs) > BLOBS_CACHED:
             self._blobs.popitem(last=False)
 
@@ -374,6 +411,9 @@ class Partition:
         blobs = self._blobs
         for job in jobs:
             body = job.body
+            if isinstance(body, wire.Bring):
+                self.handover.adopt(body)
+                continue
             if isinstance(body, wire.Deliver):
                 entries: Iterable[Delivery | NewMessage] = body.batch
             elif isinstance(body, wire.Append):
@@ -405,6 +445,9 @@ class Partition:
             row = BLOB_ROW.unpack(raw) if raw else (0, 0, self._now, BLOB_OWN if blob in self._own else 0)
         live, length, since, bits = row
         live = max(live + delta, 0)
+        if blob in self._died:
+            bits |= BLOB_DIED
+            self.sweep.died(blob)
         self._blobs[blob] = (live, length, since, bits)
         self._txn.put(keys.blob(blob), BLOB_ROW.pack(live, length, since, bits))
 
@@ -415,6 +458,8 @@ class Partition:
         for piece in rope:
             if type(piece) is Extent:
                 live[piece.blob] = live.get(piece.blob, 0) + sign * piece.length
+                if sign < 0:
+                    self._died.add(piece.blob)
 
     def _count_row(self, value: bytes, sign: int) -> None:
         """Count what a message row names."""
@@ -423,6 +468,8 @@ class Partition:
         if place is not None:
             if sign > 0:
                 self.sweep.note([], place)
+            else:
+                self._died.add(place[0])
             self._live[place[0]] = self._live.get(place[0], 0) + sign * place[2]
 
     def _check_content(self, entry: Delivery | NewMessage) -> None:
@@ -447,6 +494,8 @@ class Partition:
 
     def _state(self, number: int) -> _State:
         """The account, made with its default mailboxes if it has no row yet."""
+        if self.handover.held:
+            self.handover.check(number)
         state = self._used.get(number)
         if state is not None:
             return state
@@ -465,8 +514,14 @@ class Partition:
         txn = self._txn
         raw = txn.get(keys.account(number))
         if raw is None:
+            if txn.get(keys.staged(number)) is not None:
+                raise StoreError("the account was moved, or is being moved", "MOVED")
             return self._new_account(number)
         state = _State(number, _decode_account(raw))
+        if state.row.given >= 0:
+            raise StoreError("the account was moved", "MOVED")
+        if state.row.domain and self.format > 1:
+            state.use = self._domain(state.row.domain)
         prefix = keys.head(number, keys.MAILBOX)
         cursor = txn.cursor()
         if cursor.set_range(prefix):
@@ -477,6 +532,48 @@ class Partition:
                 state.boxes[box.id] = box
                 state.by_name[box.name] = box
         return state
+
+    def _domain(self, name: str) -> _Domain:
+        found = self._domains.get(name)
+        if found is None:
+            raw = self._txn.get(keys.domain(name))
+            found = self._domains[name] = _Domain(name, _decode_use(raw) if raw else DomainUse())
+        return found
+
+    def count_domain(self, name: str, octets: int, messages: int, accounts: int) -> None:
+        """Add to what a domain keeps here; nothing if domains are not counted."""
+        if name and self.format > 1:
+            self._add_use(self._domain(name), octets, messages, accounts)
+
+    def _add_use(self, use: _Domain, octets: int, messages: int, accounts: int = 0) -> None:
+        use.row.octets += octets
+        use.row.messages += messages
+        use.row.accounts += accounts
+        if not use.dirty:
+            use.dirty = True
+            self._counted.append(use)
+
+    def _join(self, state: _State, domain: str) -> None:
+        """Count an account under its domain from now on."""
+        row = state.row
+        if not domain or row.domain == domain or self.format < 2:
+            return
+        if state.use is not None:
+            self._add_use(state.use, -row.octets, -row.messages, -1)
+        row.domain = domain
+        state.dirty = True
+        state.use = self._domain(domain)
+        self._add_use(state.use, row.octets, row.messages, 1)
+
+    @staticmethod
+    def _domain_full(state: _State, octets: int, limit: int | None) -> bool:
+        """Whether so much more is too much for the domain; limit: what it may have in this partition."""
+        return limit is not None and state.use is not None and state.use.row.octets + octets > limit
+
+    def forget_account(self, number: int) -> None:
+        """Its rows were changed past the cache."""
+        self._states.pop(number, None)
+        self._used.pop(number, None)
 
     def _new_account(self, number: int) -> _State:
         state = _State(number, Account())
@@ -554,10 +651,14 @@ class Partition:
             self._check_content(delivery)
             state = self._state(delivery.account)
         except StoreError as error:
-            return Delivered("error", text=str(error))
-        quota = None if delivery.discard else delivery.quota_octets
-        if quota is not None and state.row.octets + delivery.size * (1 + len(delivery.also)) > quota:
-            return Delivered("overquota")
+            return Delivered("moved" if error.code == "MOVED" else "error", text=str(error))
+        self._join(state, delivery.domain)
+        if not delivery.discard:
+            octets = delivery.size * (1 + len(delivery.also))
+            if delivery.quota_octets is not None and state.row.octets + octets > delivery.quota_octets:
+                return Delivered("overquota")
+            if self._domain_full(state, octets, delivery.domain_octets):
+                return Delivered("overquota", text="domain")
         box = state.by_name.get(delivery.mailbox) or state.by_name.get(names.normal(delivery.mailbox))
         if box is None or box.noselect:
             box = self._instead(state, delivery.mailbox, delivery.create, delivery.or_inbox)
@@ -636,8 +737,7 @@ class Partition:
         self._add(state, box, entry.size, flags)
         return uid
 
-    @staticmethod
-    def _add(state: _State, box: Mailbox, size: int, flags: int, sign: int = 1) -> None:
+    def _add(self, state: _State, box: Mailbox, size: int, flags: int, sign: int = 1) -> None:
         box.messages += sign
         box.size += sign * size
         if not flags & SEEN:
@@ -646,6 +746,8 @@ class Partition:
             box.deleted += sign
         state.row.octets += sign * size
         state.row.messages += sign
+        if state.use is not None:
+            self._add_use(state.use, sign * size, sign)
 
     def _append(self, body: wire.Append) -> bytes:
         state = self._state(body.account)
@@ -657,6 +759,9 @@ class Partition:
             total += message.size
         if body.quota_octets is not None and state.row.octets + total > body.quota_octets:
             raise StoreError("over quota", "OVERQUOTA")
+        self._join(state, body.domain)
+        if self._domain_full(state, total, body.domain_octets):
+            raise StoreError("the domain is over its quota", "OVERQUOTA")
         if box.uidnext + len(body.messages) > UID_MAX + 1:
             raise StoreError("the mailbox has no uid left", "LIMIT")
         old = old_raw = None
@@ -878,6 +983,9 @@ class Partition:
                 octets += _U32.unpack_from(raw, 4)[0]
         if not body.move and body.quota_octets is not None and state.row.octets + octets > body.quota_octets:
             raise StoreError("over quota", "OVERQUOTA")
+        self._join(state, body.domain)
+        if not body.move and self._domain_full(state, octets, body.domain_octets):
+            raise StoreError("the domain is over its quota", "OVERQUOTA")
         if target.uidnext + len(rows) > UID_MAX + 1:
             raise StoreError("the target has no uid left", "LIMIT")
         sources, targets = self._transfer(state, source, target, rows, body.move)
@@ -893,7 +1001,7 @@ class Partition:
         number = state.number
         saved = _U32.pack(self._now)
         modseq = self._next(state, target, arrival=True)
-        translate = self._translation(source, target)
+        translate = self._translation(source)
         sources, targets = bytearray(), bytearray()
         for raw in rows:
             uid, size, flags, _, date = FLAGS_ROW.unpack(raw)
@@ -933,6 +1041,7 @@ class Partition:
         number = state.number
         uids = bytearray()
         modseq = 0
+        sources: dict[int, Mailbox | None] = {}
         for due, mailbox_id, uid in body.rows:
             trash = keys.trash(due, number, mailbox_id, uid)
             raw = txn.get(trash)
@@ -942,6 +1051,13 @@ class Partition:
             modseq = modseq or self._next(state, target, arrival=True)
             _, size, flags, _, date = FLAGS_ROW.unpack(raw)
             kept = flags & 0xFFFF & ~(DELETED | DISCARDED)
+            if flags >> KEYWORD_SHIFT:
+                if mailbox_id not in sources:
+                    sources[mailbox_id] = self._known_box(state, mailbox_id)
+                source = sources[mailbox_id]
+                for bit, name in self._translation(source) if source is not None else ():
+                    if flags & bit:
+                        kept |= self._keyword(target, name, True)
             new = target.uidnext
             target.uidnext = new + 1
             txn.put(keys.flags(number, target.id, new), FLAGS_ROW.pack(new, size, kept, modseq, date))
@@ -953,8 +1069,23 @@ class Partition:
             uids += _U32.pack(new)
         return encode((target.uidvalidity, bytes(uids)))
 
+    def _known_box(self, state: _State, mailbox_id: int) -> Mailbox | None:
+        """A mailbox that is there, or was deleted and not yet purged."""
+        box = state.boxes.get(mailbox_id)
+        if box is not None:
+            return box
+        prefix = keys.head(0, keys.PURGE)
+        cursor = self._txn.cursor()
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    break
+                if keys.split_purge(key)[1:] == (state.number, mailbox_id):
+                    return _decode_mailbox(value)
+        return None
+
     @staticmethod
-    def _translation(source: Mailbox, target: Mailbox) -> list[tuple[int, str]]:
+    def _translation(source: Mailbox) -> list[tuple[int, str]]:
         """Keyword bits of `source` with their names."""
         return [(1 << KEYWORD_SHIFT + index, name) for index, name in enumerate(source.keywords)]
 
@@ -1018,6 +1149,8 @@ class Partition:
         self._bury(state, box)
         state.row.octets -= box.size
         state.row.messages -= box.messages
+        if state.use is not None:
+            self._add_use(state.use, -box.size, -box.messages)
         state.dirty = True
 
     def _remove_rows(self, state: _State, box: Mailbox) -> None:
@@ -1158,6 +1291,8 @@ class Partition:
             if not box.noselect:
                 self._set_aside(state, box)
             self._remove_rows(state, box)
+        if state.use is not None:
+            self._add_use(state.use, -state.row.octets, -state.row.messages, -1)
         self._txn.delete(keys.account(state.number))
         self._txn.delete(keys.subscribed(state.number))
         for kind in (keys.METADATA, keys.ACL, keys.SHARED):
@@ -1178,6 +1313,11 @@ class Partition:
         return count
 
     # Housekeeping (reclaim.py)
+
+    @property
+    def txn(self) -> Any:
+        """The current transaction."""
+        return self._txn
 
     @property
     def now(self) -> int:
@@ -1211,6 +1351,14 @@ class Partition:
         if value is not None:
             self._count_row(value, -1)
 
+    def count_message(self, value: bytes) -> None:
+        """Count what a message row that is being put names."""
+        self._count_row(value, 1)
+
+    def own_blob(self, blob: int) -> None:
+        """The blob is a segment of this partition's own."""
+        self._own.add(blob)
+
     def replace_message(self, key: bytes, old: bytes, new: bytes) -> None:
         """Put `new` in place of a message row and count what both name."""
         self._count_row(old, -1)
@@ -1221,6 +1369,16 @@ class Partition:
     def delete_prefix(self, prefix: bytes, limit: int) -> int:
         """Delete rows whose key begins with `prefix`, at most `limit`; how many."""
         return self._delete_prefix(prefix, limit)
+
+    def mark_blobs(self, blobs: Iterable[int], on: int, off: int = 0) -> None:
+        """Set and take away bits of blob rows."""
+        for blob in blobs:
+            raw = self._txn.get(keys.blob(blob))
+            if raw is not None:
+                live, length, since, bits = BLOB_ROW.unpack(raw)
+                row = (live, length, since, (bits | on) & ~off)
+                self._txn.put(keys.blob(blob), BLOB_ROW.pack(*row))
+                self._blobs.pop(blob, None)
 
     def drop_blob(self, blob: int) -> None:
         """Delete a blob's row; its file's name goes after the commit."""

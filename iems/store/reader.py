@@ -30,6 +30,7 @@ from iems.store.rows import (
     SUMMARY_PLACE,
     SYSTEM_FLAGS,
     Account,
+    DomainUse,
     Mailbox,
     Row,
     decode_rope,
@@ -38,6 +39,7 @@ from iems.store.rows import (
 _native = kernel("store")
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_account = msgspec.msgpack.Decoder(Account).decode
+_decode_use = msgspec.msgpack.Decoder(DomainUse).decode
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 _decode_acl = msgspec.msgpack.Decoder(dict[str, tuple[int, str]]).decode
 _decode_numbers = msgspec.msgpack.Decoder(list[int]).decode
@@ -123,13 +125,9 @@ class Reader:
 
     def twin(self, account: int) -> Reader:
         """A reader of one account for another thread, over the same environments; close it before this one."""
-        twin = Reader(self._path)
-        partition = self._find(account)
-        if partition is not None:
-            number = self._home[account]
-            twin._partitions[number] = _Partition(self._path, partition.env)
-            twin._home[account] = number
-        return twin
+        self._find(account)
+        # All of them: the account may move.
+        return Reader(self._path, {number: partition.env for number, partition in self._partitions.items()})
 
     @property
     def blobs(self) -> Blobs:
@@ -148,7 +146,29 @@ class Reader:
         """The partition that has rows of `account`, None if none has (nothing was ever delivered)."""
         number = self._home.get(account)
         if number is not None:
-            return self._partitions[number]
+            partition = self._partitions[number]
+            with partition.read() as txn:
+                raw = txn.get(keys.account(account))
+                if raw is not None and _decode_account(raw).given < 0:
+                    return partition
+            # It was moved (or removed): looked for again.
+            del self._home[account]
+        self._open_all()
+        given = None
+        for number, partition in self._partitions.items():
+            with partition.read() as txn:
+                raw = txn.get(keys.account(account))
+                if raw is None:
+                    continue
+                if _decode_account(raw).given < 0:
+                    self._home[account] = number
+                    return partition
+                given = partition
+        # Given away, and not yet taken: nothing is written meanwhile, so what is here is still true.
+        return given
+
+    def _open_all(self) -> None:
+        """Open the partitions that came since."""
         for path in self._path.glob("p*"):
             number = int(path.name[1:]) if path.name[1:].isdigit() else -1
             if number < 0 or number in self._partitions or not (path / "index" / "data.mdb").exists():
@@ -157,12 +177,17 @@ class Reader:
                 self._partitions[number] = _Partition(path / "index")
             except lmdb.Error:
                 continue  # being made at this moment: the next call finds it
+
+    def domain_octets(self, name: str, leave_out: int = -1) -> int:
+        """Octets the accounts of a domain keep, those in partition `leave_out` not counted."""
+        self._open_all()
+        total = 0
         for number, partition in self._partitions.items():
-            with partition.read() as txn:
-                if txn.get(keys.account(account)) is not None:
-                    self._home[account] = number
-                    return partition
-        return None
+            if number != leave_out:
+                with partition.read() as txn:
+                    raw = txn.get(keys.domain(name))
+                total += _decode_use(raw).octets if raw else 0
+        return total
 
     def mailboxes(self, account: int) -> list[Mailbox]:
         """All mailboxes of the account, sorted by name, INBOX first; empty before `StoreClient.ensure`."""

@@ -194,5 +194,6 @@ class Reclaim:
             self._sweep_next = time.monotonic() + SWEEP_S
             self._sweeping = sweep.begin()
         if self._sweeping:
-            self._sweeping = sweep.step()
+            # One pass looks at so many files only; the next goes on where it ended, until all were seen.
+            self._sweeping = sweep.step() or (sweep.more and sweep.begin())
         return self._sweeping

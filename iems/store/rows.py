@@ -54,6 +54,8 @@ SUMMARY_INLINE_MAX = 2_000
 #: Blob row: octets named by rows u64, length of the file u64, owned since s u32, bits u32.
 BLOB_ROW = struct.Struct("<QQII")
 BLOB_OWN = 1  # a segment written by the partition itself
+BLOB_DIED = 2  # octets in it are named by nobody any more, and still there
+BLOB_ERASED = 4  # dead octets were erased: records around the contents are no longer whole
 DEDUP_ROW = struct.Struct("<III")
 
 #: Bounds of annotations (RFC 5464): octets of one value, entries and octets of all values of one mailbox.
@@ -71,6 +73,12 @@ SIZE_MAX = 0xFFFF_FFFF
 encode = msgspec.msgpack.Encoder().encode
 
 
+#: Formats of a partition's rows. 2: each account names its domain, and the domains are counted. What reads 1 reads the rows of 2, too, but
+#: would not keep these counts; `formats.py` converts, both ways.
+FORMAT = 2
+FORMATS_READ = (1, 2)
+
+
 class Meta(Struct, array_like=True):
     """What this partition is: format of its rows, its number."""
 
@@ -79,7 +87,10 @@ class Meta(Struct, array_like=True):
 
 
 class Account(Struct, array_like=True):
-    """Counters of one account. usage: octets and messages of all mailboxes, trash not counted."""
+    """Counters of one account. usage: octets and messages of all mailboxes, trash not counted.
+
+    domain: under which it is counted, "" until the first mail; format 2. given: the partition that has it now, -1 while it is here (handover.py).
+    """
 
     version: int = 1
     modseq: int = 1
@@ -87,6 +98,16 @@ class Account(Struct, array_like=True):
     uidvalidity: int = 0
     octets: int = 0
     messages: int = 0
+    domain: str = ""
+    given: int = -1
+
+
+class DomainUse(Struct, array_like=True):
+    """What the accounts of a domain keep in this partition."""
+
+    octets: int = 0
+    messages: int = 0
+    accounts: int = 0
 
 
 #: Greater than every modseq.

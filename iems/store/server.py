@@ -44,6 +44,8 @@ def weight(body: Any) -> int:
         return 64 if body.uids is None else len(body.uids) // 4
     if isinstance(body, wire.Append):
         return len(body.messages)
+    if isinstance(body, wire.Bring):
+        return len(body.puts) + len(body.deletes)
     if isinstance(body, wire.Forget):
         return len(body.pairs) // 2
     return 1

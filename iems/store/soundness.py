@@ -22,12 +22,15 @@ from iems.store import keys
 from iems.store.counters import Counters
 from iems.store.findings import BAD, Aside, Damaged, Finding, Parts, Tally, octets_of, parts_of
 from iems.store.rows import (
+    BLOB_ERASED,
     BLOB_OWN,
     BLOB_ROW,
     DEDUP_ROW,
     FLAGS_ROW,
+    FORMAT,
     SEEN,
     Account,
+    DomainUse,
     Mailbox,
     Meta,
     encode,
@@ -47,6 +50,7 @@ _decode_names = msgspec.msgpack.Decoder(list[str]).decode
 _GLOBAL_OCTETS = {keys.META: 5, keys.BLOB: 13, keys.ANSWER: 21, keys.DEDUP: 25, keys.TRASH: 21, keys.PURGE: 17}
 _KINDS = {
     keys.ACCOUNT: 5, keys.MAILBOX: 9, keys.SUBSCRIBED: 5, keys.TOMBSTONE: 13, keys.METADATA: 9, keys.ACL: 9, keys.SHARED: 5,
+    keys.STAGED: 5,
 }  # fmt: skip
 _OF_MAILBOX = {keys.FLAGS: keys.UID_KEY, keys.MESSAGE: keys.UID_KEY, keys.VANISHED: 17, keys.JOURNAL: 17}
 
@@ -74,6 +78,8 @@ class Check:
         self.uidnext: dict[tuple[int, int], int] = {}
         self._unread = False  # a message row could not be decoded: what it named is not known
         self._account = 0
+        self._format = 1
+        self.uses: dict[str, DomainUse] = {}
         self._counters = Counters(self)
         self.findings: list[Finding] = []
         self.more = 0
@@ -92,6 +98,7 @@ class Check:
                 break
         self._account = 0
         self._dedup()
+        self._domains()
         self._blobs()
 
     # Reading
@@ -132,14 +139,19 @@ class Check:
     def _globals(self) -> None:
         raw = self.txn.get(keys.META_KEY)
         try:
-            if raw is None or _decode_meta(raw).number != self._number:
+            meta = None if raw is None else _decode_meta(raw)
+            if meta is None or meta.number != self._number:
                 self.found("the row that tells the partition's number is missing or of another partition")
-                self.puts[keys.META_KEY] = encode(Meta(1, self._number))
+                self.puts[keys.META_KEY] = encode(Meta(self._format_of_rows(), self._number))
+            self._format = self._format_of_rows() if meta is None else meta.version
         except BAD:
             self.found("the row that tells the partition's format is damaged")
-            self.puts[keys.META_KEY] = encode(Meta(1, self._number))
+            self._format = self._format_of_rows()
+            self.puts[keys.META_KEY] = encode(Meta(self._format, self._number))
         for key, value in self.rows_of(b"\0\0\0\0"):
             kind = key[4] if len(key) > 4 else 0
+            if kind == keys.DOMAIN:
+                continue
             if _GLOBAL_OCTETS.get(kind) != len(key):
                 self._stray(key)
             elif kind == keys.BLOB:
@@ -158,6 +170,19 @@ class Check:
             elif kind == keys.ANSWER and len(value) < 5:
                 self.found("a stored answer is damaged")
                 self.puts[key] = None
+
+    def _format_of_rows(self) -> int:
+        """What the rows look like: only the newer format counts domains."""
+        return FORMAT if next(self.rows_of(keys.head(0, keys.DOMAIN)), None) is not None else 1
+
+    def _domains(self) -> None:
+        """Compare what is counted for each domain with its accounts."""
+        stored = dict(self.rows_of(keys.head(0, keys.DOMAIN)))
+        sums = {keys.domain(name): encode(use) for name, use in self.uses.items()} if self._format > 1 else {}
+        for key in sorted(stored.keys() | sums.keys()):
+            if stored.get(key) != sums.get(key):
+                self.found(f"what the domain {key[5:].decode(errors='replace')} keeps is counted wrongly")
+                self.puts[key] = sums.get(key)
 
     def _stray(self, key: bytes) -> None:
         # A newer version may know it: nobody deletes it unseen.
@@ -223,6 +248,9 @@ class Check:
                 elif kind in _PACKED:
                     self._packed(key, value, kind)
         self._kinds(number)
+        if self.txn.get(keys.staged(number)) is not None and self.txn.get(keys.account(number)) is None:
+            self._count_staged(number)
+            return
         ids = {mailbox_id for kind in _OF_MAILBOX for mailbox_id in self._mailbox_ids(number, kind)}
         purged = {mailbox_id for account, mailbox_id in self._purged if account == number} if self._purged else set()
         for mailbox_id in ids & purged - boxes.keys():
@@ -277,6 +305,13 @@ class Check:
             if mailbox_id == 0xFFFF_FFFF:
                 return
             at = head + (mailbox_id + 1).to_bytes(4, "big")
+
+    def _count_staged(self, number: int) -> None:
+        """Count what the rows of an account on its way from or to another partition name (handover.py)."""
+        for mailbox_id in self._mailbox_ids(number, keys.MESSAGE):
+            self._count_purged(number, mailbox_id)
+        for mailbox_id in (*self._mailbox_ids(number, keys.MESSAGE), *self._mailbox_ids(number, keys.MAILBOX)):
+            self.uidnext[number, mailbox_id] = 1 << 32
 
     def _count_purged(self, number: int, mailbox_id: int) -> None:
         """Count what the messages of a deleted mailbox name until its rows go."""
@@ -454,7 +489,8 @@ class Check:
         return size
 
     def _has_sums(self, blob: int) -> bool:
-        return not blob & _OWN_BLOBS and self._whole.get(blob, False)
+        erased = self._rows.get(blob, (0, 0, 0, 0))[3] & BLOB_ERASED
+        return not blob & _OWN_BLOBS and not erased and self._whole.get(blob, False)
 
 
 __all__ = ["Check"]

@@ -75,7 +75,8 @@ def usages(store: Path) -> dict[int, tuple[int, int]]:
                         row = _decode_account(raw)
                     except BAD:
                         continue  # fsck names it
-                    found[number] = (row.octets, row.messages)
+                    if row.given < 0 or number not in found:
+                        found[number] = (row.octets, row.messages)
         finally:
             env.close()
     return found

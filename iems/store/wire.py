@@ -35,7 +35,8 @@ class Delivery(Struct, array_like=True):
     rope: with the lines this recipient gets prepended. size: octets of the rope. quota_octets: None is no limit.
     envelope, bodystructure: of `iems.message.summarize`. flags: names. discard: into the trash, from where `Undelete` brings it
     back. create: make the mailbox if there is none. or_inbox: where it is not there and is not made, INBOX takes its place.
-    also: further mailboxes, in the same transaction.
+    also: further mailboxes, in the same transaction. domain: the account's, under which its mail is counted. domain_octets: what the
+    domain may have in this partition; None is no limit.
     """
 
     account: int
@@ -54,10 +55,13 @@ class Delivery(Struct, array_like=True):
     create: bool = False
     or_inbox: bool = False
     also: list[Place] = field(default_factory=list)
+    domain: str = ""
+    domain_octets: int | None = None
 
 
 class Delivered(Struct, array_like=True):
-    """What became of a delivery: "ok", "duplicate" (was there already), "overquota", "nomailbox" or "error"."""
+    """What became of a delivery: "ok", "duplicate" (was there already), "overquota" (text "domain": that of the domain),
+    "nomailbox", "moved" (the account is in another partition, or about to be) or "error"."""
 
     status: str
     uid: int = 0
@@ -123,6 +127,8 @@ class Append(Struct, array_like=True, tag=8):
     quota_octets: int | None = None
     replaced_box: int = 0  # mailbox id and uid of a message that goes when these come (RFC 8508)
     replaced_uid: int = 0
+    domain: str = ""  # as in Delivery
+    domain_octets: int | None = None
 
 
 class StoreFlags(Struct, array_like=True, tag=9):
@@ -151,6 +157,8 @@ class Copy(Struct, array_like=True, tag=11):
     dst_name: str
     move: bool = False
     quota_octets: int | None = None
+    domain: str = ""  # as in Delivery
+    domain_octets: int | None = None
 
 
 class Recent(Struct, array_like=True, tag=12):
@@ -214,10 +222,51 @@ class Expire(Struct, array_like=True, tag=40):
     uids: bytes
 
 
+class Hold(Struct, array_like=True, tag=41):
+    """Refuse all writes to an account for a while: its move is about to be finished (handover.py). Asked again, it holds on."""
+
+    account: int
+    token: int
+
+
+class Give(Struct, array_like=True, tag=42):
+    """The account belongs to another partition from now on. Refused (EXPIRED) unless `token` held it without a pause. Answer: its row."""
+
+    account: int
+    token: int
+    partition: int
+
+
+class Bring(Struct, array_like=True, tag=43):
+    """Put and remove rows of an account that is not (or no longer) here. source: the partition whose blobs the rows name.
+
+    last: rows whose content is missing are put, too, as they are in the source. Answer: rows left out because their content is gone.
+    """
+
+    account: int
+    source: int
+    puts: list[tuple[bytes, bytes]]
+    deletes: list[bytes]
+    last: bool = False
+
+
+class Take(Struct, array_like=True, tag=44):
+    """The rows brought are an account from now on. row: the account's, as `Give` answered it. Nothing if it is here already."""
+
+    account: int
+    row: bytes
+
+
+class Leave(Struct, array_like=True, tag=45):
+    """Remove the account row of an account that was given away: who reads looks for it elsewhere then."""
+
+    account: int
+
+
 Body = (
     Hello | Deliver | Forget | Ensure | Create | Delete | Rename | Subscribe | Append | StoreFlags
     | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete | SetMetadata | SetAcl | SetShared
-    | Expire
+    | Expire | Hold | Give | Bring | Take | Leave
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from iems.blobs import large_name
+from iems.directory.entries import Account
 from iems.durable import sync_folder
 from iems.message import summarize
 from iems.model import Extent
@@ -29,14 +30,15 @@ _decode = msgspec.msgpack.Decoder(list[Delivered]).decode
 
 
 class Bringer:
-    """account, partition, quota_octets: of the directory. spool: HOME/spool. ask: sends a store request, gives its packed answer."""
+    """account: of the directory. domain_octets: what its domain may have in its partition (`quota.room_of`). spool: HOME/spool. ask: sends a
+    store request, gives its packed answer."""
 
-    def __init__(
-        self, account: int, partition: int, quota_octets: int | None, spool: Path, ask: Callable[[Any], bytes]
-    ) -> None:
-        self._account = account
-        self._partition = partition
-        self._quota = quota_octets
+    def __init__(self, account: Account, domain_octets: int | None, spool: Path, ask: Callable[[Any], bytes]) -> None:
+        self._account = account.number
+        self._partition = account.partition
+        self._quota = account.quota_octets
+        self._domain = account.domain
+        self._domain_octets = domain_octets
         self._folder = spool / "large"
         self._ask = ask
         self._batch: list[tuple[Mail, str]] = []
@@ -89,6 +91,8 @@ class Bringer:
                         self._partition,
                         mail.flags,
                         quota_octets=self._quota,
+                        domain=self._domain,
+                        domain_octets=self._domain_octets,
                         create=True,
                     )
                 )

@@ -287,6 +287,8 @@ async def stored(session: Session, command: Command) -> tuple[int, list[int]]:
             new,
             appending.place.quota_octets,
             replaces=appending.replaces,
+            domain=appending.place.owner.domain,
+            domain_octets=services.domain_room(appending.place.owner),
         )
     finally:
         appending.abandon()

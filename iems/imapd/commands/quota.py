@@ -1,8 +1,9 @@
-"""GETQUOTA, GETQUOTAROOT and SETQUOTA (RFC 9208, 2087): one root, the account, with what its directory entry allows."""
+"""GETQUOTA, GETQUOTAROOT and SETQUOTA (RFC 9208, 2087): roots are the account, and its domain (`@DOMAIN`) if that has a
+quota; the directory says what they allow."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iems.imap.grammar import Arguments, Refused
 from iems.imap.response import astring
@@ -44,8 +45,23 @@ def _quota(session: Session, account: int, root: bytes, limit: int | None) -> by
     return b"* QUOTA %b (STORAGE %d %d)\r\n" % (root, -(-used // 1024), limit // 1024)
 
 
+def _domain(session: Session, owner: Any) -> tuple[bytes, bytes] | None:
+    """The root of the domain of an account and its response; None without a quota."""
+    now = session.services.now_known(owner)
+    limit = now.domain_quota_octets
+    if limit is None:
+        return None
+    root = astring(b"@" + now.domain.encode())
+    used = session.services.reader.domain_octets(now.domain)
+    return root, b"* QUOTA %b (STORAGE %d %d)\r\n" % (root, -(-used // 1024), limit // 1024)
+
+
 def run_get(session: Session, command: Command) -> bytes:
     if command.arguments:
+        found = _domain(session, session.account)
+        if found is not None and command.arguments.lower() == b"@" + session.account.domain.encode():
+            session.send(found[1])
+            return b"OK GETQUOTA completed"
         raise Refused("[NONEXISTENT] No such quota root")
     session.send(_quota(session, session.number, b'""', session.account.quota_octets))
     return b"OK GETQUOTA completed"
@@ -59,6 +75,10 @@ def run_root(session: Session, command: Command) -> bytes:
     place.require("r")
     root = b'""' if place.rights is None else astring(place.address.encode())
     text = _quota(session, place.account, root, place.quota_octets)
+    domain = _domain(session, place.owner)
+    # What another domain keeps is not for members of this one.
+    if domain is not None and place.owner.domain == session.account.domain:
+        root, text = root + b" " + domain[0], text + domain[1]
     session.send(b"* QUOTAROOT %b %b\r\n" % (session.mailbox_text(name), root) + text)
     return b"OK GETQUOTAROOT completed"
 

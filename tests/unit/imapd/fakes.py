@@ -279,7 +279,7 @@ class FakeStore:
         if name in self.names:
             self.names.remove(name)
 
-    async def append(self, account: int, name: str, messages: Any, quota: int | None = None, *, replaces: Any = None) -> Any:
+    async def append(self, account: int, name: str, messages: Any, quota: int | None = None, *, replaces: Any = None, **domain: Any) -> Any:
         await asyncio.sleep(0)
         box = self._named(name, "TRYCREATE")
         uids = []
@@ -371,6 +371,7 @@ class FakeStore:
         name: str,
         move: bool = False,
         quota_octets: int | None = None,
+        **domain: Any,
     ) -> Any:
         await asyncio.sleep(0)
         source, target = self.boxes[src], self._named(name, "TRYCREATE")
@@ -494,6 +495,8 @@ class FakeAccount:
         self.number = number
         self.address = address
         self.quota_octets: int | None = None
+        self.domain_quota_octets: int | None = None
+        self.domain = address.rpartition("@")[2]
         self.partition = 0
 
 

@@ -18,7 +18,7 @@ SUMMARY = (b"(ENVELOPE)", b"(STRUCTURE)")
 
 def account(number: int, **fields: Any) -> Any:
     return SimpleNamespace(
-        **{"number": number, "enabled": True, "may_receive": True, "quota_octets": None, "partition": 0, "filtered": False, "bayes": None, **fields}
+        **{"number": number, "enabled": True, "may_receive": True, "quota_octets": None, "domain": "x", "domain_quota_octets": None, "partition": 0, "filtered": False, "bayes": None, **fields}
     )
 
 

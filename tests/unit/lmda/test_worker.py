@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import iems.lmda.worker as module
-from iems.config import Lmda, Spool
+from iems.config import Lmda, Spool, Store
 from iems.errors import SpoolError, StoreUnavailable
 from iems.lmda.worker import Worker
 from iems.model import Channel, Envelope, Notify, Outcome, Recipient
@@ -87,7 +87,7 @@ class FakeStore:
 class FakeContext:
     def __init__(self, loop: asyncio.AbstractEventLoop, **lmda: Any) -> None:
         self.loop = loop
-        self.config = SimpleNamespace(lmda=Lmda(**lmda), spool=Spool(), hostname="mx.test", domain="test")
+        self.config = SimpleNamespace(lmda=Lmda(**lmda), spool=Spool(), hostname="mx.test", domain="test", store=Store())
         self.home = __import__("pathlib").Path("/nowhere")
         self.draining = False
         self.events: list[tuple[Any, ...]] = []
@@ -244,7 +244,8 @@ def test_many_recipients_go_in_requests_of_bounded_size(monkeypatch: pytest.Monk
 
     async def test(ctx: FakeContext, worker: Worker, spool: FakeSpool, store: FakeStore) -> None:
         worker._directory.account = lambda address: Account(  # type: ignore[assignment, method-assign]
-            number=int(address.split("@")[0]), enabled=True, may_receive=True, quota_octets=None, partition=0, filtered=False, bayes=None
+            number=int(address.split("@")[0]), enabled=True, may_receive=True, quota_octets=None, domain="x", domain_quota_octets=None, partition=0, filtered=False,
+            bayes=None,
         )
         sizes: list[int] = []
         deliver = store.deliver

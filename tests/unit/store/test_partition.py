@@ -456,3 +456,22 @@ def test_a_delivery_whose_mailbox_is_not_there(home: Home) -> None:
     full = delivery(6, also=[wire.Place("Archive")], quota_octets=4 * 117 + 50)
     assert home.deliver(full)[0].status == "overquota"
     check_counts(home)
+
+
+def test_undelete_keeps_keywords_by_name(home: Home) -> None:
+    """Bits of keywords belong to a mailbox: they are translated, also those of a mailbox that was deleted."""
+    home.append(1, "INBOX", message(flags=["other", "work"]))
+    home.append(1, "Sent", message(flags=["first"]))
+    home.ask(wire.Create(1, "Gone"))
+    home.append(1, "Gone", message(flags=["x", "Kept", "\\Flagged", "\\Deleted"]))
+    gone = home.reader.mailbox(1, "Gone").id
+    home.ask(wire.StoreFlags(1, 1, pack(1), "+", ["\\Deleted"]))
+    home.ask(wire.Expunge(1, 1))
+    home.ask(wire.Expunge(1, gone))
+    home.ask(wire.Delete(1, "Gone"))
+    rows = [(one.due_s, one.mailbox_id, one.row.uid) for one in home.reader.trash(1)]
+    assert len(rows) == 2
+    _, uids = home.ask(wire.Undelete(1, rows, "Sent"))
+    sent = home.reader.mailbox(1, "Sent")
+    flags = [set(sent.flag_names(home.reader.message(1, sent.id, uid).flags)) for uid in unpack(uids)]
+    assert flags == [{"other", "work"}, {"x", "Kept", "\\Flagged"}]

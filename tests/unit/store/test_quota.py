@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iems.store.quota import look
+from iems.store.quota import look, look_at_domains
 
 ACCOUNTS = [(1, "a@x.test", 1_000), (2, "b@x.test", None), (3, "c@x.test", 2_000)]
 
@@ -21,3 +21,19 @@ def test_one_warning_a_crossing():
         told.append([percent for _, percent in warned])
     assert told == [[], [], [80], [], [], [95], [], [], [95], [], [80], [], [95]]
     assert step(5_000, {}, ()) == ([], {})
+
+
+def test_a_domain_is_warned_of_once_a_crossing() -> None:
+    accounts = [(1, "a@x.test", None), (2, "b@x.test", 1000), (3, "c@y.test", None)]
+    used = {1: (500, 1), 2: (350, 1), 3: (5000, 1)}
+    found = look(accounts, used, [80, 95], {})
+    look_at_domains(found, accounts, used, {"x.test": 1000, "z.test": 1}, [80, 95], {})
+    assert found.quotas == 3 and found.domain_levels == {"x.test": 80}
+    [crossing] = found.domains
+    assert (crossing.domain, crossing.percent, crossing.used_octets, crossing.addresses) == ("x.test", 80, 850, ["a@x.test", "b@x.test"])
+    again = look(accounts, used, [80, 95], {})
+    look_at_domains(again, accounts, used, {"x.test": 1000}, [80, 95], found.domain_levels)
+    assert again.domains == [] and again.domain_levels == {"x.test": 80}
+    used[1] = (900, 2)
+    look_at_domains(again, accounts, used, {"x.test": 1000}, [80, 95], found.domain_levels)
+    assert [crossing.percent for crossing in again.domains] == [95]

@@ -16,7 +16,7 @@ A node: length of the value u32 (in two halves), flags u16, length of the key u1
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uintptr_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memchr, memcpy
 
 from iems._native.buffer cimport Buffer
 
@@ -128,8 +128,15 @@ cdef class _Walk:
 
     cdef bint under(self, bytes prefix) noexcept:
         """Whether the key begins with `prefix`."""
-        cdef Py_ssize_t length = PyBytes_GET_SIZE(prefix)
-        return self.key_length >= length and not memcmp(self.key, PyBytes_AS_STRING(prefix), length)
+        cdef Py_ssize_t i = PyBytes_GET_SIZE(prefix)
+        cdef const unsigned char *start = <const unsigned char *>PyBytes_AS_STRING(prefix)
+        if self.key_length < i:
+            return False
+        while i:  # neighbours differ at the end, if at all
+            i -= 1
+            if self.key[i] != start[i]:
+                return False
+        return True
 
 
 def fixed(cursor, bytes prefix, Py_ssize_t length, Py_ssize_t page_size):
@@ -140,7 +147,7 @@ def fixed(cursor, bytes prefix, Py_ssize_t length, Py_ssize_t page_size):
         if walk.length != length:
             raise ValueError("a row of another length")
         out.put(walk.value, length)
-        there = walk.step()
+        there = walk.following() or walk.step()
     return out
 
 
@@ -220,47 +227,49 @@ def subjects(cursor, bytes prefix, const uint32_t[::1] uids, Py_ssize_t start, P
                 texts.length += place
         found.put(<unsigned char *>&wanted, 4)
         known += 1
-        there = walk.step()
+        there = walk.following() or walk.step()
     return bytes(found), bytes(texts), odd
 
 
-cdef Py_ssize_t _quoted(const unsigned char *text, Py_ssize_t at, Py_ssize_t length) noexcept nogil:
-    """The offset after NIL or a quoted string that begins at `at`, -1 if it is neither or has no end."""
-    if at + 3 <= length and not memcmp(text + at, b"NIL", 3):
+cdef const unsigned char *_after(const unsigned char *at, const unsigned char *end) noexcept nogil:
+    """Behind NIL or a quoted string, NULL if it is neither or has no end."""
+    if end - at >= 3 and at[0] == 78 and at[1] == 73 and at[2] == 76:
         return at + 3
-    if at >= length or text[at] != 34:
-        return -1
+    if at == end or at[0] != 34:
+        return NULL
     at += 1
-    while at < length:
-        if text[at] == 34:
+    while at < end:
+        if at[0] == 34:
             return at + 1
-        at += 2 if text[at] == 92 else 1
-    return -1
+        at += 2 if at[0] == 92 else 1
+    return NULL
 
 
 cdef Py_ssize_t _subject(const unsigned char *text, Py_ssize_t length, unsigned char *out) noexcept nogil:
     """Put the subject of an ENVELOPE in lower case to `out`; its length, or -1 if it is an odd one."""
-    cdef Py_ssize_t at, end, i
-    cdef unsigned char c, before = 32
+    cdef const unsigned char *end = text + length
+    cdef const unsigned char *at
+    cdef unsigned char c, before, odd = 0
+    cdef Py_ssize_t i
     if length < 1 or text[0] != 40:
         return -1
-    at = _quoted(text, 1, length)
-    if at < 0 or at >= length or text[at] != 32:
+    at = _after(text + 1, end)
+    if at == NULL or at >= end or at[0] != 32:
         return -1
     at += 1
-    end = _quoted(text, at, length)
-    if end < 0:
-        return -1
-    if text[at] != 34:
-        return 0
+    if at < end and at[0] != 34:
+        return 0 if _after(at, end) != NULL else -1
     at += 1
-    end -= 1
-    if at < end and text[end - 1] == 32:
+    if at >= end:
         return -1
-    for i in range(at, end):
-        c = text[i]
-        if c < 32 or c > 126 or c == 92 or (c == 63 and before == 61) or (c == 32 and before == 32):
-            return -1
-        before = c
-        out[i - at] = c + 32 if 65 <= c <= 90 else c
-    return end - at
+    # An escaped quote is no end, but the backslash before it makes the subject an odd one.
+    end = <const unsigned char *>memchr(at, 34, end - at)
+    if end == NULL or (end > at and (at[0] == 32 or (end - 1)[0] == 32)):
+        return -1
+    length = end - at
+    # Without branches, so that many octets are judged at once; the octet before the first is a quote.
+    for i in range(length):
+        c, before = at[i], at[i - 1]
+        odd |= (c < 32) | (c > 126) | (c == 92) | ((c == 63) & (before == 61)) | ((c == 32) & (before == 32))
+        out[i] = c + (32 if 65 <= c <= 90 else 0)
+    return -1 if odd else length

@@ -193,7 +193,8 @@ async def _fill_subjects(session: Session, view: View, last: int, column: _Colum
         if start:
             await session.room()
         started = services.now()
-        found, texts, odd = services.reader.subjects(view.account, view.mailbox_id, uids, start, SUBJECTS)
+        found, joined, odd = services.reader.subjects(view.account, view.mailbox_id, uids, start, SUBJECTS)
+        texts = joined.split("\n") if len(found) else []
         for place, raw in odd:
             if raw is None:
                 row = services.reader.message(view.account, view.mailbox_id, int(found[place]))
@@ -205,7 +206,7 @@ async def _fill_subjects(session: Session, view: View, last: int, column: _Colum
                 started = services.now()
         column.uids.frombytes(found.view(np.uint8))
         column.values += texts
-        column.octets += 72 * len(texts) + sum(map(len, texts))
+        column.octets += 72 * len(texts) + len(joined)
 
 
 def _responses(text: bytes) -> list[tuple[int, bytes]]:

@@ -78,7 +78,8 @@ class View:
         self.flags: array[int] = array("Q")
         self.modseqs: array[int] = array("Q")
         for held, numbers in ((self.uids, selected.uids), (self.flags, selected.flags), (self.modseqs, selected.modseq)):
-            held.frombytes(np.ascontiguousarray(numbers).view(np.uint8))
+            octets: Any = np.ascontiguousarray(numbers).view(np.uint8)
+            held.frombytes(octets)
         self.told = len(self.uids)
         self.stale = False
         self.rights: str | None = None  # of a mailbox another account shares (RFC 4314); None: all

@@ -266,21 +266,21 @@ class Reader:
 
     def subjects(
         self, account: int, mailbox_id: int, uids: np.ndarray, start: int, count: int
-    ) -> tuple[np.ndarray, list[str], list[tuple[int, bytes | None]]]:
+    ) -> tuple[np.ndarray, str, list[tuple[int, bytes | None]]]:
         """The subjects of `count` messages from `uids[start]` on, in lower case: (uids found, texts, those to be decoded).
 
-        uids: uint32, ascending. To be decoded are (place among the found, ENVELOPE) of subjects that are more than ASCII on one
+        uids: uint32, ascending. Between each two texts stands a line feed. To be decoded are (place among the found, ENVELOPE) of subjects that are more than ASCII on one
         line; where the row holds no ENVELOPE it is None, and `messages` gives it. Their texts are empty.
         """
         partition = self._find(account)
         if partition is None:
-            return np.empty(0, np.uint32), [], []
+            return np.empty(0, np.uint32), "", []
         with partition.views() as txn:
             found, texts, odd = _pages.subjects(
                 txn.cursor(), keys.prefix(account, keys.MESSAGE, mailbox_id), np.ascontiguousarray(uids, np.uint32), start, count,
                 partition.page_size,
             )  # fmt: skip
-        return np.frombuffer(found, np.uint32), texts.decode("ascii").split("\n") if found else [], odd
+        return np.frombuffer(found, np.uint32), texts.decode("ascii"), odd
 
     def sizes(self, account: int, mailbox_id: int) -> tuple[Mailbox, list[int], list[int], list[int]] | None:
         """The mailbox, uids ascending, sizes and flags of all its messages, one snapshot; None if there is none (POP3's maildrop)."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from iems._native import loadgen
-from iems.perf import peers
+from iems.perf import machine, peers
 from iems.perf.filled import filled, filled_dovecot
 from iems.perf.home import PASSWORD, PrivateHome
 from iems.perf.measure import Options, Server
@@ -28,8 +28,8 @@ from iems.perf.measure import Options, Server
 NAME = "memory"
 TITLE = "Memory of an idle selected IMAP connection"
 PEERS = {"dovecot sdbox": ("dovecot",)}
-#: Messages in the mailbox, accounts, connections plain and TLS, connections of a peer (each costs it a process).
-CASES = ((200, 20, 1_000, 400, 60), (10_000, 4, 200, 100, 60))
+#: Messages in the mailbox, accounts, connections of a lot plain and TLS, of a peer's lot (each costs it a process): 5,000 at last.
+CASES = ((200, 20, 1_667, 400, 60), (10_000, 4, 200, 100, 60))
 #: Lots of connections that warm the server up before the measured one.
 WARM = 2
 SETTLE_S = 0.6
@@ -126,7 +126,7 @@ def run(options: Options) -> Iterator[dict[str, Any]]:
         held = messages if messages <= 1_000 else options.count(messages, 2_000)
         for tls in (False, True):
             count = options.count(secure if tls else plain, 50 if messages > 1_000 else 150 if tls else 300)
-            with filled(accounts, 1_000, held, options.folder) as home:
+            with machine.descriptors(), filled(accounts, 1_000, held, options.folder) as home:
                 base = base or memory(home)["pss"]
                 grown = growth(home, tls, count)
             found[tls, held] = grown["worker"]

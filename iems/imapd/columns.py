@@ -117,6 +117,10 @@ class Columns:
         self._kept: dict[Key, _Column] = {}
         self.octets = 0
 
+    def held(self) -> list[Key]:
+        """(account, mailbox id, name) of what is kept, the latest last."""
+        return list(self._kept)
+
     async def of(self, session: Session, view: View, names: list[str]) -> dict[str, list[Any]]:
         """The values of all messages of the view, in the order of its positions, by the name of the column."""
         found: dict[str, list[Any]] = {}

@@ -10,7 +10,6 @@ INTERNALDATE: int
 RFC822_SIZE: int
 MODSEQ: int
 
-def scan_flags(rows: Iterable[tuple[bytes, bytes]], prefix: bytes) -> tuple[bytes, bytes, bytes]: ...
 def internal_date(seconds: int) -> bytes: ...
 def fetch(
     items: bytes,

@@ -1,4 +1,4 @@
-"""Reading flags rows and joining FETCH responses without an object per item; `store_py.py` defines the answers."""
+"""Joining FETCH responses without an object per item; `store_py.py` defines the answers."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
@@ -124,25 +124,6 @@ cdef inline int _pair(object row, char **key, Py_ssize_t *key_length, char **val
     value[0] = PyBytes_AS_STRING(second)
     length[0] = PyBytes_GET_SIZE(second)
     return 0
-
-
-def scan_flags(rows, bytes prefix):
-    cdef Buffer uids = Buffer(), flags = Buffer(), modseqs = Buffer()
-    cdef char *key
-    cdef char *value
-    cdef Py_ssize_t key_length, length
-    cdef char *start = PyBytes_AS_STRING(prefix)
-    cdef Py_ssize_t prefix_length = PyBytes_GET_SIZE(prefix)
-    for row in rows:
-        _pair(row, &key, &key_length, &value, &length)
-        if key_length < prefix_length or memcmp(key, start, prefix_length):
-            break
-        if length != SMALL:
-            raise ValueError("not a flags row")
-        uids.put(<unsigned char *>value, 4)
-        flags.put(<unsigned char *>value + 8, 8)
-        modseqs.put(<unsigned char *>value + 16, 8)
-    return bytes(uids), bytes(flags), bytes(modseqs)
 
 
 cdef class _Rows:

@@ -1,11 +1,10 @@
-"""Reading flags rows and joining FETCH responses: the reference of `store.pyx`.
+"""Joining FETCH responses: the reference of `store.pyx`.
 
 Rows come as (key, value) pairs of octets in key order, as an LMDB cursor gives them. Layouts: `iems/store/rows.py`.
 """
 
 import struct
 import time
-from array import array
 
 _FLAGS = struct.Struct("<IIQQq")
 _HEAD = struct.Struct("<BBHIIII16s")
@@ -16,24 +15,6 @@ _DATE_MIN = -62135596800  # year 1
 _DATE_MAX = 253402300799  # year 9999
 
 FLAGS, UID, ENVELOPE, BODYSTRUCTURE, INTERNALDATE, RFC822_SIZE, MODSEQ = range(1, 8)
-
-
-def scan_flags(rows, prefix):
-    """Uids, flags and modseqs of the flags rows whose key begins with `prefix`, up to the first that does not.
-
-    Three bytes objects: uint32[n], uint64[n], uint64[n], native order. Raises ValueError on a row of another length.
-    """
-    uids, flags, modseqs = array("I"), array("Q"), array("Q")
-    for key, value in rows:
-        if not key.startswith(prefix):
-            break
-        if len(value) != _FLAGS.size:
-            raise ValueError("not a flags row")
-        uid, _, bits, modseq, _ = _FLAGS.unpack(value)
-        uids.append(uid)
-        flags.append(bits)
-        modseqs.append(modseq)
-    return uids.tobytes(), flags.tobytes(), modseqs.tobytes()
 
 
 def internal_date(seconds):

@@ -8,6 +8,7 @@ a changed password or a disabled account counts at the next log-in. What failure
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import os
 import time
@@ -86,6 +87,8 @@ class Authenticator:
         self._clock = clock
         self._key = os.urandom(32)
         self._kept: dict[bytes, tuple[float, Account]] = {}
+        #: What is being computed, by tag as in `_kept`.
+        self._under_way: dict[bytes, asyncio.Future[Account | None]] = {}
         self._waiting = 0
         self._peers: dict[str, int] = {}
         self._keys_made = -KEYS_EVERY_S
@@ -173,7 +176,13 @@ class Authenticator:
         if account is not None:
             return account
         self._may_try(login, peer_ip)
-        account = await self._in_thread(peer_ip, lambda: self.directory.authenticate(login, password))
+        under_way = self._under_way.get(tag)
+        if under_way is None:
+            work = self._in_thread(peer_ip, lambda: self.directory.authenticate(login, password))
+            under_way = self._under_way[tag] = asyncio.ensure_future(work)
+            under_way.add_done_callback(functools.partial(self._done, tag))
+        # Many sessions of a user that come at once wait for one computation; that the first of them goes away ends it for nobody.
+        account = await asyncio.shield(under_way)
         if account is None:
             await self.failed(login, peer_ip)
             return None
@@ -184,6 +193,11 @@ class Authenticator:
             self._guard.succeeded(account.address, peer_ip)
         self._complete(account, password)
         return account
+
+    def _done(self, tag: bytes, work: asyncio.Future[Account | None]) -> None:
+        del self._under_way[tag]
+        if not work.cancelled():
+            work.exception()  # whoever waited has it; if all have gone, nobody needs to hear
 
     def keys(self, login: str, scheme: str, peer_ip: str) -> Keys:
         """What is stored for a name, or keys made up for one that has none. Raises DirectoryUnavailable, LoginHeldBack."""

@@ -228,7 +228,10 @@ class _Parser:
             return Sequence(arguments.sequence_set(), True)
         if word in (b"YOUNGER", b"OLDER"):
             arguments.space()
-            return Age(arguments.number(), word == b"YOUNGER")
+            seconds = arguments.number()
+            if not seconds:
+                raise Bad("An interval is not zero")  # RFC 5032 3
+            return Age(seconds, word == b"YOUNGER")
         if word in _SAVED:
             arguments.space()
             return Saved(arguments.date(), _SAVED[word])

@@ -33,19 +33,15 @@ if TYPE_CHECKING:
 MAX_OCTETS = 48 << 20
 #: Octets of rows looked at in one turn of the loop.
 TURN_OCTETS = 128 << 10
-#: Messages whose header is read in one transaction.
+#: Messages whose header is read in one transaction; messages whose subject is looked at in one turn of the loop; seconds such a turn may take.
 ROWS = 100
+SUBJECTS = 5_000
+TURN_S = 0.005
 #: Message ids of one message that are kept (RFC 5256 needs the nearest).
 MAX_IDS = 100
 
 _FETCH = b"FETCH (ENVELOPE "
 _START = re.compile(rb"\* (\d+) FETCH \(ENVELOPE ")
-# A quoted string has no line end: what looks like a response at the start of a line is one.
-_SUBJECT = re.compile(
-    rb'^\* (\d+) FETCH \(ENVELOPE \((?:NIL|"[^"\\]*(?:\\.[^"\\]*)*") (NIL|"[^"\\]*(?:\\.[^"\\]*)*") [^\n]*\n', re.MULTILINE
-)
-#: What makes a subject more than its text: encoded words, escapes, controls, white space that folds.
-_ODD = re.compile(rb'=\?|\\|[\x00-\x09\x0b-\x1f\x7f]|  |^" | "$', re.MULTILINE)
 _LITERAL = re.compile(rb"\{(\d+)\}\r\n")
 _ID = re.compile(rb"<[^<>\s]{1,998}>")
 _PLACES = {
@@ -121,6 +117,10 @@ class Columns:
         self._kept: dict[Key, _Column] = {}
         self.octets = 0
 
+    def held(self) -> list[Key]:
+        """(account, mailbox id, name) of what is kept, the latest last."""
+        return list(self._kept)
+
     async def of(self, session: Session, view: View, names: list[str]) -> dict[str, list[Any]]:
         """The values of all messages of the view, in the order of its positions, by the name of the column."""
         found: dict[str, list[Any]] = {}
@@ -135,6 +135,8 @@ class Columns:
             if view.uids and view.uids[-1] > last:
                 if name == IDS:
                     await _fill_ids(session, view, last, column)
+                elif name == "SUBJECT":
+                    await _fill_subjects(session, view, last, column)
                 else:
                     await _fill(session, view, last, column, COLUMNS[name])
             found[name] = _aligned(view, column, _EMPTY.get(name, ""))
@@ -180,28 +182,35 @@ async def _fill(
             )
         except KeyError:
             raise Refused("The mailbox is gone") from None
-        if make is not COLUMNS["SUBJECT"] or not _plain_subjects(text, column):
-            for uid, raw in _responses(text):
-                column.add(uid, make(Envelope(raw)))
+        for uid, raw in _responses(text):
+            column.add(uid, make(Envelope(raw)))
         if start < len(uids):
             await session.room()
 
 
-def _plain_subjects(text: bytes, column: _Column) -> bool:
-    """Add the subjects of FETCH responses at once, as most are: ASCII on one line each. False: one has to be decoded."""
-    if b"}\r\n" in text:
-        return False
-    found = _SUBJECT.findall(text)
-    if not found or len(found) != text.count(b"\r\n"):
-        return False
-    joined = b"\n".join([raw for _, raw in found])
-    if not joined.isascii() or _ODD.search(joined):
-        return False
-    lines = joined.decode("ascii").lower().split("\n")
-    column.uids.extend(map(int, [uid for uid, _ in found]))
-    column.values += ["" if line == "nil" else line[1:-1] for line in lines]
-    column.octets += len(joined) + 60 * len(found)
-    return True
+async def _fill_subjects(session: Session, view: View, last: int, column: _Column) -> None:
+    """Add the messages after uid `last`: most subjects are ASCII on one line and come as they are compared, the others are decoded."""
+    services = session.services
+    uids = np.frombuffer(view.uids.tobytes(), np.uint32)
+    uids = uids[uids > last]
+    for start in range(0, len(uids), SUBJECTS):
+        if start:
+            await session.room()
+        started = services.now()
+        found, joined, odd = services.reader.subjects(view.account, view.mailbox_id, uids, start, SUBJECTS)
+        texts = joined.split("\n") if len(found) else []
+        for place, raw in odd:
+            if raw is None:
+                row = services.reader.message(view.account, view.mailbox_id, int(found[place]))
+                raw = b"" if row is None else row.envelope
+            texts[place] = COLUMNS["SUBJECT"](Envelope(raw)) if raw else ""
+            column.octets += len(texts[place])
+            if services.now() - started > TURN_S:
+                await session.room()
+                started = services.now()
+        column.uids.frombytes(found.view(np.uint8))
+        column.values += texts
+        column.octets += 72 * len(texts) + len(joined)
 
 
 def _responses(text: bytes) -> list[tuple[int, bytes]]:
@@ -241,7 +250,7 @@ async def _fill_ids(session: Session, view: View, last: int, column: _Column) ->
                 continue
             source = Source(services, (view.account, view.mailbox_id, uid), row)
             column.add(uid, message_ids(await source.header()))
-            if services.now() - started > 0.005:
+            if services.now() - started > TURN_S:
                 await session.room()
                 if session.view is not view:
                     raise Refused("The mailbox is gone")

@@ -38,6 +38,10 @@ class KeptViews:
         self._kept: dict[tuple[int, int], _Kept] = {}
         self.octets = 0
 
+    def held(self) -> list[tuple[int, int]]:
+        """(account, mailbox id) of what is kept, the latest last."""
+        return list(self._kept)
+
     def keep(self, view: View) -> None:
         """The arrays of a view that nobody uses any more."""
         if view.gone:

@@ -74,9 +74,12 @@ class View:
         self.own_modseq = 0
         self.read_only = read_only
         self.recent_uid = recent_uid
-        self.uids: array[int] = array("I", memoryview(selected.uids).tobytes())
-        self.flags: array[int] = array("Q", memoryview(selected.flags).tobytes())
-        self.modseqs: array[int] = array("Q", memoryview(selected.modseq).tobytes())
+        self.uids: array[int] = array("I")
+        self.flags: array[int] = array("Q")
+        self.modseqs: array[int] = array("Q")
+        for held, numbers in ((self.uids, selected.uids), (self.flags, selected.flags), (self.modseqs, selected.modseq)):
+            octets: Any = np.ascontiguousarray(numbers).view(np.uint8)
+            held.frombytes(octets)
         self.told = len(self.uids)
         self.stale = False
         self.rights: str | None = None  # of a mailbox another account shares (RFC 4314); None: all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from iems.directory import Authenticator, Directory
 from iems.errors import DirectoryUnavailable
 from iems.fulltext.finder import Finder
 from iems.fulltext.index import available
+from iems.imapd import warming
 from iems.imapd.engine import Limits
 from iems.imapd.keep import Keeper
 from iems.imapd.services import Services
@@ -48,6 +50,7 @@ class Worker:
         self.keeper = Keeper(ctx)
         self.reception: Reception[Session] = Reception(ctx, config.imapd.max_sessions, _REFUSAL)
         self._sweeping: asyncio.TimerHandle | None = None
+        self._warming: asyncio.Task[None] | None = None
         self.services = Services(
             loop=ctx.loop,
             reader=self.reader,
@@ -99,6 +102,15 @@ class Worker:
         self.reception.listen("imap", functools.partial(self._accept, False))
         self.reception.listen("imaps", functools.partial(self._accept, True), implicit_tls=True)
         self._sweeping = self.ctx.loop.call_later(SWEEP_S, self._sweep)
+        if mailboxes := warming.noted(self.ctx.home / "run"):
+            self._warming = self.ctx.loop.create_task(self._warm(mailboxes))
+
+    async def _warm(self, mailboxes: list[warming.Held]) -> None:
+        try:
+            await warming.warm(self.services, mailboxes)
+        except Exception as fault:
+            # What was not read is read when it is asked for.
+            self.ctx.log.error("reading mailboxes beforehand", fault)
 
     def _accept(self, implicit_tls: bool, sock: socket.socket) -> None:
         session = Session(self.services)
@@ -127,6 +139,10 @@ class Worker:
         await self.reception.drain(deadline_s, lambda session: session.bye("Server is shutting down"))
         if self._sweeping is not None:
             self._sweeping.cancel()
+        if self._warming is not None:
+            self._warming.cancel()
+        with contextlib.suppress(OSError):
+            warming.note(self.ctx.home / "run", self.ctx.index, self.services)
         if self.finder is not None:
             await self.finder.close()
         await self.keeper.close()

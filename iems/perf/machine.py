@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import re
+import resource
 import secrets
 import socket
 import threading
@@ -15,6 +16,17 @@ from pathlib import Path
 from typing import Any
 
 _TICK = os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def descriptors() -> Iterator[int]:
+    """As many open files as the machine allows, for this process and those it starts; how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield hard if hard != resource.RLIM_INFINITY else 1 << 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,9 @@ _GROWTH = {
 BENDS = 1.5
 _GROWN = ("cpu_us", "select_ms", "store_ms", "deliver_ms", "accepted_ms")
 
+#: Rigs whose figures are of a message on its way.
+_PATH = rigs.NAMES[: rigs.NAMES.index("pop3_retr") + 1]
+
 
 def value(record: Record, key: str) -> float | None:
     """The middle of a figure; None if the record has none."""
@@ -82,7 +85,7 @@ def _size(records: Sequence[Record]) -> str | None:
     best: dict[str, dict[float, float]] = {}
     for record in _own(records):
         rate = value(record, "mb_per_min")
-        if rate and record["rig"] in rigs.NAMES[:7] and "octets" in record and "peer" not in record:
+        if rate and record["rig"] in _PATH and "octets" in record and "peer" not in record:
             points = best.setdefault(record["rig"], {})
             points[record["octets"]] = max(rate, points.get(record["octets"], 0.0))
     series = {name: sorted(points.items()) for name, points in best.items() if len(points) > 1}
@@ -109,7 +112,7 @@ def _roles(records: Sequence[Record]) -> str | None:
     rows = []
     for record in _own(records):
         split = record.get("cpu_us_by_role")
-        if record["rig"] in rigs.NAMES[:7] and record["rig"] != "imap_list" and split and "peer" not in record:
+        if record["rig"] in _PATH and record["rig"] != "imap_list" and split and "peer" not in record:
             most = sum(split.values())
             parts = {role: us for role, us in split.items() if us >= most * 0.02}
             rows.append((_title(record), parts | {"other": most - sum(parts.values())}))

@@ -50,6 +50,13 @@ ROWS = (
         (Aim("per_s", 1.3), Aim("cpu_us", most=90))),
     Row("FETCH 1:* (FLAGS ENVELOPE BODYSTRUCTURE), 10,000 messages", "imap_list", "10000 messages", "dovecot sdbox",
         ("cpu_us", "first_cpu_us"), (Aim("cpu_us", most=25_000), Aim("first_cpu_us", most=25_000))),
+    Row("SEARCH SUBJECT, 10,000 messages", "imap_search", "SUBJECT 10000 messages", "dovecot sdbox", ("cpu_us", "first_cpu_us"),
+        (Aim("cpu_us", 10), Aim("first_cpu_us", 10))),
+    Row("SEARCH TEXT, 10,000 messages", "imap_search", "TEXT 10000 messages", "dovecot sdbox", ("cpu_us", "first_cpu_us"),
+        (Aim("cpu_us", 20), Aim("first_cpu_us", 20))),
+    Row("SELECT with QRESYNC after 10 changes, 100,000 messages", "imap_resync", "100000 messages", "dovecot sdbox",
+        ("cpu_us", "first_cpu_us", "p50_ms"), (Aim("p50_ms", most=5), Aim("cpu_us", most=5_000), Aim("first_cpu_us", most=5_000))),
+    Row("LOGIN and SELECT, 200 messages", "imap_login", "200 messages", "dovecot sdbox", ("cpu_us", "first_cpu_us"), (Aim("cpu_us", 5),)),
     Row("POP3 RETR, 250 KB, 18 connections", "pop3_retr", "250000x18", "dovecot mdbox", _VOLUME, (Aim("per_s", 4),)),
     Row("memory of an idle IMAP connection, 200 messages", "memory", "plain 200", "dovecot sdbox", ("octets_each",),
         (Aim("octets_each", most=16_000),)),
@@ -118,11 +125,11 @@ def table(records: Sequence[Record]) -> str:
         ours = by_place.get((row.rig, row.case, "iems"))
         theirs = by_place.get((row.rig, row.case, row.peer))
         pair = versus.get((row.rig, row.case, row.peer))
-        names = {"per_s": "rate", "cpu_us": "CPU", "visible_p50_ms": "visible", "octets_each": "memory", "p50_ms": "p50"}
+        names = {"per_s": "rate", "cpu_us": "CPU", "first_cpu_us": "first CPU", "visible_p50_ms": "visible", "octets_each": "memory", "p50_ms": "p50"}
         ratios = [
             f"{names[key]} {middle:.1f}" + (f" ({low:.1f}-{high:.1f})" if low != high else "")
             for key, (middle, low, high) in (pair["ratios"].items() if pair else ())
-            if key in names and (key != "p50_ms" or row.rig in ("idle", "smtp_accept"))
+            if key in names and (key != "p50_ms" or row.rig in ("idle", "smtp_accept", "imap_resync"))
         ]
         aims = ", ".join(_aim_text(aim, judged(aim, ours, pair)) for aim in row.aims)
         lines.append(f"| {row.title} | {row.peer} | {_text(theirs, row.shown)} | {_text(ours, row.shown)} | {', '.join(ratios)} | {aims} |")

@@ -6,6 +6,7 @@ pinned by a session. Everything a call returns is a copy. What a session wrote t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ from iems.store.rows import (
 )
 
 _native = kernel("store")
+_pages = kernel("pages")
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_account = msgspec.msgpack.Decoder(Account).decode
 _decode_use = msgspec.msgpack.Decoder(DomainUse).decode
@@ -55,6 +57,8 @@ FETCH_RFC822_SIZE = 6
 FETCH_MODSEQ = 7
 
 _SYSTEM_NAMES = [name.encode() for name in SYSTEM_FLAGS]
+#: Whether the pages of LMDB lie as the kernel knows them.
+_KNOWN_PAGES = lmdb.version()[:2] == (0, 9) and sys.byteorder == "little" and sys.maxsize > 1 << 32
 #: Uids further apart than this on average are looked up one by one instead of walking the rows between them.
 _WALK_GAP = 8
 
@@ -90,6 +94,8 @@ class _Partition:
             str(path), readonly=True, create=False, max_readers=4096, map_size=256 << 30, readahead=False
         )
         self._txn: Any = None  # octets come as bytes; the binding says memoryview too
+        #: Octets of a page, 0 if pages are not to be looked into.
+        self.page_size: int = self.env.stat()["psize"] if _KNOWN_PAGES else 0
 
     @contextmanager
     def read(self) -> Iterator[Any]:
@@ -102,6 +108,15 @@ class _Partition:
             yield txn
         finally:
             self._txn = None
+            txn.abort()
+
+    @contextmanager
+    def views(self) -> Iterator[Any]:
+        """A snapshot of its own whose octets are views of the map: of use within the block only."""
+        txn: Any = self.env.begin(buffers=True)
+        try:
+            yield txn
+        finally:
             txn.abort()
 
     def close(self) -> None:
@@ -244,15 +259,14 @@ class Reader:
         partition = self._find(account)
         if partition is None:
             return None
-        prefix = keys.prefix(account, keys.FLAGS, mailbox_id)
-        with partition.read() as txn:
+        with partition.views() as txn:
             raw = txn.get(keys.mailbox(account, mailbox_id))
             if not raw:
                 return None
             mailbox = _decode_mailbox(raw)
-            cursor = txn.cursor()
-            found = cursor.set_range(prefix)
-            uids, flags, modseqs = _native.scan_flags(cursor.iternext() if found else iter(()), prefix)
+            uids, flags, modseqs = _pages.flags(
+                txn.cursor(), keys.prefix(account, keys.FLAGS, mailbox_id), partition.page_size, mailbox.messages
+            )
         return Selected(
             mailbox,
             np.frombuffer(uids, np.uint32),
@@ -265,19 +279,33 @@ class Reader:
         partition = self._find(account)
         if partition is None:
             return None
-        prefix = keys.prefix(account, keys.FLAGS, mailbox_id)
-        rows: list[bytes] = []
-        with partition.read() as txn:
+        with partition.views() as txn:
             raw = txn.get(keys.mailbox(account, mailbox_id))
             if not raw:
                 return None
-            cursor = txn.cursor()
-            if cursor.set_range(prefix):
-                for key, value in cursor:
-                    if not key.startswith(prefix):
-                        break
-                    rows.append(value)
-        return _decode_mailbox(raw), np.frombuffer(b"".join(rows), FLAGS_DTYPE)
+            mailbox = _decode_mailbox(raw)
+            rows = _pages.fixed(
+                txn.cursor(), keys.prefix(account, keys.FLAGS, mailbox_id), FLAGS_ROW.size, partition.page_size
+            )
+        return mailbox, np.frombuffer(rows, FLAGS_DTYPE)
+
+    def subjects(
+        self, account: int, mailbox_id: int, uids: np.ndarray, start: int, count: int
+    ) -> tuple[np.ndarray, str, list[tuple[int, bytes | None]]]:
+        """The subjects of `count` messages from `uids[start]` on, in lower case: (uids found, texts, those to be decoded).
+
+        uids: uint32, ascending. Between each two texts stands a line feed. To be decoded are (place among the found, ENVELOPE) of subjects that are more than ASCII on one
+        line; where the row holds no ENVELOPE it is None, and `messages` gives it. Their texts are empty.
+        """
+        partition = self._find(account)
+        if partition is None:
+            return np.empty(0, np.uint32), "", []
+        with partition.views() as txn:
+            found, texts, odd = _pages.subjects(
+                txn.cursor(), keys.prefix(account, keys.MESSAGE, mailbox_id), np.ascontiguousarray(uids, np.uint32), start, count,
+                partition.page_size,
+            )  # fmt: skip
+        return np.frombuffer(found, np.uint32), texts.decode("ascii"), odd
 
     def sizes(self, account: int, mailbox_id: int) -> tuple[Mailbox, list[int], list[int], list[int]] | None:
         """The mailbox, uids ascending, sizes and flags of all its messages, one snapshot; None if there is none (POP3's maildrop)."""
@@ -386,8 +414,9 @@ class Reader:
                         gone.append(np.frombuffer(value, "<u4", offset=4))
                 return np.sort(np.concatenate(gone)).tolist() if gone else []
             selected = self.select(account, mailbox_id)
-        assert selected is not None
-        present = np.zeros(box.uidnext, bool)
+        if selected is None:
+            return []
+        present = np.zeros(selected.mailbox.uidnext, bool)
         present[selected.uids] = True
         present[0] = True
         return np.nonzero(~present)[0].tolist()

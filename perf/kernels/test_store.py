@@ -2,7 +2,8 @@
 
     pytest perf/kernels/test_store.py --benchmark-only
 
-`fetch` makes all responses of FETCH 1:* (FLAGS ENVELOPE BODYSTRUCTURE), `scan_flags` what SELECT reads; both with LMDB's part in it.
+`fetch` makes all responses of FETCH 1:* (FLAGS ENVELOPE BODYSTRUCTURE), `select` reads what SELECT needs, `subjects` what SEARCH SUBJECT does;
+all with LMDB's part in it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iems._native import kernel, store_py
+from iems._native import kernel, pages_py, store_py
 from iems.model import Extent
 from iems.store import reader as reader_module
 from iems.store import wire
@@ -57,6 +58,7 @@ def partition(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Partition]:
 def side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = kernel("store") if request.param == "native" else store_py
     monkeypatch.setattr(reader_module, "_native", module)
+    monkeypatch.setattr(reader_module, "_pages", kernel("pages") if request.param == "native" else pages_py)
     return module
 
 
@@ -80,6 +82,13 @@ def test_fetch_summaries(benchmark: Any, partition: Partition, side: Any) -> Non
 def test_select(benchmark: Any, partition: Partition, side: Any) -> None:
     reader = Reader(Path("unused"), {0: partition.env})
     assert len(benchmark(reader.select, 1, 1).uids) >= MESSAGES
+
+
+def test_subjects(benchmark: Any, partition: Partition, side: Any) -> None:
+    reader = Reader(Path("unused"), {0: partition.env})
+    selected = reader.select(1, 1)
+    assert selected is not None
+    assert len(benchmark(reader.subjects, 1, 1, selected.uids, 0, MESSAGES)[0]) == MESSAGES
 
 
 def test_apply_64_deliveries(benchmark: Any, partition: Partition) -> None:

@@ -241,4 +241,4 @@ def test_two_clients_agree(home):
 
 @pytest.mark.long
 def test_two_clients_agree_for_long(home):
-    play(home, 300, 60)
+    play(home, 1_000, 60)

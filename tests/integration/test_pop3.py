@@ -1,12 +1,14 @@
-"""POP3 against a whole server: poplib, fetchmail and curl; TLS, locks, updates, killed workers, slow readers."""
+"""POP3 against a whole server: poplib, fetchmail and curl, and IMAP beside it; TLS, locks, updates, killed workers, slow readers."""
 
 from __future__ import annotations
 
+import imaplib
 import itertools
 import json
 import os
 import poplib
 import random
+import re
 import shutil
 import signal
 import smtplib
@@ -26,7 +28,7 @@ poplib._MAXLINE = 1 << 20
 
 @pytest.fixture(scope="module")
 def server():
-    with PrivateHome(6) as home:
+    with PrivateHome(8) as home:
         yield home
 
 
@@ -265,3 +267,109 @@ def test_fetchmail(server, user, tmp_path):
     client = login(server, user)
     assert client.stat() == (0, 0)
     client.quit()
+
+
+class Both:
+    """One account by POP3 and by IMAP, compared octet by octet."""
+
+    def __init__(self, server, user):
+        self.server, self.user = server, user
+        self.imap = imaplib.IMAP4("127.0.0.1", server.port("imap"), timeout=20)
+        self.imap.login(user, PASSWORD)
+        self.imap.select("INBOX")
+        self.validity = int(self.imap.untagged_responses["UIDVALIDITY"][0])
+        self.ever = {}
+
+    def append(self, content):
+        # imaplib would mend line ends; the server must not
+        self.imap.literal = content
+        kind, data = self.imap._simple_command("APPEND", "INBOX")
+        assert kind == "OK", data
+
+    def mailbox(self):
+        """uid -> (size, octets, header, flags) as IMAP tells."""
+        assert self.imap.noop()[0] == "OK"
+        kind, data = self.imap.uid("FETCH", "1:*", "(UID FLAGS RFC822.SIZE BODY.PEEK[HEADER] BODY.PEEK[])")
+        assert kind == "OK"
+        found, items = {}, [item for item in data if isinstance(item, tuple)]
+        for (head, header), (_, body) in zip(items[::2], items[1::2], strict=True):
+            uid, size = (int(re.search(rb"%b (\d+)" % name, head)[1]) for name in (b"UID", b"RFC822.SIZE"))
+            found[uid] = (size, body, header, set(re.search(rb"FLAGS \(([^)]*)\)", head)[1].split()) - {b"\\Recent"})
+        return found
+
+    def agree(self):
+        """Compares all, and leaves by QUIT, so that what was sent whole is \\Seen."""
+        by_imap = self.mailbox()
+        client = login(self.server, self.user)
+        ids = [line.split() for line in client.uidl()[1]]
+        uids = [int(unique.partition(b"-")[2]) for _, unique in ids]
+        assert [unique for _, unique in ids] == [b"%d-%d" % (self.validity, uid) for uid in by_imap]
+        assert [int(line.split()[1]) for line in client.list()[1]] == [size for size, *_ in by_imap.values()]
+        assert client.stat() == (len(by_imap), sum(size for size, *_ in by_imap.values()))
+        for number, uid in enumerate(uids, 1):
+            size, body, header, _ = by_imap[uid]
+            # a message that does not end in a line end gets one, as the final dot needs it (RFC 1939 3)
+            whole = body if body.endswith(b"\r\n") else body + b"\r\n"
+            assert self.octets(client, b"RETR %d" % number) == whole and len(body) == size
+            assert self.octets(client, b"TOP %d 0" % number) == header
+            assert self.ever.setdefault(uid, body) == body  # what a unique id names never changes
+        client.quit()
+        after = self.mailbox()
+        assert list(after) == uids and all(b"\\Seen" in flags for *_, flags in after.values())
+        assert all(after[uid][3] - {b"\\Seen"} == by_imap[uid][3] - {b"\\Seen"} for uid in after)
+        return uids
+
+    @staticmethod
+    def octets(client, command):
+        """A multi-line answer as it was before dots were stuffed, after a bare LF too."""
+        client._putline(command)
+        assert client.file.readline().startswith(b"+OK")
+        found = []
+        while (line := client.file.readline()) != b".\r\n":
+            assert line
+            found.append(line)
+        return b"".join([line.removeprefix(b".") for line in found])
+
+
+def test_one_account_by_pop3_and_imap(server, user):
+    """Whatever comes or goes by one protocol is so by the other; unique ids are uids, sizes are RFC822.SIZE."""
+    rng = random.Random(1939)
+    both = Both(server, user)
+    hard = [
+        b"Subject: dots\r\n\r\n.\r\n..\r\n.a\r\n...\r\n", b"Subject: no end\r\n\r\nlast line", b"\r\n", b"no header at all\r\n\r\n",
+        b"Subject: \xff\xfe\r\n\r\n" + bytes(range(1, 256)) * 40 + b"\r\n", b"Subject: large\r\n\r\n" + b"0123456789abcdef\r\n" * 3_000,
+        b"Subject: header only\r\n\r\n", b"Subject: long line\r\n\r\n" + b"x" * 70_000 + b"\r\n.\r\n",
+    ]  # fmt: skip
+    for content in hard:
+        both.append(content)
+    held = both.agree()
+    for number in range(25):
+        what = rng.choice(("append", "append", "send", "send", "dele", "expunge", "hang up", "flag")) if held else "append"
+        picked = rng.sample(held, min(len(held), rng.randrange(1, 4)))
+        if what == "append":
+            both.append(b"Subject: %d\r\n\r\n%b\r\n" % (number, bytes(rng.choices(b"\r\n.. abc", k=200)).replace(b"\0", b"")))
+        elif what == "send":
+            send(server, user, b"Subject: sent %d\r\n\r\n.\r\n" % number)
+            until = time.monotonic() + 20
+            while len(both.mailbox()) == len(held):
+                assert time.monotonic() < until
+                time.sleep(0.02)
+        elif what in ("dele", "hang up"):
+            client = login(server, user)
+            for uid in picked:
+                client.dele(held.index(uid) + 1)
+            if what == "dele":
+                client.quit()
+                held = [uid for uid in held if uid not in picked]
+            else:
+                client.close()  # without QUIT nothing goes
+        else:
+            flag = "\\Deleted" if what == "expunge" else "\\Flagged"
+            both.imap.uid("STORE", ",".join(map(str, picked)), "+FLAGS.SILENT", f"({flag})")
+            if what == "expunge":
+                both.imap.uid("EXPUNGE", ",".join(map(str, picked)))
+                held = [uid for uid in held if uid not in picked]
+        now = both.agree()
+        assert now[: len(held)] == held and len(now) - len(held) == (what in ("append", "send")), what
+        held = now
+    both.imap.logout()

@@ -201,7 +201,9 @@ def run(session: Session, command: Command) -> Coroutine[Any, Any, bytes | None]
     if fetch.request.partial is not None and not uid_form:
         raise Bad("PARTIAL is for UID FETCH")
     positions = chosen(view, fetch.ranges, uid_form)
-    if view.unreported and b"FLAGS" in fetch.request.simple and fetch.request.changed_since is None:
+    simple = fetch.request.simple
+    told_here = b"FLAGS" in simple and (b"MODSEQ" in simple or not view.condstore)
+    if view.unreported and told_here and fetch.request.changed_since is None:
         if view.new_keywords:
             session.send(view.flags_response())
             view.new_keywords = False
@@ -325,10 +327,11 @@ async def _with_content(
     services = session.services
     complete = True
     simple = request.simple
-    if seen and b"FLAGS" not in simple:
-        with_flags: tuple[bytes, ...] = (*simple, b"FLAGS")
-    else:
-        with_flags = simple
+    with_flags = simple
+    if seen:
+        # Who wants mod-sequences is told the new one with the new flags (RFC 7162 3.1).
+        wanted = (b"FLAGS", b"MODSEQ") if view.condstore else (b"FLAGS",)
+        with_flags = (*simple, *(item for item in wanted if item not in simple))
     uids = [view.uids[at] for at in positions]
     for start in range(0, len(uids), ROW_SLICE):
         part = uids[start : start + ROW_SLICE]

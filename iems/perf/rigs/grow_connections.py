@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import resource
 import smtplib
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from iems._native import loadgen
-from iems.perf import measure
+from iems.perf import machine, measure
 from iems.perf.filled import filled
 from iems.perf.home import PASSWORD, PrivateHome
 from iems.perf.measure import Options, Reading
@@ -27,31 +26,26 @@ TRIES = 20
 
 def run(options: Options) -> Iterator[dict[str, Any]]:
     """Numbers of idle connections, each ten times the one before; rate and CPU are of random FETCHes by 10 sessions beside them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    top = min(LARGEST, max(hard, 0) - 500 if hard != resource.RLIM_INFINITY else LARGEST)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the server inherits it
-    try:
-        with filled(ACCOUNTS, 4_096, MESSAGES, options.folder) as home:
-            held: list[Held] = []
-            there = 0
-            before = memory(home)
-            try:
-                for wanted in options.steps(top) if options.growth <= 1 else [top // 100, top // 10, top]:
-                    held.append(Held(home, False, wanted - there))
-                    there = wanted
-                    readings = [_work(home, options) for _ in range(options.repeats)]
-                    grown = (memory(home)["own"] - before["own"]) / wanted
-                    yield (
-                        {"rig": NAME, "case": f"{wanted} connections", "connections": wanted, "octets": 4_096,
-                         "also": ["accepted_ms", "since_start_each"]}
-                        | measure.figures(readings)
-                        | {"since_start_each": (grown,) * 3}
-                    )  # fmt: skip
-            finally:
-                for one in held:
-                    one.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with machine.descriptors() as most, filled(ACCOUNTS, 4_096, MESSAGES, options.folder) as home:
+        top = min(LARGEST, most - 500)
+        held: list[Held] = []
+        there = 0
+        before = memory(home)
+        try:
+            for wanted in options.steps(top) if options.growth <= 1 else [top // 100, top // 10, top]:
+                held.append(Held(home, False, wanted - there))
+                there = wanted
+                readings = [_work(home, options) for _ in range(options.repeats)]
+                grown = (memory(home)["own"] - before["own"]) / wanted
+                yield (
+                    {"rig": NAME, "case": f"{wanted} connections", "connections": wanted, "octets": 4_096,
+                     "also": ["accepted_ms", "since_start_each"]}
+                    | measure.figures(readings)
+                    | {"since_start_each": (grown,) * 3}
+                )  # fmt: skip
+        finally:
+            for one in held:
+                one.close()
 
 
 def _work(home: PrivateHome, options: Options) -> Reading:

@@ -44,6 +44,45 @@ def test_right_and_wrong(directory):
     run(main())
 
 
+def test_logins_that_come_at_once_are_one_computation(directory, monkeypatch):
+    slow = []
+    verify = passwords.verify
+    monkeypatch.setattr(passwords, "verify", lambda *args: slow.append(1) or verify(*args))
+
+    async def main():
+        auth = Authenticator(directory)
+        found = await asyncio.gather(*(auth.check("john", "pw", "") for _ in range(300)))
+        assert {account.number for account in found} == {1} and len(slow) == 1
+        # a wrong password is wrong for each of them, and is not remembered
+        assert await asyncio.gather(*(auth.check("john", "wrong", "") for _ in range(20))) == [None] * 20
+        assert await auth.check("john", "wrong", "") is None and len(slow) == 3
+        # the first to ask goes away; who waits with it is answered all the same
+        directory.set_password("john@example.test", "new")
+        tasks = [asyncio.ensure_future(auth.check("john", "new", "")) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        assert [account.number for account in await asyncio.gather(*tasks[1:])] == [1, 1] and len(slow) == 4
+        assert tasks[0].cancelled() and not auth._under_way
+        auth.close()
+
+    run(main())
+
+
+def test_a_directory_away_is_away_for_all_who_wait(directory, monkeypatch):
+    def away(*_):
+        raise DirectoryUnavailable("away")
+
+    monkeypatch.setattr(directory, "authenticate", away)
+
+    async def main():
+        auth = Authenticator(directory)
+        found = await asyncio.gather(*(auth.check("john", "pw", "") for _ in range(5)), return_exceptions=True)
+        assert [type(one) for one in found] == [DirectoryUnavailable] * 5 and not auth._under_way
+        auth.close()
+
+    run(main())
+
+
 def test_memory_ends_with_password_state_and_time(directory, monkeypatch):
     now = [0.0]
     slow = []

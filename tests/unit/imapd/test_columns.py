@@ -1,35 +1,6 @@
-"""Columns of header values: made at once or one by one, the same."""
+"""Columns of header values."""
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from iems.imap.envelope import Envelope
-from iems.imapd import columns
-from iems.imapd.columns import COLUMNS, message_ids
-from iems.message import summarize
-
-SUBJECTS = st.lists(
-    st.one_of(
-        st.sampled_from([b"plain", b"Re: [x] Two", b"", b" ", b"NIL", b'"quoted"', b"a  b", b"* 7 FETCH (ENVELOPE (NIL NIL (",
-                         b"=?utf-8?q?=C3=A4?=", b"back\\slash", b"tab\there", b'x" "y', b"caf\xc3\xa9"]),
-        st.binary(max_size=30),
-    ),
-    max_size=6,
-)  # fmt: skip
-
-
-@settings(max_examples=400, deadline=None)
-@given(SUBJECTS)
-def test_subjects_at_once(subjects):
-    text = b""
-    for uid, subject in enumerate(subjects, 1):
-        field = b"Subject: " + subject.replace(b"\n", b" ") + b"\r\n" if subject else b""
-        text += b"* %d FETCH (ENVELOPE %b)\r\n" % (uid, summarize(field + b"Date: x\r\n\r\n")[0])
-    wanted = [(uid, COLUMNS["SUBJECT"](Envelope(raw))) for uid, raw in columns._responses(text)]
-    assert [uid for uid, _ in wanted] == list(range(1, len(subjects) + 1))
-    column = columns._Column()
-    if columns._plain_subjects(text, column):
-        assert list(zip(column.uids, column.values, strict=True)) == wanted
+from iems.imapd.columns import message_ids
 
 
 def test_message_ids():

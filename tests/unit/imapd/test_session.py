@@ -259,3 +259,20 @@ def test_own_changes_and_new_messages_need_no_look_at_old_rows():
         assert world.store.fast > fast
 
     run(test)
+
+
+def test_a_long_search_tells_how_far_it_is(monkeypatch):
+    """RFC 9585: every few seconds, with its tag, what is done of how much."""
+    monkeypatch.setattr("iems.imapd.session.PROGRESS_S", 0.0)
+    monkeypatch.setattr("iems.imapd.commands.search.SLICE_S", 0.0)
+
+    async def test(world):
+        for _ in range(450):
+            world.store.put("INBOX", MESSAGE)
+        client = await world.login("INBOX")
+        lines = (await client.ask(b"a7 SEARCH TEXT nowhere\r\n")).splitlines()
+        told = [line for line in lines if b"INPROGRESS" in line]
+        assert told[0].startswith(b'* OK [INPROGRESS ("a7" 0 450)]') and told[-1].startswith(b'* OK [INPROGRESS ("a7" 400 450)]')
+        assert lines[-2:] == [b"* SEARCH", b"a7 OK SEARCH completed"]
+
+    run(test)

@@ -1,0 +1,9 @@
+from typing import Any
+
+import numpy as np
+
+def fixed(cursor: Any, prefix: bytes, length: int, page_size: int) -> bytes: ...
+def flags(cursor: Any, prefix: bytes, page_size: int, expected: int) -> tuple[bytes, bytes, bytes]: ...
+def subjects(
+    cursor: Any, prefix: bytes, uids: np.ndarray, start: int, count: int, page_size: int
+) -> tuple[bytes, bytes, list[tuple[int, bytes | None]]]: ...

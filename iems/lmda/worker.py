@@ -101,6 +101,9 @@ class Worker:
             self._partitions[account.number] = account.partition
         return account
 
+    def _know(self, account: Any) -> None:
+        self._partitions[account.number] = account.partition
+
     async def _scores(self, item: Item, accounts: list[Any]) -> dict[int, Score]:
         """What the Bayesian filters of these accounts say; nothing where that can't be had."""
         return await self._loop.run_in_executor(self._reader, self._score, item, accounts)
@@ -123,7 +126,7 @@ class Worker:
         if self._rules is None:
             from iems.lmda.rules import Rules
 
-            self._rules = Rules(self._ctx, self._directory, self._planner, self._reader)
+            self._rules = Rules(self._ctx, self._directory, self._planner, self._reader, self._know)
         await self._rules.apply(work, self._reader_blobs.read, summary, octets, batch)
 
     def _partition_of(self, account: int) -> int:
@@ -228,6 +231,7 @@ class Worker:
         ctx.working_on(None)
         try:
             answers = await self._ask(batch)
+            await self._instead(works, batch, answers)
         except StoreUnavailable as error:
             self._pause("the store is not available", error)
             return False
@@ -244,6 +248,24 @@ class Worker:
         with self._spool.index.change() as change:
             quarantine(change, item, f"content damaged: {error.strerror}")
         self._ctx.log.event("quarantined", item.id, why="content damaged", cause=error.strerror)
+
+    async def _instead(self, works: list[Work], batch: list[Delivery], answers: list[Delivered]) -> None:
+        """What mailboxes of others did not take goes to the INBOX of the recipient whose rule named them. Raises StoreUnavailable."""
+        places: list[int] = []
+        for work in works:
+            for place, own in work.instead.items():
+                answer = answers[place]
+                if answer.status in ("ok", "duplicate"):
+                    continue
+                recipient = work.item.envelope.recipients[work.beside.pop(place)].address
+                why = answer.text or answer.status
+                self._ctx.log.event("not-shared", work.item.id, recipient, mailbox=batch[place].mailbox, why=why)
+                if own is not None:
+                    batch[place] = own
+                    places.append(place)
+        if places:
+            for place, answer in zip(places, await self._ask([batch[place] for place in places]), strict=True):
+                answers[place] = answer
 
     async def _ask(self, batch: list[Delivery]) -> list[Delivered]:
         """Deliver in requests of bounded size; again while the store is busy. Raises StoreUnavailable."""
@@ -291,11 +313,17 @@ class Worker:
             for sent in all_sent:
                 to = sent.message.envelope.recipients[0].address
                 self._ctx.log.event(sent.event, outcomes[number].item.id, to, child=id_text(sent.message.id))
-        # What failed and what was deferred has no dedup row: nothing to forget.
+        # What failed and what was deferred has no dedup row: nothing to forget. What a rule put beside a deferred one comes again.
+        coming = {
+            place
+            for work, settlement in zip(works, outcomes, strict=True)
+            for place, slot in work.beside.items()
+            if settlement.results[slot].outcome == Outcome.DEFERRED
+        }
         self._settled += [
             (delivery.origin, delivery.account)
-            for delivery, answer in zip(batch, answers, strict=True)
-            if answer.status == "ok" or answer.status == "duplicate"
+            for place, (delivery, answer) in enumerate(zip(batch, answers, strict=True))
+            if place not in coming and answer.status in ("ok", "duplicate")
         ]
         if self._settled and self._forgetting is None:
             self._forgetting = self._loop.create_task(self._forget_later())
@@ -344,39 +372,40 @@ class Worker:
         delivered = deferred = failed = discarded = 0
         for work, settlement in zip(works, outcomes, strict=True):
             item = settlement.item
-            decisions = work.decisions
+            decisions, records = work.decisions, work.records
             for result in settlement.results:
                 recipient = result.recipient.address
                 outcome = result.outcome
+                said = {"verdict": records[recipient]} if recipient in records else {}
                 if outcome == Outcome.DELIVERED:
                     delivered += 1
                     decision = decisions.get(recipient) if decisions else None
                     if decision is None:
-                        event("delivered", item.id, recipient, channel="LOCAL")
+                        event("delivered", item.id, recipient, channel="LOCAL", **said)
                     else:
-                        event("delivered", item.id, recipient, channel="LOCAL", **_because(decision))
+                        event("delivered", item.id, recipient, channel="LOCAL", **_because(decision), **said)
                     continue
                 if outcome == Outcome.DISCARDED:
                     discarded += 1
                     decision = decisions.get(recipient)
                     if decision is not None and decision.action.kind == "discard":
-                        event("discarded", item.id, recipient, **_because(decision))
+                        event("discarded", item.id, recipient, **_because(decision), **said)
                     else:
-                        event("discarded", item.id, recipient, why="a rule of the recipient")
+                        event("discarded", item.id, recipient, why="a rule of the recipient", **said)
                     continue
                 if outcome == Outcome.EXPANDED:
                     delivered += 1  # to others, in messages of their own
-                    event("redirected", item.id, recipient)
+                    event("redirected", item.id, recipient, **said)
                     continue
                 reply = result.reply
-                said = f"{reply.code} {reply.status} {reply.text}" if reply is not None else ""
+                answer = f"{reply.code} {reply.status} {reply.text}" if reply is not None else ""
                 if outcome == Outcome.DEFERRED:
                     deferred += 1
-                    event("deferred", item.id, recipient, reply=said, next_attempt_s=result.next_attempt_s)
+                    event("deferred", item.id, recipient, reply=answer, next_attempt_s=result.next_attempt_s)
                 else:
                     failed += 1
                     decision = decisions.get(recipient) if decisions else None
-                    event("failed", item.id, recipient, reply=said, **(_because(decision) if decision is not None else {}))
+                    event("failed", item.id, recipient, reply=answer, **(_because(decision) if decision is not None else {}), **said)
                     if not heard(item.envelope, result.recipient, self._double_bounces):
                         # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                         event("discarded", item.id, recipient, why="double bounce")

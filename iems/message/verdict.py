@@ -1,6 +1,6 @@
 """The verdict record: one header field of delivered mail that says what was asked, what was answered, and what acted.
 
-    X-IEMS-Verdict: dnsbl=bl.example (127.0.0.2); antivirus (clamd: clean); spamcontrol=file%3DSpam (zone bl.example);
+    X-IEMS-Verdict: dnsbl=bl.example (127.0.0.2); antivirus (clamd: clean); spamcontrol=file=Spam (zone bl.example);
         to=Spam
 
 Items in the order of the message's way: checks at the door and modules (`check=subject (answer)`), then what the recipient's own filters
@@ -30,7 +30,7 @@ TEXT_MAX = 120
 #: Items at the end that are never left out: what acted, and where it went.
 _LAST = 8
 
-_SAFE = " !#$&'*+,-./:<>?@[]^_`{|}~"
+_SAFE = " !#$&'*+,-./:<=>?@[]^_`{|}~"
 _WORD_SAFE = _SAFE.replace(" ", "")
 _TORN = re.compile("%[0-9A-F]?$")
 _ITEM = re.compile(r"([a-z][a-z0-9-]{0,40})(?:=([^ ;()]{0,1024}))?(?: \(([^;()]{0,1024})\))?\Z")

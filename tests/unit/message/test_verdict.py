@@ -16,7 +16,7 @@ def test_written_and_read() -> None:
     asked = verdict.answers([Verdict("dnsbl", "b2.test", "not listed"), Verdict("antivirus", "", "clamd: clean")], [Verdict("dnsbl", "bl.test", "127.0.0.2")])
     text = verdict.value([*asked, verdict.item("spamcontrol", "file=Spam", "zone bl.test"), verdict.item("to", "Spam")])
     assert text == (
-        "dnsbl=bl.test (127.0.0.2); dnsbl=b2.test (not listed); antivirus (clamd: clean); spamcontrol=file%3DSpam (zone bl.test); to=Spam"
+        "dnsbl=bl.test (127.0.0.2); dnsbl=b2.test (not listed); antivirus (clamd: clean); spamcontrol=file=Spam (zone bl.test); to=Spam"
     )
     line = verdict.line(text)
     assert all(len(row) < 200 for row in line.split(b"\r\n")) and verdict.recorded(line + b"Subject: x\r\n\r\n") == text

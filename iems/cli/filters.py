@@ -13,15 +13,15 @@ import msgspec
 
 from iems.cli.common import Failed, json_option, say, say_json, table
 from iems.cli.iemsuser import Home, _home_option
-from iems.directory import Account
+from iems.directory import Account, Directory
 from iems.errors import IemsError
 from iems.sieve import ScriptError
 from iems.sieve import mailsort as ms
 from iems.sieve.scripts import Scripts, scripts_of
 
 
-def _account(home: Home, address: str) -> tuple[Account, Scripts]:
-    directory = home.directory()
+def _account(home: Home, address: str, directory: Directory | None = None) -> tuple[Account, Scripts]:
+    directory = directory or home.directory()
     account = directory.account(address)
     if account is None:
         raise Failed(f"there is no account {address}")
@@ -79,7 +79,7 @@ def _keep(scripts: Scripts, sort: ms.MailSort) -> None:
         )
 
 
-def _check_right(home: Home, account: Account, mailbox: str) -> None:
+def _check_right(home: Home, directory: Directory, account: Account, mailbox: str) -> None:
     """Refuse a mailbox of somebody else where the account may put no mail; delivery looks again. Raises Failed."""
     from iems.store import shared
     from iems.store.reader import Reader
@@ -91,7 +91,7 @@ def _check_right(home: Home, account: Account, mailbox: str) -> None:
     if store.is_dir():
         reader = Reader(store)
         try:
-            found = shared.find(reader, home.directory().account, account.number, mailbox)
+            found = shared.find(reader, directory.account, account.number, mailbox)
         finally:
             reader.close()
     if found is None or not found.may_insert:
@@ -184,10 +184,11 @@ def mailsort_add(
     if len(chosen) != 1:
         raise click.UsageError("give one of --move, --copy, --forward, --vacation, --reject")
     action, target = chosen[0]
-    account, scripts = _account(home, address)
+    directory = home.directory()
+    account, scripts = _account(home, address, directory)
     rule = ms.check_rule(ms.Rule(header.lower(), contains, action, target, proceed))  # type: ignore[arg-type]
     if action in ("move", "copy"):
-        _check_right(home, account, target)
+        _check_right(home, directory, account, target)
     sort = _sort(scripts, force)
     sort.rules.insert(at - 1 if at else len(sort.rules), rule)
     _keep(scripts, sort)

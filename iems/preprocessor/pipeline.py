@@ -16,6 +16,8 @@ from iems.preprocessor.route import Part
 
 #: Characters of a module's note that go into the record of a message.
 NOTE_MAX = 200
+#: Modules whose note is about all recipients together, which none of them may read; for LOCAL they do nothing.
+_UNSAID = frozenset({"antispam"})
 
 
 async def examine(
@@ -52,9 +54,10 @@ async def examine(
             verdict = await _measured(module, work, count)
             whose = [recipient.address for part in work.parts for recipient in part.recipients] if len(groups) > 1 else []
             ran.append((name, verdict.note, whose))
-            answer = (Tag(name, "", verdict.note[:NOTE_MAX]),)
-            for part in work.parts:
-                part.asked += answer
+            if name not in _UNSAID:
+                answer = (Tag(name, "", verdict.note[:NOTE_MAX]),)
+                for part in work.parts:
+                    part.asked += answer
             if verdict.quarantine:
                 plan.quarantine = verdict.quarantine
                 return ran

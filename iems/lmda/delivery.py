@@ -94,6 +94,14 @@ class Made(Struct):
     always: bool
 
 
+class Known(Struct):
+    """What was found out about an item when it was planned first, for planning it again. accounts: by recipient's address.
+    tagged: account number -> what its owner's spam control makes of the message."""
+
+    accounts: dict[bytes, Any] = field(default_factory=dict)
+    tagged: dict[int, Decision] = field(default_factory=dict)
+
+
 class Work(Struct):
     """One item on its way: `slots` holds for each recipient its result, or the index of its delivery in the batch.
 
@@ -102,7 +110,7 @@ class Work(Struct):
     unjudged: accounts whose Bayesian filter is still to be asked; then the item is planned again with its scores.
     records: recipient's address -> the verdict record, of recipients about whose mail there is something to say.
     instead: deliveries to a mailbox of somebody else -> what the recipient himself gets if that one takes it not, or None. beside: deliveries
-    to mailboxes of others -> the slot of the recipient whose rule made them.
+    to mailboxes of others -> the slot of the recipient whose rule made them. known: for planning it again.
     """
 
     item: Item
@@ -115,6 +123,7 @@ class Work(Struct):
     records: dict[bytes, str] = field(default_factory=dict)
     instead: dict[int, Delivery | None] = field(default_factory=dict)
     beside: dict[int, int] = field(default_factory=dict)
+    known: Known | None = None
 
 
 def fallback_summary(size: int) -> tuple[bytes, bytes]:
@@ -209,13 +218,15 @@ class Planner:
         batch: list[Delivery],
         head: bytes = b"",
         scores: Mapping[int, Score] | None = None,
+        known: Known | None = None,
     ) -> Work:
         """Append the item's deliveries to `batch`. summary: None if the content can't be read; every recipient waits then.
 
         octets: length of the item's rope. head: start of the content, needed of tagged mail only. scores: account number ->
-        what its Bayesian filter says; None before any was asked.
+        what its Bayesian filter says; None before any was asked. known: of the work that it was planned to be before.
         """
         work = Work(item)
+        known = work.known = known or Known()
         envelope = item.envelope
         seen: dict[int, int] = {}
         chosen: dict[int, Decision] = {}
@@ -226,7 +237,9 @@ class Planner:
             if summary is None:
                 slot = self.deferred(recipient, item, CONTENT_GONE)
             else:
-                found = self._find(recipient, item)
+                found = known.accounts.get(recipient.address)
+                if found is None:
+                    found = self._find(recipient, item)
                 if isinstance(found, Result):
                     slot = found
                 elif found.number in seen:
@@ -237,6 +250,7 @@ class Planner:
                     if found.number in records:
                         work.records[recipient.address] = records[found.number]
                 else:
+                    known.accounts[recipient.address] = found
                     lines = header_lines(envelope.reverse_path, recipient.address)
                     action = None
                     said = list(asked) if asked is not None else [verdict.NOTHING]
@@ -330,7 +344,10 @@ class Planner:
     ) -> tuple[Action, bytes]:
         """What the owner wants done with a tagged message, and the lines in front of it with the tag."""
         envelope = work.item.envelope
-        decision = spamcontrol.decide(envelope, head, account.spam, self._policy.spam)
+        assert work.known is not None
+        tagged = work.known.tagged
+        decision = tagged.get(account.number) or spamcontrol.decide(envelope, head, account.spam, self._policy.spam)
+        tagged[account.number] = decision
         work.decisions[recipient.address] = decision
         shown = tag.for_reader(
             envelope.client_ip,

@@ -44,6 +44,12 @@ INBOX: Final = "INBOX"
 SPAM: Final = ("iems.verdict", "spam")
 
 
+#: Content looked at together is about this long, or one message.
+TOGETHER_OCTETS: Final = 1 << 20
+
+_Waiting = tuple[Work, Filtered, tuple[bytes, bytes], int]
+
+
 class _Later(Exception):
     """The script can't be read now."""
 
@@ -87,28 +93,45 @@ class Rules:
         self._mailboxes: Reader | None = None
 
     async def apply(
-        self,
-        work: Work,
-        read: Callable[[Rope], bytes],
-        summary: tuple[bytes, bytes],
-        octets: int,
-        batch: list[Delivery],
+        self, works: list[tuple[Work, tuple[bytes, bytes], int]], read: Callable[[Rope], bytes], batch: list[Delivery]
     ) -> None:
-        """Run the scripts of `work.filtered`: fill the slots, append deliveries to `batch`, note messages in `work.made`.
+        """Run the scripts of all `filtered` of these works: fill the slots, append deliveries to `batch`, note messages in `made`.
 
-        read: gives the content of a rope; called in the thread. summary, octets: as for `Planner.plan`.
+        works: each with summary and octets, as for `Planner.plan`. read: gives the content of a rope; called in the thread.
         """
-        for filtered in (work.filtered or {}).values():
-            try:
-                decided = await self._ctx.loop.run_in_executor(self._executor, self._decide, work, filtered, read)
-            except _Later:
-                continue  # the slots say "later" already
-            self._carry_out(work, filtered, decided, summary, octets, batch)
+        waiting: list[_Waiting] = []
+        held = 0
+        for work, summary, octets in works:
+            for filtered in (work.filtered or {}).values():
+                waiting.append((work, filtered, summary, octets))
+                held += octets
+                if held >= TOGETHER_OCTETS:
+                    await self._together(waiting, read, batch)
+                    waiting, held = [], 0
+        await self._together(waiting, read, batch)
+
+    async def _together(self, waiting: list[_Waiting], read: Callable[[Rope], bytes], batch: list[Delivery]) -> None:
+        """Run some scripts with one change to the thread and back."""
+        if not waiting:
+            return
+        found = await self._ctx.loop.run_in_executor(
+            self._executor, lambda: [self._decide(work, filtered, read) for work, filtered, _, _ in waiting]
+        )
+        for (work, filtered, summary, octets), decided in zip(waiting, found, strict=True):
+            if decided is not None:  # else the slots say "later" already
+                self._carry_out(work, filtered, decided, summary, octets, batch)
 
     # In the thread
 
-    def _decide(self, work: Work, filtered: Filtered, read: Callable[[Rope], bytes]) -> _Decided:
-        """What the script wants, and what is to be known to do it."""
+    def _decide(self, work: Work, filtered: Filtered, read: Callable[[Rope], bytes]) -> _Decided | None:
+        """What the script wants, and what is to be known to do it; None if that can't be had now."""
+        self._ctx.working_on(work.item.id)
+        try:
+            return self._decided(work, filtered, read)
+        except _Later:
+            return None
+
+    def _decided(self, work: Work, filtered: Filtered, read: Callable[[Rope], bytes]) -> _Decided:
         item, account = work.item, filtered.account
         try:
             content = read(item.rope)

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iems.blobs import Blobs
 from iems.directory.directory import Directory
@@ -49,6 +49,16 @@ FORGET_S = 2.0
 #: Of tagged mail, so much is read for the From field.
 HEAD_OCTETS = 64 << 10
 FORGET_PAIRS = 512
+
+
+class _Unjudged(NamedTuple):
+    """An item whose recipients' Bayesian filters are still to be asked. work: as it was planned without them."""
+
+    item: Item
+    work: Work
+    summary: tuple[bytes, bytes]
+    octets: int
+    head: bytes
 
 
 class Worker:
@@ -104,11 +114,16 @@ class Worker:
     def _know(self, account: Any) -> None:
         self._partitions[account.number] = account.partition
 
-    async def _scores(self, item: Item, accounts: list[Any]) -> dict[int, Score]:
-        """What the Bayesian filters of these accounts say; nothing where that can't be had."""
-        return await self._loop.run_in_executor(self._reader, self._score, item, accounts)
+    async def _scores(self, unjudged: list[_Unjudged]) -> list[dict[int, Score]]:
+        """What the Bayesian filters of the accounts of each item say; nothing where that can't be had."""
+        if not unjudged:
+            return []
+        return await self._loop.run_in_executor(
+            self._reader, lambda: [self._score(each.item, each.work.unjudged or []) for each in unjudged]
+        )
 
     def _score(self, item: Item, accounts: list[Any]) -> dict[int, Score]:
+        self._ctx.working_on(item.id)
         try:
             if self._judge is None:
                 from iems.lmda.bayesian import Judge
@@ -121,13 +136,13 @@ class Worker:
             self._ctx.log.error("a Bayesian filter can't judge", error, item.id)
             return {}
 
-    async def _filter(self, work: Work, summary: tuple[bytes, bytes], octets: int, batch: list[Delivery]) -> None:
-        """Run the scripts of the recipients that have one."""
+    async def _filter(self, works: list[tuple[Work, tuple[bytes, bytes], int]], batch: list[Delivery]) -> None:
+        """Run the scripts of the recipients that have one. works: each with its summary and the octets of its content."""
         if self._rules is None:
             from iems.lmda.rules import Rules
 
             self._rules = Rules(self._ctx, self._directory, self._planner, self._reader, self._know)
-        await self._rules.apply(work, self._reader_blobs.read, summary, octets, batch)
+        await self._rules.apply(works, self._reader_blobs.read, batch)
 
     def _partition_of(self, account: int) -> int:
         return self._partitions.get(account, 0)
@@ -203,6 +218,9 @@ class Worker:
         ctx = self._ctx
         batch: list[Delivery] = []
         works: list[Work] = []
+        # What is asked of a thread is asked for all of the batch at once: one change to the thread and back costs as much as a script.
+        unjudged: list[_Unjudged] = []
+        filtered: list[tuple[Work, tuple[bytes, bytes], int]] = []
         event = ctx.log.event
         for item in items:
             # A message that kills the process while it is read is blamed for it.
@@ -221,13 +239,22 @@ class Worker:
             head = self._spool.blobs.read_range(item.rope, 0, HEAD_OCTETS) if item.envelope.verdicts and summary else b""
             planned = len(batch)
             work = self._planner.plan(item, summary, octets, batch, head)
-            if work.unjudged is not None:
+            if work.unjudged is not None and summary is not None:
                 del batch[planned:]
-                scores = await self._scores(item, work.unjudged)
-                work = self._planner.plan(item, summary, octets, batch, head, scores)
+                unjudged.append(_Unjudged(item, work, summary, octets, head))
+                continue
             if work.filtered is not None and summary is not None:
-                await self._filter(work, summary, octets, batch)
+                filtered.append((work, summary, octets))
             works.append(work)
+        for judged, scores in zip(unjudged, await self._scores(unjudged), strict=True):
+            work = self._planner.plan(
+                judged.item, judged.summary, judged.octets, batch, judged.head, scores, judged.work.known
+            )
+            if work.filtered is not None:
+                filtered.append((work, judged.summary, judged.octets))
+            works.append(work)
+        if filtered:
+            await self._filter(filtered, batch)
         ctx.working_on(None)
         try:
             answers = await self._ask(batch)

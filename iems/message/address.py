@@ -18,13 +18,20 @@ from iems._native.mime_py import (
     quoted_end,
     squeezed,
 )
-from iems.message.header import fields, header_end
+from iems.message.header import fields, header_end, header_fields
 from iems.message.words import decode, decode_words
 
 _DOT_ATOM = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*\Z")
 _GAP = re.compile(rb"[^\s.]\s+[^\s.]")
 _DOMAIN = re.compile(
     rb"(?:[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*|\[[!-Z^-~]+\])\Z"
+)
+
+_FROM = (b"from",)
+_ATOMS = rb"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*"
+#: "Name" <local@domain>, Name <local@domain>, local@domain, on one line and without comments.
+_PLAIN = re.compile(
+    rb'[ \t]*(?:(?:"([^\x00-\x1f\x7f"\\@]*)"|([^\x00-\x1f\x7f()<>\[\]:;@\\,"]*))[ \t]*<(%b)@(%b)>|(%b)@(%b))[ \t]*\r?\n?\Z' % ((_ATOMS,) * 4)
 )
 
 
@@ -82,13 +89,19 @@ def author(content: bytes) -> Address | None:
 
     What DMARC (RFC 7489 6.6.1), filters and display must agree on; for None they refuse or treat it as unsigned.
     """
-    content = bytes(content)
+    content = header_fields(content, _FROM)
     froms = [f for f in fields(content, 0, header_end(content)) if f.name == b"from"]
     if len(froms) != 1:
         return None
     value = content[froms[0].value : froms[0].end]
     if value.count(b"\0"):
         return None
+    plain = _PLAIN.match(value)
+    if plain is not None:
+        # As nearly all mail has it; what is said below comes to the same, ten times slower.
+        quoted, phrase, local, domain, bare, place = plain.groups()
+        name = joined_words(value[plain.start(1) - 1 : plain.end(1) + 1] if quoted is not None else phrase) if local is not None else b""
+        return Address(local or bare, domain or place, decode_words(name))
     mailboxes = parse_addresses(value)
     if len(mailboxes) != 1 or mailboxes[0].group is not None or _has_group(value):
         return None

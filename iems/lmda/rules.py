@@ -22,13 +22,14 @@ from iems.lmda.answered import key_of, may_answer
 from iems.lmda.delivery import TOO_LARGE, Filtered, Made, Planner, Work
 from iems.lmda.replies import answer, loops, no_answer, redirected
 from iems.message import verdict
-from iems.model import Outcome, Reply, Result, Rope, child_id
+from iems.model import Outcome, Reply, Result, child_id
 from iems.sieve import Environment, run
 from iems.sieve.actions import FileInto, Keep, Redirect, Reject, Vacation
 from iems.sieve.errors import ScriptError
 from iems.sieve.message import ContentMessage
 from iems.sieve.run import Outcome as Wanted
 from iems.sieve.scripts import Active, Refused, folder
+from iems.spool.items import Item
 from iems.store import shared
 from iems.store.names import normal
 from iems.store.reader import Reader
@@ -93,11 +94,11 @@ class Rules:
         self._mailboxes: Reader | None = None
 
     async def apply(
-        self, works: list[tuple[Work, tuple[bytes, bytes], int]], read: Callable[[Rope], bytes], batch: list[Delivery]
+        self, works: list[tuple[Work, tuple[bytes, bytes], int]], read: Callable[[Item], bytes], batch: list[Delivery]
     ) -> None:
         """Run the scripts of all `filtered` of these works: fill the slots, append deliveries to `batch`, note messages in `made`.
 
-        works: each with summary and octets, as for `Planner.plan`. read: gives the content of a rope; called in the thread.
+        works: each with summary and octets, as for `Planner.plan`. read: gives the content of an item; called in the thread.
         """
         waiting: list[_Waiting] = []
         held = 0
@@ -110,7 +111,7 @@ class Rules:
                     waiting, held = [], 0
         await self._together(waiting, read, batch)
 
-    async def _together(self, waiting: list[_Waiting], read: Callable[[Rope], bytes], batch: list[Delivery]) -> None:
+    async def _together(self, waiting: list[_Waiting], read: Callable[[Item], bytes], batch: list[Delivery]) -> None:
         """Run some scripts with one change to the thread and back."""
         if not waiting:
             return
@@ -123,7 +124,7 @@ class Rules:
 
     # In the thread
 
-    def _decide(self, work: Work, filtered: Filtered, read: Callable[[Rope], bytes]) -> _Decided | None:
+    def _decide(self, work: Work, filtered: Filtered, read: Callable[[Item], bytes]) -> _Decided | None:
         """What the script wants, and what is to be known to do it; None if that can't be had now."""
         self._ctx.working_on(work.item.id)
         try:
@@ -131,10 +132,10 @@ class Rules:
         except _Later:
             return None
 
-    def _decided(self, work: Work, filtered: Filtered, read: Callable[[Rope], bytes]) -> _Decided:
+    def _decided(self, work: Work, filtered: Filtered, read: Callable[[Item], bytes]) -> _Decided:
         item, account = work.item, filtered.account
         try:
-            content = read(item.rope)
+            content = read(item)
         except (OSError, EOFError) as error:
             self._ctx.log.error("the content can't be read for a script", error, item.id)
             raise _Later from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +46,8 @@ REQUEST_DELIVERIES = 128
 #: Pauses while the store is busy or away; then the items go back to the queue.
 BUSY_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FORGET_S = 2.0
+#: Octets of content that a batch holds until its filters and scripts have seen it; what is beyond is read again.
+KEPT_OCTETS = 4 << 20
 #: Of tagged mail, so much is read for the From field.
 HEAD_OCTETS = 64 << 10
 FORGET_PAIRS = 512
@@ -114,15 +116,15 @@ class Worker:
     def _know(self, account: Any) -> None:
         self._partitions[account.number] = account.partition
 
-    async def _scores(self, unjudged: list[_Unjudged]) -> list[dict[int, Score]]:
+    async def _scores(self, unjudged: list[_Unjudged], read: Callable[[Item], bytes]) -> list[dict[int, Score]]:
         """What the Bayesian filters of the accounts of each item say; nothing where that can't be had."""
         if not unjudged:
             return []
         return await self._loop.run_in_executor(
-            self._reader, lambda: [self._score(each.item, each.work.unjudged or []) for each in unjudged]
+            self._reader, lambda: [self._score(each.item, each.work.unjudged or [], read) for each in unjudged]
         )
 
-    def _score(self, item: Item, accounts: list[Any]) -> dict[int, Score]:
+    def _score(self, item: Item, accounts: list[Any], read: Callable[[Item], bytes]) -> dict[int, Score]:
         self._ctx.working_on(item.id)
         try:
             if self._judge is None:
@@ -130,19 +132,21 @@ class Worker:
 
                 prior = self._ctx.config.lmda.bayes_prior
                 self._judge = Judge(self._ctx.config.store_path(self._ctx.home), self._ctx.home / prior if prior else None)
-            return self._judge.scores(self._reader_blobs.read(item.rope), accounts)
+            return self._judge.scores(read(item), accounts)
         except Exception as error:
             # A filter that fails must not keep mail back.
             self._ctx.log.error("a Bayesian filter can't judge", error, item.id)
             return {}
 
-    async def _filter(self, works: list[tuple[Work, tuple[bytes, bytes], int]], batch: list[Delivery]) -> None:
+    async def _filter(
+        self, works: list[tuple[Work, tuple[bytes, bytes], int]], read: Callable[[Item], bytes], batch: list[Delivery]
+    ) -> None:
         """Run the scripts of the recipients that have one. works: each with its summary and the octets of its content."""
         if self._rules is None:
             from iems.lmda.rules import Rules
 
             self._rules = Rules(self._ctx, self._directory, self._planner, self._reader, self._know)
-        await self._rules.apply(works, self._reader_blobs.read, batch)
+        await self._rules.apply(works, read, batch)
 
     def _partition_of(self, account: int) -> int:
         return self._partitions.get(account, 0)
@@ -221,6 +225,8 @@ class Worker:
         # What is asked of a thread is asked for all of the batch at once: one change to the thread and back costs as much as a script.
         unjudged: list[_Unjudged] = []
         filtered: list[tuple[Work, tuple[bytes, bytes], int]] = []
+        contents: dict[int, bytes] = {}  # by id(item)
+        room = KEPT_OCTETS
         event = ctx.log.event
         for item in items:
             # A message that kills the process while it is read is blamed for it.
@@ -228,25 +234,39 @@ class Worker:
             event("leased", item.id, channel="LOCAL", attempts=item.attempts)
             octets = rope_length(item.rope)
             if octets > THREAD_OCTETS:
-                summary, error = await self._loop.run_in_executor(self._reader, _summary, item, self._reader_verifier)
+                summary, error, _ = await self._loop.run_in_executor(self._reader, _summary, item, self._reader_verifier)
+                content = b""
             else:
-                summary, error = _summary(item, self._verifier)
+                summary, error, content = _summary(item, self._verifier)
             if isinstance(error, ContentDamaged):
                 self._put_aside(item, error)
                 continue
             if error is not None:
                 ctx.log.error("no summary" if summary else "the content can't be read", error, item.id)
-            head = self._spool.blobs.read_range(item.rope, 0, HEAD_OCTETS) if item.envelope.verdicts and summary else b""
+            head = b""
+            if item.envelope.verdicts and summary:
+                head = content[:HEAD_OCTETS] or self._spool.blobs.read_range(item.rope, 0, HEAD_OCTETS)
+            if summary and len(content) <= room:
+                contents[id(item)] = content
             planned = len(batch)
             work = self._planner.plan(item, summary, octets, batch, head)
             if work.unjudged is not None and summary is not None:
                 del batch[planned:]
                 unjudged.append(_Unjudged(item, work, summary, octets, head))
+                room -= len(contents.get(id(item), b""))
                 continue
             if work.filtered is not None and summary is not None:
                 filtered.append((work, summary, octets))
+                room -= len(contents.get(id(item), b""))
+            else:
+                contents.pop(id(item), None)
             works.append(work)
-        for judged, scores in zip(unjudged, await self._scores(unjudged), strict=True):
+
+        def read(item: Item) -> bytes:
+            """The content once more; called in the thread."""
+            return contents.get(id(item)) or self._reader_blobs.read(item.rope)
+
+        for judged, scores in zip(unjudged, await self._scores(unjudged, read), strict=True):
             work = self._planner.plan(
                 judged.item, judged.summary, judged.octets, batch, judged.head, scores, judged.work.known
             )
@@ -254,7 +274,7 @@ class Worker:
                 filtered.append((work, judged.summary, judged.octets))
             works.append(work)
         if filtered:
-            await self._filter(filtered, batch)
+            await self._filter(filtered, read, batch)
         ctx.working_on(None)
         try:
             answers = await self._ask(batch)
@@ -501,13 +521,13 @@ class Worker:
         self._directory.close()
 
 
-def _summary(item: Item, verifier: Verifier) -> tuple[tuple[bytes, bytes] | None, Exception | None]:
-    """The summary of an item's content, None if it can't be read; and what went wrong."""
+def _summary(item: Item, verifier: Verifier) -> tuple[tuple[bytes, bytes] | None, Exception | None, bytes]:
+    """The summary of an item's content, None if it can't be read; what went wrong; the content."""
     try:
         content = verifier.read(item)
     except (OSError, EOFError) as error:
-        return None, error
-    return summarized(content)
+        return None, error, b""
+    return *summarized(content), content
 
 
 def _parts(batch: list[Delivery]) -> Sequence[list[Delivery]]:

@@ -29,10 +29,8 @@ _DOMAIN = re.compile(
 
 _FROM = (b"from",)
 _ATOMS = rb"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*"
-#: "Name" <local@domain>, Name <local@domain>, local@domain, on one line and without comments.
-_PLAIN = re.compile(
-    rb'[ \t]*(?:(?:"([^\x00-\x1f\x7f"\\@]*)"|([^\x00-\x1f\x7f()<>\[\]:;@\\,"]*))[ \t]*<(%b)@(%b)>|(%b)@(%b))[ \t]*\r?\n?\Z' % ((_ATOMS,) * 4)
-)
+_PLAIN_SPEC = re.compile(rb"(%b)@(%b)" % (_ATOMS, _ATOMS))
+_PLAIN_NAME = re.compile(rb'"[^\x00-\x1f\x7f"\\@]*"|[^\x00-\x1f\x7f()<>\[\]:;@\\,"]*')
 
 
 class Address(Struct, frozen=True):
@@ -96,12 +94,9 @@ def author(content: bytes) -> Address | None:
     value = content[froms[0].value : froms[0].end]
     if value.count(b"\0"):
         return None
-    plain = _PLAIN.match(value)
+    plain = _plain(value)
     if plain is not None:
-        # As nearly all mail has it; what is said below comes to the same, ten times slower.
-        quoted, phrase, local, domain, bare, place = plain.groups()
-        name = joined_words(value[plain.start(1) - 1 : plain.end(1) + 1] if quoted is not None else phrase) if local is not None else b""
-        return Address(local or bare, domain or place, decode_words(name))
+        return plain
     mailboxes = parse_addresses(value)
     if len(mailboxes) != 1 or mailboxes[0].group is not None or _has_group(value):
         return None
@@ -109,6 +104,19 @@ def author(content: bytes) -> Address | None:
     if not one.local or not _DOMAIN.match(one.domain) or _loose_at(value):
         return None
     return one
+
+
+def _plain(value: bytes) -> Address | None:
+    """`Name <local@domain>` or `local@domain` on one line, without comments, as nearly all mail has it: what all of `author` would say, but fast."""
+    text = value.strip(b" \t\r\n")
+    name = b""
+    if text.endswith(b">"):
+        name, less, text = text[:-1].rpartition(b"<")
+        name = name.rstrip(b" \t")
+        if not less or _PLAIN_NAME.fullmatch(name) is None:
+            return None
+    spec = _PLAIN_SPEC.fullmatch(text)
+    return Address(spec[1], spec[2], decode_words(joined_words(name))) if spec is not None else None
 
 
 def _has_group(value: bytes) -> bool:

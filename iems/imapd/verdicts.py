@@ -1,4 +1,4 @@
-"""Verdict records as annotations that nobody stores: they are read from the messages when GETMETADATA asks (RFC 5464, docs/decisions/0012).
+"""Verdict records as annotations that nobody stores: they are read from the messages when GETMETADATA asks (RFC 5464, docs/decisions/0018).
 
     /private/vendor/iems/verdicts          the newest messages of a mailbox, a line each: UID, SP, record
     /private/vendor/iems/verdicts/UID      of one message

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct, field, structs
+from msgspec import Struct, field
 
 from iems.directory.directory import Directory
 from iems.errors import DirectoryUnavailable
@@ -361,10 +361,10 @@ class Rules:
                 made.append(Result(filtered.recipient, Outcome.FAILED, TOO_LARGE))
                 continue
             cause = b"shared\0%d\0%d" % (filtered.account.number, other.box.id)
-            delivery = structs.replace(
-                own, account=owner.number, origin=child_id(work.item.id, cause), mailbox=other.box.name, partition=owner.partition,
-                flags=flags, quota_octets=owner.quota_octets,
-            )  # fmt: skip
+            # As for the owner, with his quota and that of his domain.
+            delivery = self._planner.delivery(work.item, owner, filtered.lines, summary, octets)
+            assert delivery is not None
+            delivery.origin, delivery.mailbox, delivery.flags = child_id(work.item.id, cause), other.box.name, flags
             work.instead[len(batch)] = own if first_or_inbox and not made else None
             work.beside[len(batch)] = filtered.slots[0]
             self._partition(owner)

@@ -531,8 +531,11 @@ class Antivirus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = field(default_factory=list)
     infected: Annotated[
-        Literal["bounce", "quarantine", "delete", "strip"],
-        Meta(description="What becomes of infected mail: told to the sender, put aside (`iemsctl queue`), removed, or its infected parts."),
+        Literal["bounce", "quarantine", "delete", "strip", "tag"],
+        Meta(
+            description="What becomes of infected mail: told to the sender, put aside (`iemsctl queue`), removed, or its infected parts, or tagged for"
+            " users and lists to act on."
+        ),
     ] = "quarantine"
     on_failure: Annotated[OnFailure, Meta(description=_ON_FAILURE.format("a scanner"))] = "defer"
     channel_failures: ChannelFailures = field(default_factory=list)
@@ -594,8 +597,11 @@ class Milter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="inet:HOST:PORT or unix:/PATH/OF/SOCKET. None: mail is not looked at.", extra={"check": _milters}),
     ] = field(default_factory=list)
     rejected: Annotated[
-        Literal["bounce", "quarantine", "delete"],
-        Meta(description="What becomes of mail a milter refuses: told to the sender, put aside (`iemsctl queue`), or removed."),
+        Literal["bounce", "quarantine", "delete", "tag"],
+        Meta(
+            description="What becomes of mail a milter refuses: told to the sender, put aside (`iemsctl queue`), removed, or tagged for users and lists to"
+            " act on (a recipient refused alone is told)."
+        ),
     ] = "bounce"
     discarded: Annotated[
         Literal["delete", "quarantine"], Meta(description="What becomes of mail a milter discards: removed, or put aside.")
@@ -1454,10 +1460,18 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def tagging_settings(config: Config) -> list[str]:
-    """Names of the settings under which a check at the door tags mail."""
+    """Names of the settings under which a check at the door or a module tags mail."""
     smtpd = config.smtpd
-    names = (name for name in smtpd.__struct_fields__ if name.startswith("check_"))
-    return [f"smtpd.{name}" for name in names if getattr(smtpd, name) == "tag"]
+    found = [f"smtpd.{name}" for name in smtpd.__struct_fields__ if name.startswith("check_") and getattr(smtpd, name) == "tag"]
+    content = config.content
+    actions = {content.action, *(text.split(" ", 1)[1] for text in content.channel_actions)}
+    modules = {
+        "content.action": bool(content.checker) and not actions.isdisjoint(("tag", "subject")),
+        "authres.dmarc": config.authres.verify and config.authres.dmarc == "quarantine-tag",
+        "antivirus.infected": bool(config.antivirus.scanners) and config.antivirus.infected == "tag",
+        "milter.rejected": bool(config.milter.milters) and config.milter.rejected == "tag",
+    }
+    return found + [name for name, tags in modules.items() if tags]
 
 
 def load(path: Path | str) -> Config:

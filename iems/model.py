@@ -164,7 +164,8 @@ class Envelope(Struct, array_like=True):
 
     reverse_path: b"" is the null path of a DSN. received_ns: wall clock. body: 0 = 7BIT, 1 = 8BITMIME, 2 = BINARYMIME.
     ret: 0 not given, 1 FULL, 2 HDRS. client_ip: of the sending server, "" for mail made here. auth: the user who logged in.
-    parent: the id of the message that caused this one, or b"". verdicts: of the checks at the door that tag.
+    parent: the id of the message that caused this one, or b"". verdicts: of the checks at the door that tag. asked: what other checks and
+    modules answered, for the record only.
     requiretls: it may travel over verified TLS only (RFC 8689). held: why it is put on hold when it enters the input queue, or "".
     """
 
@@ -185,6 +186,7 @@ class Envelope(Struct, array_like=True):
     verdicts: tuple[Verdict, ...] = ()
     requiretls: bool = False
     held: str = ""
+    asked: tuple[Verdict, ...] = ()
 
 
 class Result(Struct, array_like=True):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-ACTIONS = ("ignore", "strip", "bounce")
+ACTIONS = ("ignore", "tag", "strip", "bounce")
 ANY = "*/*"
 UNKNOWN = "-"
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 
-#: Fields that delivery puts in front of a message; training and judging must see the same octets.
-_OURS = re.compile(
-    rb"(?:(?:Return-Path|Delivered-To|X-IEMS-AntiSpam|X-IEMS-Bayes|X-Spam-Status):[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*)+"
-)
+from iems.message.verdict import FRONT, parse, recorded
 
 
 def judged(content: bytes) -> str:
     """The verdict that delivery wrote into a message, "" if it was not judged here. What stands behind our fields is not ours."""
-    front = _OURS.match(content)
+    front = FRONT.match(content)
     if front is None:
         return ""
     found = re.search(rb"^X-IEMS-Bayes: ([a-z]+) ", front[0], re.M)
@@ -21,11 +18,20 @@ def judged(content: bytes) -> str:
 
 def filed_by_tag(content: bytes) -> bool:
     """Whether User Spam Control put the message where it was delivered to."""
-    front = _OURS.match(content)
+    front = FRONT.match(content)
     return front is not None and b"action=file" in front[0]
+
+
+def filed_by_delivery(content: bytes, mailbox: str) -> bool | None:
+    """Whether delivery itself put the message into a mailbox: nobody has looked at it there. None without a record that says it.
+
+    content: the message, or its first lines.
+    """
+    record = recorded(content)
+    return any(item.name == "to" and item.word == mailbox for item in parse(record)) if record else None
 
 
 def as_it_came(content: bytes) -> bytes:
     """A message without what delivery put in front of it."""
-    front = _OURS.match(content)
+    front = FRONT.match(content)
     return content[front.end() :] if front is not None else content

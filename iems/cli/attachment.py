@@ -20,7 +20,7 @@ def attachment() -> None:
 @attachment.command("add")
 @_type
 @_name
-@click.option("--action", type=click.Choice(ACTIONS), required=True, help="Leave it, remove it with a notice, or refuse the message.")
+@click.option("--action", type=click.Choice(ACTIONS), required=True, help="Leave it, tag the message for users and lists to act on, remove it with a notice, or refuse the message.")
 @pass_home
 def attachment_add(home: Home, kind: str, name: str, action: str) -> None:
     """Add a rule, last, or give one another action. A rule for */* takes the place of all others."""

@@ -13,15 +13,15 @@ import msgspec
 
 from iems.cli.common import Failed, json_option, say, say_json, table
 from iems.cli.iemsuser import Home, _home_option
-from iems.directory import Account
+from iems.directory import Account, Directory
 from iems.errors import IemsError
 from iems.sieve import ScriptError
 from iems.sieve import mailsort as ms
 from iems.sieve.scripts import Scripts, scripts_of
 
 
-def _account(home: Home, address: str) -> tuple[Account, Scripts]:
-    directory = home.directory()
+def _account(home: Home, address: str, directory: Directory | None = None) -> tuple[Account, Scripts]:
+    directory = directory or home.directory()
     account = directory.account(address)
     if account is None:
         raise Failed(f"there is no account {address}")
@@ -77,6 +77,25 @@ def _keep(scripts: Scripts, sort: ms.MailSort) -> None:
             f"the script {other!r} is active, so these rules are kept but not used; `iemsuser sieve activate` changes that",
             err=True,
         )
+
+
+def _check_right(home: Home, directory: Directory, account: Account, mailbox: str) -> None:
+    """Refuse a mailbox of somebody else where the account may put no mail; delivery looks again. Raises Failed."""
+    from iems.store import shared
+    from iems.store.reader import Reader
+
+    if not mailbox.startswith(shared.ROOT):
+        return
+    store = home.config().store_path(home.place())
+    found = None
+    if store.is_dir():
+        reader = Reader(store)
+        try:
+            found = shared.find(reader, directory.account, account.number, mailbox)
+        finally:
+            reader.close()
+    if found is None or not found.may_insert:
+        raise Failed(f"{account.address} may put no mail into {mailbox!r}: its owner gives the right to insert (i) or post (p) with SETACL")
 
 
 _force = click.option("--force", is_flag=True, help="Write the script anew although it was edited by hand.")
@@ -138,7 +157,7 @@ def mailsort_show(home: Home, address: str) -> None:
 @click.argument("address")
 @click.option("--header", type=click.Choice(ms.HEADERS, case_sensitive=False), required=True, help="Where to look.")
 @click.option("--contains", required=True, help="What must stand there, in any case of letters.")
-@click.option("--move", metavar="MAILBOX", help="File it in a mailbox of the user.")
+@click.option("--move", metavar="MAILBOX", help="File it in a mailbox of the user, or one that others share with him.")
 @click.option("--copy", metavar="MAILBOX", help="File a copy in a mailbox; the mail itself goes on.")
 @click.option("--forward", metavar="ADDRESS", help="Send it on to an address; the mail itself is kept.")
 @click.option("--vacation", is_flag=True, help="Send the vacation answer.")
@@ -165,8 +184,11 @@ def mailsort_add(
     if len(chosen) != 1:
         raise click.UsageError("give one of --move, --copy, --forward, --vacation, --reject")
     action, target = chosen[0]
-    _, scripts = _account(home, address)
+    directory = home.directory()
+    account, scripts = _account(home, address, directory)
     rule = ms.check_rule(ms.Rule(header.lower(), contains, action, target, proceed))  # type: ignore[arg-type]
+    if action in ("move", "copy"):
+        _check_right(home, directory, account, target)
     sort = _sort(scripts, force)
     sort.rules.insert(at - 1 if at else len(sort.rules), rule)
     _keep(scripts, sort)

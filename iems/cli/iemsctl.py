@@ -21,6 +21,7 @@ COMMANDS = {
     "status": ("run", "status"),
     "config": ("configuration", "config"),
     "queue": ("queue", "queue"),
+    "preview": ("preview", "preview"),
     "trace": ("trace", "trace"),
     "audit": ("trace", "audit"),
     "refusal": ("refusal", "refusal"),

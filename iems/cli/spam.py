@@ -20,6 +20,7 @@ from iems.model import id_text
 from iems.store import names
 from iems.store.reader import Reader, Trashed
 from iems.store.rows import DISCARDED
+from iems.store.shared import ROOT
 from iems.store.wire import Undelete
 
 _decode = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
@@ -31,6 +32,13 @@ def account_of(directory: Directory, address: str) -> Account:
     if account is None:
         raise Failed(f"there is no account {address}")
     return account
+
+
+def own_mailbox(name: str) -> str:
+    """A mailbox where a filter may file. Raises Failed, StoreError."""
+    if name.startswith(ROOT):
+        raise Failed("a filter files in mailboxes of the user himself")
+    return names.checked(name)
 
 
 @click.group(cls=Group)
@@ -81,7 +89,7 @@ def spam_action(home: Any, address: str, action: str, zone: str | None) -> None:
     """Choose ACTION for tagged mail: ignore, discard, bounce, file or file=MAILBOX; `default` takes the choice back."""
     chosen = None if action.lower() == "default" else action_of(action)
     if chosen is not None and chosen.mailbox:
-        chosen = structs.replace(chosen, mailbox=names.checked(chosen.mailbox))
+        chosen = structs.replace(chosen, mailbox=own_mailbox(chosen.mailbox))
 
     def change(control: SpamControl) -> SpamControl:
         if zone is None:

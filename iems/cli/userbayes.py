@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from iems.cli.common import Group, json_option, say, say_json
-from iems.cli.spam import account_of
+from iems.cli.spam import account_of, own_mailbox
 from iems.store.homes import bayes_folder
 
 
@@ -34,7 +34,11 @@ def bayes_on(home: Any, address: str, spam: str, unsure: str, good: float, limit
 
     directory = home.directory()
     account_of(directory, address)
-    directory.set_bayes(address, choice_of(spam, unsure, good, limit))
+    choice = choice_of(spam, unsure, good, limit)
+    for action in (choice.spam, choice.unsure):
+        if action.mailbox:
+            own_mailbox(action.mailbox)
+    directory.set_bayes(address, choice)
 
 
 @bayes.command("off")

@@ -390,7 +390,13 @@ class Directory:
     def add_attachment_rule(self, type: str, name: str, action: str) -> None:
         """Add a rule, last, or give one another action. Raises DirectoryRefusal."""
         rule = attachmentrules.rule_of(type, name, action)
-        self._write("attachment add", lambda work: attachmentrules.add(work, rule), policy=False)
+
+        def change(work: Change) -> None:
+            if rule.action == "tag":
+                tagging.require(work)
+            attachmentrules.add(work, rule)
+
+        self._write("attachment add", change, policy=False)
 
     def remove_attachment_rule(self, type: str, name: str) -> None:
         """Take a rule away. Raises DirectoryRefusal."""
@@ -410,7 +416,13 @@ class Directory:
         Raises DirectoryRefusal, also for a rule that keeps mail from arriving and was never tested, unless `untested`.
         """
         rule = headerrules.rule_of(name, field, pattern, action, draft)
-        self._write("headerrule add", lambda work: headerrules.add(work, rule, untested), policy=False)
+
+        def change(work: Change) -> None:
+            if rule.action == "tag" and not rule.draft:
+                tagging.require(work)
+            headerrules.add(work, rule, untested)
+
+        self._write("headerrule add", change, policy=False)
 
     def note_header_rule_test(self, rule: HeaderRule, tested: HeaderRuleTrial) -> None:
         """Keep what a test of a rule has shown. Raises DirectoryRefusal."""

@@ -6,7 +6,7 @@ here. A channel may be left without a default only as long as nothing tags.
 
 from __future__ import annotations
 
-from iems.directory import keys
+from iems.directory import attachmentrules, headerrules, keys
 from iems.directory.entries import SETTINGS, DirectoryRefusal, Entry
 from iems.directory.screening import zones
 from iems.directory.view import Change, View
@@ -33,7 +33,7 @@ def write(work: Change, channel: str, default: str, config_tags: list[str]) -> N
     if default not in DEFAULTS:
         raise DirectoryRefusal(f"a default is one of {', '.join(DEFAULTS)}, not {default!a}")
     aim = Channel[channel.upper()]
-    if default == "none" and (tagging := [zone.name for zone in zones(work) if zone.action == "tag"] + config_tags):
+    if default == "none" and (tagging := _tagging(work) + config_tags):
         raise DirectoryRefusal(f"{aim.name} needs a default while mail is tagged ({', '.join(tagging[:5])})")
     chosen = {**read(work), aim: default}
     values = {_ATTRIBUTE: [f"{each.name} {kept}" for each, kept in chosen.items()]}
@@ -42,6 +42,13 @@ def write(work: Change, channel: str, default: str, config_tags: list[str]) -> N
         work.add(Entry(work.folder(""), "ou=settings", keys.KIND_SETTINGS, "", ["top", SETTINGS], values))
     else:
         work.replace(*found, values)
+
+
+def _tagging(view: View) -> list[str]:
+    """What tags mail by the directory: zones, rules about header fields and attachments."""
+    found = [zone.name for zone in zones(view) if zone.action == "tag"]
+    found += [f"headerrule {rule.name}" for rule in headerrules.rules(view) if rule.action == "tag" and not rule.draft]
+    return found + [f"attachment {rule.type} {rule.name}" for rule in attachmentrules.rules(view) if rule.action == "tag"]
 
 
 def undecided(defaults: dict[Channel, str]) -> list[str]:

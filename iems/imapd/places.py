@@ -12,12 +12,11 @@ from msgspec import Struct
 
 from iems.imap.grammar import Refused
 from iems.imap.rights import ALL, flag_right
+from iems.store.shared import ROOT as ROOT
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
 
-#: The namespace of other users (RFC 2342).
-ROOT = "Other Users/"
 
 
 class Place(Struct, frozen=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from iems.bayes.delivered import as_it_came, filed_by_tag, judged
+from iems.bayes.delivered import as_it_came, filed_by_delivery, filed_by_tag, judged
 from iems.bayes.prior import Prior
 from iems.bayes.trainer import Outcome, Trainer
 from iems.directory import Account
@@ -31,7 +31,7 @@ MOST = 200
 LOOK_S = 10.0
 #: A longer message is not learnt.
 MAX_OCTETS = 8 << 20
-#: Mail in INBOX that came there this much later than it was received was moved there by somebody.
+#: Mail without a record that came into INBOX this much later than it was received was moved there by somebody.
 MOVED_S = 5
 _KINDS = {"Spam": True, "Good": False}
 
@@ -120,8 +120,10 @@ class Training:
             row = reader.message(number, box.id, uid)
             if row is None or row.size > MAX_OCTETS:
                 continue
-            if box.name == "INBOX" and row.saved_s < row.internaldate_s + MOVED_S:
-                continue
+            head = row.rope[0] if row.rope and isinstance(row.rope[0], bytes) else b""
+            filed = filed_by_delivery(head, box.name)
+            if filed or (filed is None and box.name == "INBOX" and row.saved_s < row.internaldate_s + MOVED_S):
+                continue  # found without a look at the content
             try:
                 yield uid, reader.blobs.read(row.rope)
             except (OSError, EOFError):
@@ -140,8 +142,12 @@ class Training:
 def _lesson(mailbox: str, content: bytes) -> bool | None:
     """Whether a message found in a mailbox is to be learnt as spam; None: it teaches nothing."""
     verdict = judged(content)
+    filed = filed_by_delivery(content, mailbox)
+    if filed:
+        return None
     if mailbox == "Spam":
-        return None if verdict == "spam" or filed_by_tag(content) else True
+        # Mail delivered by a version that wrote no record says it otherwise.
+        return None if verdict == "spam" or (filed is None and filed_by_tag(content)) else True
     if mailbox == "Good":
         return False
     return False if verdict == "spam" else None

@@ -14,7 +14,7 @@ from iems.directory.spamcontrol import IGNORE, Action, SpamControl
 from iems.errors import DirectoryUnavailable
 from iems.lmda import spamcontrol
 from iems.lmda.spamcontrol import Decision
-from iems.message import summarize, tag
+from iems.message import summarize, tag, verdict
 from iems.model import Outcome, Recipient, Reply, Result
 from iems.spool.items import Item, Message
 from iems.store.wire import Delivered, Delivery
@@ -72,13 +72,14 @@ class Policy(Struct, frozen=True):
 
 class Filtered(Struct):
     """A recipient whose mail goes through a script of his: `Rules` fills the slots. lines: what stands before the content.
-    variables: what the script can read of checks made before it, as `iems.NAME` -> value."""
+    variables: what the script can read of checks made before it, as `iems.NAME` -> value. said: the record so far."""
 
     recipient: Recipient
     account: Any
     lines: bytes
     slots: list[int] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
 
 class Made(Struct):
@@ -93,12 +94,23 @@ class Made(Struct):
     always: bool
 
 
+class Known(Struct):
+    """What was found out about an item when it was planned first, for planning it again. accounts: by recipient's address.
+    tagged: account number -> what its owner's spam control makes of the message."""
+
+    accounts: dict[bytes, Any] = field(default_factory=dict)
+    tagged: dict[int, Decision] = field(default_factory=dict)
+
+
 class Work(Struct):
     """One item on its way: `slots` holds for each recipient its result, or the index of its delivery in the batch.
 
     decisions: of tagged mail, recipient's address -> what its owner's rules made of it. filtered: recipients still to go through
     their scripts, by account number; None if there are none. made: what scripts send. dropped: deliveries that scripts discard.
     unjudged: accounts whose Bayesian filter is still to be asked; then the item is planned again with its scores.
+    records: recipient's address -> the verdict record, of recipients about whose mail there is something to say.
+    instead: deliveries to a mailbox of somebody else -> what the recipient himself gets if that one takes it not, or None. beside: deliveries
+    to mailboxes of others -> the slot of the recipient whose rule made them. known: for planning it again.
     """
 
     item: Item
@@ -108,6 +120,10 @@ class Work(Struct):
     made: list[Made] = field(default_factory=list)
     dropped: set[int] | None = None
     unjudged: list[Any] | None = None
+    records: dict[bytes, str] = field(default_factory=dict)
+    instead: dict[int, Delivery | None] = field(default_factory=dict)
+    beside: dict[int, int] = field(default_factory=dict)
+    known: Known | None = None
 
 
 def fallback_summary(size: int) -> tuple[bytes, bytes]:
@@ -139,7 +155,20 @@ def summary(content: bytes) -> tuple[tuple[bytes, bytes], Exception | None]:
         return fallback_summary(len(content)), error
 
 
-def _verdict(decision: Decision) -> str:
+def aim(action: Action | None) -> str:
+    """The item of the record that says where mail goes by an action; None: to INBOX."""
+    if action is not None and action.kind == "discard":
+        return verdict.item("to", "", "discarded")
+    return verdict.item("to", (action.mailbox if action is not None else "") or "INBOX")
+
+
+def judged_item(decision: Decision, choice: Any) -> str:
+    """The item of the record that says what a Bayesian filter thought, under which thresholds."""
+    said, score = decision.rule.rpartition(", ")[2].split()
+    return verdict.item("bayes", said, f"{score}, limits {choice.good:g} {choice.limit:g}, action {decision.action.text}")
+
+
+def _script_verdict(decision: Decision) -> str:
     """What a script reads of the checks before it: good, unsure or spam."""
     if decision.rule == spamcontrol.WHITE_LIST:
         return "good"
@@ -189,22 +218,28 @@ class Planner:
         batch: list[Delivery],
         head: bytes = b"",
         scores: Mapping[int, Score] | None = None,
+        known: Known | None = None,
     ) -> Work:
         """Append the item's deliveries to `batch`. summary: None if the content can't be read; every recipient waits then.
 
         octets: length of the item's rope. head: start of the content, needed of tagged mail only. scores: account number ->
-        what its Bayesian filter says; None before any was asked.
+        what its Bayesian filter says; None before any was asked. known: of the work that it was planned to be before.
         """
         work = Work(item)
+        known = work.known = known or Known()
         envelope = item.envelope
         seen: dict[int, int] = {}
         chosen: dict[int, Decision] = {}
+        records: dict[int, str] = {}
+        asked = verdict.answers(envelope.asked, envelope.verdicts) if envelope.asked or envelope.verdicts else None
         for recipient in envelope.recipients:
             slot: Result | int
             if summary is None:
                 slot = self.deferred(recipient, item, CONTENT_GONE)
             else:
-                found = self._find(recipient, item)
+                found = known.accounts.get(recipient.address)
+                if found is None:
+                    found = self._find(recipient, item)
                 if isinstance(found, Result):
                     slot = found
                 elif found.number in seen:
@@ -212,13 +247,19 @@ class Planner:
                     slot = seen[found.number]
                     if found.number in chosen:
                         work.decisions[recipient.address] = chosen[found.number]
+                    if found.number in records:
+                        work.records[recipient.address] = records[found.number]
                 else:
+                    known.accounts[recipient.address] = found
                     lines = header_lines(envelope.reverse_path, recipient.address)
                     action = None
+                    said = list(asked) if asked is not None else [verdict.NOTHING]
                     if envelope.verdicts:
                         action, lines = self._tagged(work, found, recipient, lines, head)
-                        chosen[found.number] = work.decisions[recipient.address]
+                        decision = chosen[found.number] = work.decisions[recipient.address]
+                        said.append(verdict.item("spamcontrol", action.text, decision.rule))
                         if action.kind == "bounce":
+                            work.records[recipient.address] = verdict.value([*said, verdict.item("to", "", "refused")])
                             work.slots.append(Result(recipient, Outcome.FAILED, spamcontrol.REFUSED))
                             continue
                         if action.kind == IGNORE.kind:
@@ -230,12 +271,19 @@ class Planner:
                                 work.unjudged = [*(work.unjudged or ()), found]
                         else:
                             action, lines = self._judged(work, found, recipient, lines, score)
-                            chosen[found.number] = work.decisions[recipient.address]
+                            decision = chosen[found.number] = work.decisions[recipient.address]
+                            said.append(judged_item(decision, found.bayes))
                             if action.kind == IGNORE.kind:
                                 action = None
                     if found.filtered and action is None:
-                        work.slots.append(self._to_filter(work, recipient, found, lines))
+                        work.slots.append(self._to_filter(work, recipient, found, lines, said))
                         continue
+                    if len(said) == 1 and asked is None and action is None:
+                        lines += verdict.PLAIN_LINE
+                    else:
+                        record = records[found.number] = verdict.value([*said, aim(action)])
+                        work.records[recipient.address] = record
+                        lines += verdict.line(record)
                     made = self.delivery(item, found, lines, summary, octets)
                     if made is None:
                         work.slots.append(Result(recipient, Outcome.FAILED, TOO_LARGE))
@@ -274,17 +322,17 @@ class Planner:
             domain_octets=self._domain_room(account),
         )
 
-    def _to_filter(self, work: Work, recipient: Recipient, account: Any, lines: bytes) -> Result:
+    def _to_filter(self, work: Work, recipient: Recipient, account: Any, lines: bytes, said: list[str]) -> Result:
         """Note a recipient for `Rules`; what stands in his slot until then."""
         if work.filtered is None:
             work.filtered = {}
         known = work.filtered.get(account.number)
         if known is None:
-            known = work.filtered[account.number] = Filtered(recipient, account, lines)
+            known = work.filtered[account.number] = Filtered(recipient, account, lines, said=said)
             decision = work.decisions.get(recipient.address)
             if decision is not None:
                 known.variables = {
-                    "iems.verdict": _verdict(decision),
+                    "iems.verdict": _script_verdict(decision),
                     "iems.tags": "\n".join(map(str, work.item.envelope.verdicts)),
                 }
         # Two of its addresses lead to one mailbox: its script runs once.
@@ -296,7 +344,10 @@ class Planner:
     ) -> tuple[Action, bytes]:
         """What the owner wants done with a tagged message, and the lines in front of it with the tag."""
         envelope = work.item.envelope
-        decision = spamcontrol.decide(envelope, head, account.spam, self._policy.spam)
+        assert work.known is not None
+        tagged = work.known.tagged
+        decision = tagged.get(account.number) or spamcontrol.decide(envelope, head, account.spam, self._policy.spam)
+        tagged[account.number] = decision
         work.decisions[recipient.address] = decision
         shown = tag.for_reader(
             envelope.client_ip,

@@ -62,6 +62,7 @@ def redirected(
         size=len(head) + len(content),
         client_ip=parent.client_ip,  # with the verdicts: who gets it here decides by his own spam control
         verdicts=parent.verdicts,
+        asked=parent.asked,
         body=parent.body,
         smtputf8=parent.smtputf8 or not address.isascii(),
         ret=parent.ret,

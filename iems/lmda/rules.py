@@ -13,37 +13,78 @@ from concurrent.futures import Executor
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct, field
+
 from iems.directory.directory import Directory
+from iems.errors import DirectoryUnavailable
+from iems.imap.rights import flag_right
 from iems.lmda.answered import key_of, may_answer
 from iems.lmda.delivery import TOO_LARGE, Filtered, Made, Planner, Work
 from iems.lmda.replies import answer, loops, no_answer, redirected
-from iems.model import Outcome, Reply, Result, Rope
+from iems.message import verdict
+from iems.model import Outcome, Reply, Result, child_id
 from iems.sieve import Environment, run
 from iems.sieve.actions import FileInto, Keep, Redirect, Reject, Vacation
 from iems.sieve.errors import ScriptError
 from iems.sieve.message import ContentMessage
 from iems.sieve.run import Outcome as Wanted
 from iems.sieve.scripts import Active, Refused, folder
+from iems.spool.items import Item
+from iems.store import shared
 from iems.store.names import normal
 from iems.store.reader import Reader
+from iems.store.shared import Shared
 from iems.store.wire import Delivery, Place
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
+    from iems.sieve.compiler import Script
 
 INBOX: Final = "INBOX"
 #: The variables `iems.NAME` that say a message is spam, and with what value.
 SPAM: Final = ("iems.verdict", "spam")
 
 
+#: Content looked at together is about this long, or one message.
+TOGETHER_OCTETS: Final = 1 << 20
+
+_Waiting = tuple[Work, Filtered, tuple[bytes, bytes], int]
+
+
 class _Later(Exception):
     """The script can't be read now."""
 
 
-class Rules:
-    """Runs scripts. ctx: the worker's. planner: makes the deliveries. executor: one thread, where scripts run."""
+class _Decided(Struct):
+    """wanted: by the script. said: for the record, what acted. allowed: whether a vacation answer may go. others: mailboxes of other
+    accounts that it names; None for those where no mail may be put."""
 
-    def __init__(self, ctx: WorkerContext, directory: Directory, planner: Planner, executor: Executor) -> None:
+    wanted: Wanted
+    message: ContentMessage
+    said: list[str]
+    allowed: bool = False
+    others: dict[str, Shared | None] = field(default_factory=dict)
+
+
+def said_of(script: Script | None, wanted: Wanted) -> list[str]:
+    """The items of the record that say which rules acted."""
+    if wanted.error:
+        return [verdict.item("rule", script.name if script is not None else "", f"failed: {wanted.error}")]
+    if script is None:
+        return []
+    return [verdict.item("rule", script.place(line), command) for line, command in wanted.acted]
+
+
+class Rules:
+    """Runs scripts. ctx: the worker's. planner: makes the deliveries. executor: one thread, where scripts run.
+
+    partition: told of the owners of mailboxes to which mail goes by the rules of others.
+    """
+
+    def __init__(
+        self, ctx: WorkerContext, directory: Directory, planner: Planner, executor: Executor, partition: Callable[[Any], None]
+    ) -> None:
+        self._partition = partition
         self._ctx = ctx
         self._directory = directory
         self._planner = planner
@@ -53,35 +94,48 @@ class Rules:
         self._mailboxes: Reader | None = None
 
     async def apply(
-        self,
-        work: Work,
-        read: Callable[[Rope], bytes],
-        summary: tuple[bytes, bytes],
-        octets: int,
-        batch: list[Delivery],
+        self, works: list[tuple[Work, tuple[bytes, bytes], int]], read: Callable[[Item], bytes], batch: list[Delivery]
     ) -> None:
-        """Run the scripts of `work.filtered`: fill the slots, append deliveries to `batch`, note messages in `work.made`.
+        """Run the scripts of all `filtered` of these works: fill the slots, append deliveries to `batch`, note messages in `made`.
 
-        read: gives the content of a rope; called in the thread. summary, octets: as for `Planner.plan`.
+        works: each with summary and octets, as for `Planner.plan`. read: gives the content of an item; called in the thread.
         """
-        for filtered in (work.filtered or {}).values():
-            try:
-                wanted, message, allowed = await self._ctx.loop.run_in_executor(
-                    self._executor, self._decide, work, filtered, read
-                )
-            except _Later:
-                continue  # the slots say "later" already
-            self._carry_out(work, filtered, wanted, message, allowed, summary, octets, batch)
+        waiting: list[_Waiting] = []
+        held = 0
+        for work, summary, octets in works:
+            for filtered in (work.filtered or {}).values():
+                waiting.append((work, filtered, summary, octets))
+                held += octets
+                if held >= TOGETHER_OCTETS:
+                    await self._together(waiting, read, batch)
+                    waiting, held = [], 0
+        await self._together(waiting, read, batch)
+
+    async def _together(self, waiting: list[_Waiting], read: Callable[[Item], bytes], batch: list[Delivery]) -> None:
+        """Run some scripts with one change to the thread and back."""
+        if not waiting:
+            return
+        found = await self._ctx.loop.run_in_executor(
+            self._executor, lambda: [self._decide(work, filtered, read) for work, filtered, _, _ in waiting]
+        )
+        for (work, filtered, summary, octets), decided in zip(waiting, found, strict=True):
+            if decided is not None:  # else the slots say "later" already
+                self._carry_out(work, filtered, decided, summary, octets, batch)
 
     # In the thread
 
-    def _decide(
-        self, work: Work, filtered: Filtered, read: Callable[[Rope], bytes]
-    ) -> tuple[Wanted, ContentMessage, bool]:
-        """What the script wants, and whether a vacation answer in it may go."""
+    def _decide(self, work: Work, filtered: Filtered, read: Callable[[Item], bytes]) -> _Decided | None:
+        """What the script wants, and what is to be known to do it; None if that can't be had now."""
+        self._ctx.working_on(work.item.id)
+        try:
+            return self._decided(work, filtered, read)
+        except _Later:
+            return None
+
+    def _decided(self, work: Work, filtered: Filtered, read: Callable[[Item], bytes]) -> _Decided:
         item, account = work.item, filtered.account
         try:
-            content = read(item.rope)
+            content = read(item)
         except (OSError, EOFError) as error:
             self._ctx.log.error("the content can't be read for a script", error, item.id)
             raise _Later from None
@@ -91,19 +145,31 @@ class Rules:
             _text(item.envelope.reverse_path),
             _text(filtered.recipient.original or filtered.recipient.address),
         )
-        wanted = self._run(item.id, filtered, message)
-        allowed = False
+        wanted, script = self._run(item.id, filtered, message)
+        decided = _Decided(wanted, message, said_of(script, wanted))
         for action in wanted.actions:
             if isinstance(action, Vacation):
-                allowed = self._may_answer(item.id, filtered, message, action, account)
-        return wanted, message, allowed
+                decided.allowed = self._may_answer(item.id, filtered, message, action, account)
+            elif isinstance(action, FileInto) and action.mailbox.startswith(shared.ROOT):
+                decided.others[action.mailbox] = self._other(item.id, account.number, action.mailbox)
+        return decided
 
-    def _run(self, item_id: bytes, filtered: Filtered, message: ContentMessage) -> Wanted:
+    def _other(self, item_id: bytes, number: int, name: str) -> Shared | None:
+        """The mailbox of somebody else that a name means; None if the account may put no mail there."""
+        try:
+            found = shared.find(self._reader(), self._directory.account, number, name)
+        except DirectoryUnavailable as error:
+            self._ctx.log.error("the directory can't say whose mailbox it is", error, item_id)
+            raise _Later from None
+        return found if found is not None and found.may_insert and found.owner.enabled else None
+
+    def _run(self, item_id: bytes, filtered: Filtered, message: ContentMessage) -> tuple[Wanted, Script | None]:
         account = filtered.account
+        script: Script | None = None
         try:
             script = self._active.script(account.address, account.number)
             if script is None:
-                return Wanted([Keep()])
+                return Wanted([Keep()]), None
             environment = Environment(
                 now=datetime.now().astimezone(),
                 separator=self._directory.detail_separator(),
@@ -111,24 +177,30 @@ class Rules:
                 special_use=lambda use: self._special_use(account.number, use),
                 variables=filtered.variables,
             )
-            return run(script, message, environment)
+            return run(script, message, environment), script
         except OSError as error:
             self._ctx.log.error("a script can't be read", error, item_id)
             raise _Later from None
         except (Refused, ScriptError) as error:
-            return Wanted([Keep()], f"the script can't be used: {error}")
+            return Wanted([Keep()], f"the script can't be used: {error}"), script
         except Exception as error:
             # A fault of ours must not keep mail in the queue.
             self._ctx.log.error("a script failed", error, item_id)
-            return Wanted([Keep()], "internal error")
+            return Wanted([Keep()], "internal error"), script
 
-    def _boxes(self, account: int) -> list[Any]:
+    def _reader(self) -> Reader:
         if self._mailboxes is None:
             self._mailboxes = Reader(self._store)
-        return self._mailboxes.mailboxes(account)
+        return self._mailboxes
+
+    def _boxes(self, account: int) -> list[Any]:
+        return self._reader().mailboxes(account)
 
     def _exists(self, account: int, name: str) -> bool:
         name = normal(name)
+        if name.startswith(shared.ROOT):
+            found = shared.find(self._reader(), self._directory.account, account, name)
+            return found is not None and found.may_insert
         return any(box.name == name and not box.noselect for box in self._boxes(account))
 
     def _special_use(self, account: int, use: str) -> str:
@@ -168,9 +240,11 @@ class Rules:
     # In the loop
 
     def _carry_out(
-        self, work: Work, filtered: Filtered, wanted: Wanted, message: ContentMessage, allowed: bool,
-        summary: tuple[bytes, bytes], octets: int, batch: list[Delivery],
-    ) -> None:  # fmt: skip
+        self, work: Work, filtered: Filtered, decided: _Decided, summary: tuple[bytes, bytes], octets: int, batch: list[Delivery]
+    ) -> None:
+        wanted, message, allowed = decided.wanted, decided.message, decided.allowed
+        others: dict[int, tuple[Shared, list[str]]] = {}
+        said = [*filtered.said, *decided.said]
         item, recipient, first = work.item, filtered.recipient, filtered.slots[0]
         if wanted.error:
             self._ctx.log.event("script-failed", item.id, recipient.address, why=wanted.error[:500])
@@ -181,6 +255,15 @@ class Rules:
         for action in wanted.actions:
             if isinstance(action, Keep):
                 places.append(Place(INBOX, list(action.flags)))
+            elif isinstance(action, FileInto) and action.mailbox in decided.others:
+                other = decided.others[action.mailbox]
+                if other is None:
+                    self._ctx.log.event("not-shared", item.id, recipient.address, mailbox=action.mailbox, why="no right to put mail there")
+                    said.append(verdict.item("rule", "", f"no right to {action.mailbox}"))
+                    places.append(Place(INBOX, list(action.flags)))
+                else:
+                    flags = [flag for flag in action.flags if flag_right(flag) in other.rights]
+                    others[other.box.id] = other, flags
             elif isinstance(action, FileInto):
                 places.append(Place(normal(action.mailbox), list(action.flags), action.create))
             elif isinstance(action, Reject):
@@ -208,17 +291,29 @@ class Rules:
                     made.append(Made(first, reply, "vacation", False))
                 except ValueError as error:
                     self._ctx.log.event("no-vacation", item.id, recipient.address, why=str(error))
+        said += [verdict.item("to", place.mailbox) for place in places]
+        said += [verdict.item("to", f"{shared.ROOT}{other.owner.address}/{other.box.name}") for other, _ in others.values()]
+        said += [verdict.item("to", sent.message.envelope.recipients[0].address.decode("utf-8", "replace"), sent.event) for sent in made]
+        if result is not None or not said[-1].startswith("to="):
+            said.append(verdict.item("to", "", "refused" if result is not None else "discarded"))
+        record = verdict.value(said)
+        filtered.lines += verdict.line(record)
         slot: Result | int
         if result is not None:
             slot = result
             if places:  # copies; the sender is refused all the same
                 self._delivery(work, filtered, places, summary, octets, batch)
+            self._elsewhere(work, filtered, others, summary, octets, batch)
+        elif others and not places:
+            [slot, *_] = self._elsewhere(work, filtered, others, summary, octets, batch, first_or_inbox=True)
         elif places or not any(isinstance(action, Redirect) for action in wanted.actions):
             slot = self._delivery(work, filtered, places, summary, octets, batch)
+            self._elsewhere(work, filtered, others, summary, octets, batch)
         else:
             slot = Result(recipient, Outcome.EXPANDED)
         for number in filtered.slots:
             own = item.envelope.recipients[number]
+            work.records[own.address] = record
             work.slots[number] = Result(own, slot.outcome, slot.reply) if isinstance(slot, Result) else slot
         work.made += made
 
@@ -250,6 +345,32 @@ class Rules:
             )
         batch.append(made)
         return len(batch) - 1
+
+    def _elsewhere(
+        self, work: Work, filtered: Filtered, others: dict[int, tuple[Shared, list[str]]], summary: tuple[bytes, bytes], octets: int,
+        batch: list[Delivery], first_or_inbox: bool = False,
+    ) -> list[Result | int]:  # fmt: skip
+        """Deliveries to mailboxes of others, under ids that are the same each time and differ from what these get themselves.
+
+        first_or_inbox: what the owner of the first one doesn't take goes to the recipient's INBOX.
+        """
+        made: list[Result | int] = []
+        for other, flags in others.values():
+            owner, own = other.owner, self._planner.delivery(work.item, filtered.account, filtered.lines, summary, octets)
+            if own is None:
+                made.append(Result(filtered.recipient, Outcome.FAILED, TOO_LARGE))
+                continue
+            cause = b"shared\0%d\0%d" % (filtered.account.number, other.box.id)
+            # As for the owner, with his quota and that of his domain.
+            delivery = self._planner.delivery(work.item, owner, filtered.lines, summary, octets)
+            assert delivery is not None
+            delivery.origin, delivery.mailbox, delivery.flags = child_id(work.item.id, cause), other.box.name, flags
+            work.instead[len(batch)] = own if first_or_inbox and not made else None
+            work.beside[len(batch)] = filtered.slots[0]
+            self._partition(owner)
+            made.append(len(batch))
+            batch.append(delivery)
+        return made
 
     def close(self) -> None:
         """Close what was opened; no script runs any more."""

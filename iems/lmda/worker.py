@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iems.blobs import Blobs
 from iems.directory.directory import Directory
@@ -46,9 +46,21 @@ REQUEST_DELIVERIES = 128
 #: Pauses while the store is busy or away; then the items go back to the queue.
 BUSY_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FORGET_S = 2.0
+#: Octets of content that a batch holds until its filters and scripts have seen it; what is beyond is read again.
+KEPT_OCTETS = 4 << 20
 #: Of tagged mail, so much is read for the From field.
 HEAD_OCTETS = 64 << 10
 FORGET_PAIRS = 512
+
+
+class _Unjudged(NamedTuple):
+    """An item whose recipients' Bayesian filters are still to be asked. work: as it was planned without them."""
+
+    item: Item
+    work: Work
+    summary: tuple[bytes, bytes]
+    octets: int
+    head: bytes
 
 
 class Worker:
@@ -101,30 +113,40 @@ class Worker:
             self._partitions[account.number] = account.partition
         return account
 
-    async def _scores(self, item: Item, accounts: list[Any]) -> dict[int, Score]:
-        """What the Bayesian filters of these accounts say; nothing where that can't be had."""
-        return await self._loop.run_in_executor(self._reader, self._score, item, accounts)
+    def _know(self, account: Any) -> None:
+        self._partitions[account.number] = account.partition
 
-    def _score(self, item: Item, accounts: list[Any]) -> dict[int, Score]:
+    async def _scores(self, unjudged: list[_Unjudged], read: Callable[[Item], bytes]) -> list[dict[int, Score]]:
+        """What the Bayesian filters of the accounts of each item say; nothing where that can't be had."""
+        if not unjudged:
+            return []
+        return await self._loop.run_in_executor(
+            self._reader, lambda: [self._score(each.item, each.work.unjudged or [], read) for each in unjudged]
+        )
+
+    def _score(self, item: Item, accounts: list[Any], read: Callable[[Item], bytes]) -> dict[int, Score]:
+        self._ctx.working_on(item.id)
         try:
             if self._judge is None:
                 from iems.lmda.bayesian import Judge
 
                 prior = self._ctx.config.lmda.bayes_prior
                 self._judge = Judge(self._ctx.config.store_path(self._ctx.home), self._ctx.home / prior if prior else None)
-            return self._judge.scores(self._reader_blobs.read(item.rope), accounts)
+            return self._judge.scores(read(item), accounts)
         except Exception as error:
             # A filter that fails must not keep mail back.
             self._ctx.log.error("a Bayesian filter can't judge", error, item.id)
             return {}
 
-    async def _filter(self, work: Work, summary: tuple[bytes, bytes], octets: int, batch: list[Delivery]) -> None:
-        """Run the scripts of the recipients that have one."""
+    async def _filter(
+        self, works: list[tuple[Work, tuple[bytes, bytes], int]], read: Callable[[Item], bytes], batch: list[Delivery]
+    ) -> None:
+        """Run the scripts of the recipients that have one. works: each with its summary and the octets of its content."""
         if self._rules is None:
             from iems.lmda.rules import Rules
 
-            self._rules = Rules(self._ctx, self._directory, self._planner, self._reader)
-        await self._rules.apply(work, self._reader_blobs.read, summary, octets, batch)
+            self._rules = Rules(self._ctx, self._directory, self._planner, self._reader, self._know)
+        await self._rules.apply(works, read, batch)
 
     def _partition_of(self, account: int) -> int:
         return self._partitions.get(account, 0)
@@ -200,6 +222,11 @@ class Worker:
         ctx = self._ctx
         batch: list[Delivery] = []
         works: list[Work] = []
+        # What is asked of a thread is asked for all of the batch at once: one change to the thread and back costs as much as a script.
+        unjudged: list[_Unjudged] = []
+        filtered: list[tuple[Work, tuple[bytes, bytes], int]] = []
+        contents: dict[int, bytes] = {}  # by id(item)
+        room = KEPT_OCTETS
         event = ctx.log.event
         for item in items:
             # A message that kills the process while it is read is blamed for it.
@@ -207,27 +234,51 @@ class Worker:
             event("leased", item.id, channel="LOCAL", attempts=item.attempts)
             octets = rope_length(item.rope)
             if octets > THREAD_OCTETS:
-                summary, error = await self._loop.run_in_executor(self._reader, _summary, item, self._reader_verifier)
+                summary, error, _ = await self._loop.run_in_executor(self._reader, _summary, item, self._reader_verifier)
+                content = b""
             else:
-                summary, error = _summary(item, self._verifier)
+                summary, error, content = _summary(item, self._verifier)
             if isinstance(error, ContentDamaged):
                 self._put_aside(item, error)
                 continue
             if error is not None:
                 ctx.log.error("no summary" if summary else "the content can't be read", error, item.id)
-            head = self._spool.blobs.read_range(item.rope, 0, HEAD_OCTETS) if item.envelope.verdicts and summary else b""
+            head = b""
+            if item.envelope.verdicts and summary:
+                head = content[:HEAD_OCTETS] or self._spool.blobs.read_range(item.rope, 0, HEAD_OCTETS)
+            if summary and len(content) <= room:
+                contents[id(item)] = content
             planned = len(batch)
             work = self._planner.plan(item, summary, octets, batch, head)
-            if work.unjudged is not None:
+            if work.unjudged is not None and summary is not None:
                 del batch[planned:]
-                scores = await self._scores(item, work.unjudged)
-                work = self._planner.plan(item, summary, octets, batch, head, scores)
+                unjudged.append(_Unjudged(item, work, summary, octets, head))
+                room -= len(contents.get(id(item), b""))
+                continue
             if work.filtered is not None and summary is not None:
-                await self._filter(work, summary, octets, batch)
+                filtered.append((work, summary, octets))
+                room -= len(contents.get(id(item), b""))
+            else:
+                contents.pop(id(item), None)
             works.append(work)
+
+        def read(item: Item) -> bytes:
+            """The content once more; called in the thread."""
+            return contents.get(id(item)) or self._reader_blobs.read(item.rope)
+
+        for judged, scores in zip(unjudged, await self._scores(unjudged, read), strict=True):
+            work = self._planner.plan(
+                judged.item, judged.summary, judged.octets, batch, judged.head, scores, judged.work.known
+            )
+            if work.filtered is not None:
+                filtered.append((work, judged.summary, judged.octets))
+            works.append(work)
+        if filtered:
+            await self._filter(filtered, read, batch)
         ctx.working_on(None)
         try:
             answers = await self._ask(batch)
+            await self._instead(works, batch, answers)
         except StoreUnavailable as error:
             self._pause("the store is not available", error)
             return False
@@ -244,6 +295,24 @@ class Worker:
         with self._spool.index.change() as change:
             quarantine(change, item, f"content damaged: {error.strerror}")
         self._ctx.log.event("quarantined", item.id, why="content damaged", cause=error.strerror)
+
+    async def _instead(self, works: list[Work], batch: list[Delivery], answers: list[Delivered]) -> None:
+        """What mailboxes of others did not take goes to the INBOX of the recipient whose rule named them. Raises StoreUnavailable."""
+        places: list[int] = []
+        for work in works:
+            for place, own in work.instead.items():
+                answer = answers[place]
+                if answer.status in ("ok", "duplicate"):
+                    continue
+                recipient = work.item.envelope.recipients[work.beside.pop(place)].address
+                why = answer.text or answer.status
+                self._ctx.log.event("not-shared", work.item.id, recipient, mailbox=batch[place].mailbox, why=why)
+                if own is not None:
+                    batch[place] = own
+                    places.append(place)
+        if places:
+            for place, answer in zip(places, await self._ask([batch[place] for place in places]), strict=True):
+                answers[place] = answer
 
     async def _ask(self, batch: list[Delivery]) -> list[Delivered]:
         """Deliver in requests of bounded size; again while the store is busy. Raises StoreUnavailable."""
@@ -291,11 +360,17 @@ class Worker:
             for sent in all_sent:
                 to = sent.message.envelope.recipients[0].address
                 self._ctx.log.event(sent.event, outcomes[number].item.id, to, child=id_text(sent.message.id))
-        # What failed and what was deferred has no dedup row: nothing to forget.
+        # What failed and what was deferred has no dedup row: nothing to forget. What a rule put beside a deferred one comes again.
+        coming = {
+            place
+            for work, settlement in zip(works, outcomes, strict=True)
+            for place, slot in work.beside.items()
+            if settlement.results[slot].outcome == Outcome.DEFERRED
+        }
         self._settled += [
             (delivery.origin, delivery.account)
-            for delivery, answer in zip(batch, answers, strict=True)
-            if answer.status == "ok" or answer.status == "duplicate"
+            for place, (delivery, answer) in enumerate(zip(batch, answers, strict=True))
+            if place not in coming and answer.status in ("ok", "duplicate")
         ]
         if self._settled and self._forgetting is None:
             self._forgetting = self._loop.create_task(self._forget_later())
@@ -344,39 +419,40 @@ class Worker:
         delivered = deferred = failed = discarded = 0
         for work, settlement in zip(works, outcomes, strict=True):
             item = settlement.item
-            decisions = work.decisions
+            decisions, records = work.decisions, work.records
             for result in settlement.results:
                 recipient = result.recipient.address
                 outcome = result.outcome
+                said = {"verdict": records[recipient]} if recipient in records else {}
                 if outcome == Outcome.DELIVERED:
                     delivered += 1
                     decision = decisions.get(recipient) if decisions else None
                     if decision is None:
-                        event("delivered", item.id, recipient, channel="LOCAL")
+                        event("delivered", item.id, recipient, channel="LOCAL", **said)
                     else:
-                        event("delivered", item.id, recipient, channel="LOCAL", **_because(decision))
+                        event("delivered", item.id, recipient, channel="LOCAL", **_because(decision), **said)
                     continue
                 if outcome == Outcome.DISCARDED:
                     discarded += 1
                     decision = decisions.get(recipient)
                     if decision is not None and decision.action.kind == "discard":
-                        event("discarded", item.id, recipient, **_because(decision))
+                        event("discarded", item.id, recipient, **_because(decision), **said)
                     else:
-                        event("discarded", item.id, recipient, why="a rule of the recipient")
+                        event("discarded", item.id, recipient, why="a rule of the recipient", **said)
                     continue
                 if outcome == Outcome.EXPANDED:
                     delivered += 1  # to others, in messages of their own
-                    event("redirected", item.id, recipient)
+                    event("redirected", item.id, recipient, **said)
                     continue
                 reply = result.reply
-                said = f"{reply.code} {reply.status} {reply.text}" if reply is not None else ""
+                answer = f"{reply.code} {reply.status} {reply.text}" if reply is not None else ""
                 if outcome == Outcome.DEFERRED:
                     deferred += 1
-                    event("deferred", item.id, recipient, reply=said, next_attempt_s=result.next_attempt_s)
+                    event("deferred", item.id, recipient, reply=answer, next_attempt_s=result.next_attempt_s)
                 else:
                     failed += 1
                     decision = decisions.get(recipient) if decisions else None
-                    event("failed", item.id, recipient, reply=said, **(_because(decision) if decision is not None else {}))
+                    event("failed", item.id, recipient, reply=answer, **(_because(decision) if decision is not None else {}), **said)
                     if not heard(item.envelope, result.recipient, self._double_bounces):
                         # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                         event("discarded", item.id, recipient, why="double bounce")
@@ -445,13 +521,13 @@ class Worker:
         self._directory.close()
 
 
-def _summary(item: Item, verifier: Verifier) -> tuple[tuple[bytes, bytes] | None, Exception | None]:
-    """The summary of an item's content, None if it can't be read; and what went wrong."""
+def _summary(item: Item, verifier: Verifier) -> tuple[tuple[bytes, bytes] | None, Exception | None, bytes]:
+    """The summary of an item's content, None if it can't be read; what went wrong; the content."""
     try:
         content = verifier.read(item)
     except (OSError, EOFError) as error:
-        return None, error
-    return summarized(content)
+        return None, error, b""
+    return *summarized(content), content
 
 
 def _parts(batch: list[Delivery]) -> Sequence[list[Delivery]]:

@@ -18,7 +18,7 @@ from iems._native.mime_py import (
     quoted_end,
     squeezed,
 )
-from iems.message.header import fields, header_end
+from iems.message.header import fields, header_end, header_fields
 from iems.message.words import decode, decode_words
 
 _DOT_ATOM = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*\Z")
@@ -26,6 +26,11 @@ _GAP = re.compile(rb"[^\s.]\s+[^\s.]")
 _DOMAIN = re.compile(
     rb"(?:[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*|\[[!-Z^-~]+\])\Z"
 )
+
+_FROM = (b"from",)
+_ATOMS = rb"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*"
+_PLAIN_SPEC = re.compile(rb"(%b)@(%b)" % (_ATOMS, _ATOMS))
+_PLAIN_NAME = re.compile(rb'"[^\x00-\x1f\x7f"\\@]*"|[^\x00-\x1f\x7f()<>\[\]:;@\\,"]*')
 
 
 class Address(Struct, frozen=True):
@@ -82,13 +87,16 @@ def author(content: bytes) -> Address | None:
 
     What DMARC (RFC 7489 6.6.1), filters and display must agree on; for None they refuse or treat it as unsigned.
     """
-    content = bytes(content)
+    content = header_fields(content, _FROM)
     froms = [f for f in fields(content, 0, header_end(content)) if f.name == b"from"]
     if len(froms) != 1:
         return None
     value = content[froms[0].value : froms[0].end]
     if value.count(b"\0"):
         return None
+    plain = _plain(value)
+    if plain is not None:
+        return plain
     mailboxes = parse_addresses(value)
     if len(mailboxes) != 1 or mailboxes[0].group is not None or _has_group(value):
         return None
@@ -96,6 +104,19 @@ def author(content: bytes) -> Address | None:
     if not one.local or not _DOMAIN.match(one.domain) or _loose_at(value):
         return None
     return one
+
+
+def _plain(value: bytes) -> Address | None:
+    """`Name <local@domain>` or `local@domain` on one line, without comments, as nearly all mail has it: what all of `author` would say, but fast."""
+    text = value.strip(b" \t\r\n")
+    name = b""
+    if text.endswith(b">"):
+        name, less, text = text[:-1].rpartition(b"<")
+        name = name.rstrip(b" \t")
+        if not less or _PLAIN_NAME.fullmatch(name) is None:
+            return None
+    spec = _PLAIN_SPEC.fullmatch(text)
+    return Address(spec[1], spec[2], decode_words(joined_words(name))) if spec is not None else None
 
 
 def _has_group(value: bytes) -> bool:

@@ -26,8 +26,8 @@ from iems.model import Verdict
 FIELD = b"X-IEMS-AntiSpam"
 #: The field mail programs know; as the product wrote it.
 STATUS = b"X-Spam-Status: YES\r\n"
-#: Fields that only we write. Of the second, other filters write their own kind (`Yes, score=...`), which is left alone.
-OWN_FIELDS = frozenset({FIELD.lower(), b"x-spam-status"})
+#: Fields that only we write. Of the last, other filters write their own kind (`Yes, score=...`), which is left alone.
+OWN_FIELDS = frozenset({FIELD.lower(), b"x-iems-bayes", b"x-iems-verdict", b"x-spam-status"})
 #: Verdicts in one tag, octets of one that is written (an inline piece of a rope), and of one that is read.
 MAX_VERDICTS = 64
 MAX_OCTETS = 4_096
@@ -52,7 +52,7 @@ class Tag(Struct, frozen=True):
 
 def is_ours(name: bytes, raw: bytes) -> bool:
     """Whether a field says what only we may say. name: in lower case. raw: its value."""
-    return name == b"x-iems-antispam" or (name == b"x-spam-status" and header.unfold(raw) == b"YES")
+    return name.startswith(b"x-iems-") or (name == b"x-spam-status" and header.unfold(raw) == b"YES")
 
 
 def _quoted(text: str) -> str:

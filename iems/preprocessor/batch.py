@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOOP = Reply(554, 4, 6, "Too many hops: the message has been here before, again and again")
 
+#: Answers of checks and modules that a message carries for its record.
+ASKED_MAX = 64
 #: Made on this machine, without Received lines: nothing to count.
 _UNTRAVELLED = frozenset({int(Channel.MTA), int(Channel.WEBCLIENT)})
 
@@ -155,7 +157,8 @@ def again_item(plan: Plan, make: Callable[..., Item]) -> Item:
     envelope = plan.item.envelope
     # What was found so far stays with the message: the modules that found it may not run for the new channel.
     verdicts = envelope.verdicts + tuple(tag for tag in plan.parts[0].tags if tag not in envelope.verdicts)
-    return make(plan.item.id, INPUT, "", structs.replace(envelope, input_channel=channel, verdicts=verdicts), rope)
+    asked = (envelope.asked + plan.parts[0].asked)[:ASKED_MAX]
+    return make(plan.item.id, INPUT, "", structs.replace(envelope, input_channel=channel, verdicts=verdicts, asked=asked), rope)
 
 
 def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> list[Item]:
@@ -169,6 +172,8 @@ def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> lis
             envelope.reverse_path = part.reverse_path
         if part.tags:
             envelope.verdicts += part.tags
+        if part.asked:
+            envelope.asked = (envelope.asked + part.asked)[:ASKED_MAX]
         return [make(item.id, part.channel, part.destination, envelope, part.rope or item.rope)]
     return [
         make(
@@ -180,6 +185,7 @@ def parts_items(item: Item, parts: list[Part], make: Callable[..., Item]) -> lis
                 recipients=part.recipients,
                 reverse_path=envelope.reverse_path if part.reverse_path is None else part.reverse_path,
                 verdicts=envelope.verdicts + part.tags,
+                asked=(envelope.asked + part.asked)[:ASKED_MAX],
             ),
             part.rope or item.rope,
         )

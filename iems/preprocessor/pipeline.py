@@ -7,11 +7,17 @@ from typing import Any
 
 from iems.master.board import MODULES
 from iems.model import Envelope, Extent, Recipient, Rope
+from iems.model import Verdict as Tag
 from iems.preprocessor.batch import Plan
 from iems.preprocessor.matrix import Matrices
 from iems.preprocessor.meter import Metered
 from iems.preprocessor.modules import Module, Verdict, Work
 from iems.preprocessor.route import Part
+
+#: Characters of a module's note that go into the record of a message.
+NOTE_MAX = 200
+#: Modules whose note is about all recipients together, which none of them may read; for LOCAL they do nothing.
+_UNSAID = frozenset({"antispam"})
 
 
 async def examine(
@@ -23,15 +29,15 @@ async def examine(
     count: Callable[[str, int], None] = lambda name, number: None,
     age_s: float = 0.0,
     ways: Callable[[Envelope, bytes], list[Part]] = lambda envelope, address: [],
-) -> list[tuple[str, str]]:
-    """Let the modules look at a message; what they want goes into the plan. (module, note) of each that ran.
+) -> list[tuple[str, str, list[bytes]]]:
+    """Let the modules look at a message; what they want goes into the plan. (module, note, whose) of each that ran.
 
     count: adds to a counter of the board. age_s: how long the message has been here. ways: parts for an address that gets the
-    message in the place of others (`Planner.ways`).
+    message in the place of others (`Planner.ways`). whose: the addresses of the recipients it ran for, empty if for all of the message.
 
     A recipient refused or discarded by one module is not shown to the next, and a group without recipients to none.
     """
-    ran: list[tuple[str, str]] = []
+    ran: list[tuple[str, str, list[bytes]]] = []
     item = plan.item
     gone: set[int] = set()
     shared: dict[str, Any] = {}
@@ -46,7 +52,12 @@ async def examine(
             if not work.parts:
                 break
             verdict = await _measured(module, work, count)
-            ran.append((name, verdict.note))
+            whose = [recipient.address for part in work.parts for recipient in part.recipients] if len(groups) > 1 else []
+            ran.append((name, verdict.note, whose))
+            if name not in _UNSAID:
+                answer = (Tag(name, "", verdict.note[:NOTE_MAX]),)
+                for part in work.parts:
+                    part.asked += answer
             if verdict.quarantine:
                 plan.quarantine = verdict.quarantine
                 return ran

@@ -27,6 +27,7 @@ class Part(Struct):
 
     sources: the recipient of the envelope each of them comes from. rope: content a module has rewritten, None if none has.
     reverse_path: another than the message's, None for that one. tags: verdicts of modules, beside those of the envelope.
+    asked: what the modules that ran answered, for the record.
     """
 
     channel: int
@@ -36,6 +37,7 @@ class Part(Struct):
     rope: Rope | None = None
     reverse_path: bytes | None = None
     tags: tuple[Verdict, ...] = ()
+    asked: tuple[Verdict, ...] = ()
 
 
 class Routed(Struct):

@@ -19,7 +19,7 @@ from iems.preprocessor.route import Part
 from iems.preprocessor.trips import HEAD_OCTETS, LONG_HEAD_OCTETS
 
 _NAMES = tuple(sorted(tag.OWN_FIELDS))
-_LINES = tuple(b"\n" + name for name in _NAMES)
+_LINES = (b"\nx-iems-", b"\nx-spam-status")
 
 
 class Tags:

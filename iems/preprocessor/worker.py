@@ -302,8 +302,12 @@ class Worker:
         except Exception as fault:
             plan.fault = fault
             return
-        for name, note in ran:
-            self.ctx.log.event("examined", plan.item.id, module=name, note=note)
+        for name, note, whose in ran:
+            if whose:
+                for address in whose:
+                    self.ctx.log.event("examined", plan.item.id, address, module=name, note=note)
+            else:
+                self.ctx.log.event("examined", plan.item.id, module=name, note=note)
         if plan.dropped:
             plan.parts = [part for part in plan.parts if part.recipients]
 

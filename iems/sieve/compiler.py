@@ -5,6 +5,7 @@ What commands and tests there are, and what arguments they take, stands in the t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -14,7 +15,7 @@ from msgspec import Struct, field
 from iems.sieve.errors import Places, Problem, ScriptError
 from iems.sieve.match import CASEMAP, COMPARATORS, NUMERIC, RELATIONS, Matcher, compiled, wildcard
 from iems.sieve.parser import PROBLEMS_MAX, Argument, Node, Parser
-from iems.sieve.run import Run
+from iems.sieve.run import ACTIONS_MAX, Run
 from iems.sieve.variables import BadReference, Text, decode_characters, template
 
 #: Octets of a script.
@@ -85,10 +86,20 @@ INDEX_TAGS: Final = {"index": Tag("number", "index"), "last": Tag(extension="ind
 
 
 class Script(Struct, frozen=True):
-    """A script ready to run: `block` with a `Run`. extensions: what it requires."""
+    """A script ready to run: `block` with a `Run`. extensions: what it requires. name: as its owner calls it. rules: lines on which
+    the rules of MailSort begin, if it is made of such."""
 
     block: Step
     extensions: frozenset[str]
+    name: str = ""
+    rules: tuple[int, ...] = ()
+
+    def place(self, line: int) -> str:
+        """What stands on a line, for the owner: `mailsort:2` is his second rule, `mailsort:vacation` his answer to all, else NAME:LINE."""
+        if not self.rules:
+            return f"{self.name}:{line}"
+        number = bisect_right(self.rules, line)
+        return f"{self.name}:{number}" if number else f"{self.name}:vacation"
 
 
 class Failed(Exception):
@@ -125,6 +136,17 @@ def _everything(steps: Sequence[Step], run: Run) -> bool:
         if step(run):
             return True
     return False
+
+
+#: Commands that decide what becomes of a message.
+_ACTING: Final = frozenset({"discard", "ereject", "fileinto", "keep", "redirect", "reject", "vacation"})
+
+
+def _acts(what: tuple[int, str], step: Step, run: Run) -> bool:
+    """A command that acts, noted for the record of the message."""
+    if len(run.acted) < ACTIONS_MAX:
+        run.acted.append(what)
+    return step(run)
 
 
 class Compiler:
@@ -198,6 +220,8 @@ class Compiler:
             else:
                 step = self._one(node, self._commands, "command")
                 if step is not None:
+                    if node.name in _ACTING:
+                        step = partial(_acts, (self._places.problem(node.at, "").line, node.name), step)
                     steps.append(step)
         return partial(_everything, tuple(steps))
 

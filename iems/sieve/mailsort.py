@@ -130,6 +130,11 @@ def _day(text: str) -> date:
 
 def write(sort: MailSort) -> str:
     """The script. Raises RuleRefused for rules that can't be kept."""
+    return "".join(_written(sort)[0]).replace("\n", "\r\n")
+
+
+def _written(sort: MailSort) -> tuple[list[str], list[int]]:
+    """The pieces of the script, and the lines on which its rules begin."""
     if len(sort.rules) > RULES_MAX:
         raise RuleRefused(f"at most {RULES_MAX} rules")
     rules, answer = [check_rule(rule) for rule in sort.rules], sort.answer
@@ -146,14 +151,16 @@ def write(sort: MailSort) -> str:
         lines.append(f"require [{', '.join(_quoted(name) for name in needs)}];\n")
     if answer is not None and answer.all:
         lines += ["\n", *_answered(answer, "")]
+    starts = []
     for number, rule in enumerate(rules, 1):
+        starts.append("".join(lines).count("\n") + 2)
         lines += [
             f"\n# {number}\n",
             f"if header :contains {_quoted(rule.header.capitalize())} {_keys(rule.contains)} {{\n",
         ]
         lines += [f"    {line}" for line in _effect(rule, answer)]
         lines += ["}\n"] if rule.proceed else ["    stop;\n", "}\n"]
-    return "".join(lines).replace("\n", "\r\n")
+    return lines, starts
 
 
 def _needs(rules: list[Rule], answer: Answer | None) -> list[str]:
@@ -212,6 +219,14 @@ def _answered(answer: Answer, indent: str) -> list[str]:
         return [command]
     test = tests[0] if len(tests) == 1 else f"allof({', '.join(tests)})"
     return [f"if {test} {{\n", f"{indent}    {command}", f"{indent}}}\n" if indent else "}\n"]
+
+
+def rule_lines(text: str) -> tuple[int, ...]:
+    """The lines (from 1) on which the rules begin; none if the script is not as `write` made it."""
+    sort = read(text)
+    if sort is None or sort.edited:
+        return ()
+    return tuple(_written(sort)[1])
 
 
 def read(text: str) -> MailSort | None:

@@ -50,10 +50,14 @@ class Environment(Struct):
 
 
 class Outcome(Struct):
-    """What is to be done. actions: none is "discard". error: why the script failed; the action is `Keep` then."""
+    """What is to be done. actions: none is "discard". error: why the script failed; the action is `Keep` then.
+
+    acted: (line, command) of the commands that acted, in their order; none is the implicit keep.
+    """
 
     actions: list[Action]
     error: str = ""
+    acted: list[tuple[int, str]] = field(default_factory=list)
 
 
 class Run:
@@ -61,6 +65,7 @@ class Run:
 
     __slots__ = (
         "_left",
+        "acted",
         "actions",
         "environment",
         "flags",
@@ -76,6 +81,7 @@ class Run:
         self.environment = environment
         self._left = budget
         self.actions: list[Action] = []
+        self.acted: list[tuple[int, str]] = []
         self.implicit_keep = True
         #: Whether an action other than a copy was asked for: it can't go together with reject.
         self.stays = False
@@ -137,6 +143,6 @@ def run(script: Script, message: Message, environment: Environment | None = None
     state = Run(message, environment or Environment(), budget)
     try:
         script.block(state)
-        return Outcome(state.finish())
+        return Outcome(state.finish(), acted=state.acted)
     except RunError as error:
         return Outcome([Keep()], str(error))

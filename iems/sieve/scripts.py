@@ -179,6 +179,15 @@ def scripts_of(directory: Directory, store: Path, account: Account) -> Scripts:
     return Scripts(folder(store, account.address, account.number), note)
 
 
+def named_script(name: str, text: str) -> Script:
+    """A script that knows its name and, if it is made of MailSort's rules, where they stand. Raises ScriptError."""
+    from iems.sieve import mailsort
+
+    script = compile_script(text)
+    rules = mailsort.rule_lines(text) if name == mailsort.NAME else ()
+    return msgspec.structs.replace(script, name=name, rules=rules)
+
+
 class Active:
     """The active scripts of accounts, compiled, kept while their files stay the same. most: accounts kept at once."""
 
@@ -200,7 +209,7 @@ class Active:
             self._kept.move_to_end(number)
             return known[1]
         kept = Scripts(place).read()
-        script = compile_script(kept.scripts[kept.active]) if kept.active in kept.scripts else None
+        script = named_script(kept.active, kept.scripts[kept.active]) if kept.active in kept.scripts else None
         self._kept[number] = (stamp, script)
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)

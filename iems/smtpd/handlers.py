@@ -731,7 +731,7 @@ class Handlers:
             requiretls=mail.requiretls,
         )
         if screening is not None:
-            envelope.verdicts = screening.verdicts
+            envelope.verdicts, envelope.asked = screening.verdicts, screening.asked
         if session.watched:
             assert self.door is not None
             held = self.door.content(session)
@@ -772,6 +772,8 @@ class Handlers:
             self.log.event("held", message_id, reason=envelope.held)
         if envelope.verdicts:
             self.log.event("tagged", message_id, verdicts=[str(verdict) for verdict in envelope.verdicts])
+        if envelope.asked:
+            self.log.event("checked", message_id, answers=[str(verdict) for verdict in envelope.asked])
         return replies.queued(text)
 
     def content_refused(self, session: Session, reply: Reply) -> None:

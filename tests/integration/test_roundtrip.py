@@ -19,7 +19,7 @@ from iems.perf.home import PASSWORD, PrivateHome
 CORPUS = Path(__file__).parents[1] / "corpus" / "mime"
 #: Header lines that a delivery puts before the content, in this order.
 PREPENDED = re.compile(
-    rb"Return-Path: <[^\r\n]*>\r\nDelivered-To: [^\r\n]+\r\nReceived: from [^\r\n]+\r\n\tby [^\r\n]+\r\n\tfor [^\r\n]+\r\n"
+    rb"Return-Path: <[^\r\n]*>\r\nDelivered-To: [^\r\n]+\r\nX-IEMS-Verdict: asked=nothing; to=INBOX\r\nReceived: from [^\r\n]+\r\n\tby [^\r\n]+\r\n\tfor [^\r\n]+\r\n"
 )
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 

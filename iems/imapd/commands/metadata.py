@@ -11,7 +11,7 @@ from msgspec import Struct
 from iems.imap import names
 from iems.imap.grammar import Arguments, Bad, Refused
 from iems.imap.response import astring, nstring
-from iems.imapd import places
+from iems.imapd import places, verdicts
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 from iems.store.rows import METADATA_VALUE_MAX
 
@@ -125,9 +125,12 @@ def _mailbox(session: Session, name: str, entries: Iterable[str], right: str) ->
     return place.account, place.box.id
 
 
-def run_get(session: Session, command: Command) -> bytes:
+async def run_get(session: Session, command: Command) -> bytes:
     request: Get = command.arguments
-    kept = session.services.reader.metadata(*_mailbox(session, request.name, request.entries, "r"))
+    place = _mailbox(session, request.name, request.entries, "r")
+    kept = session.services.reader.metadata(*place)
+    if any(map(verdicts.is_ours, request.entries)):
+        kept = kept | await verdicts.of_mailbox(session, *place, request.entries, request.depth)
     found: dict[str, bytes | None] = {}
     for entry in request.entries:
         if entry in kept:
@@ -156,6 +159,8 @@ async def run_set(session: Session, command: Command) -> bytes:
     name, changes = command.arguments
     if not name and any(entry.startswith("/shared/") for entry in changes):
         raise Refused("[NOPERM] Shared annotations of the server are set by the administrator")
+    if any(map(verdicts.is_ours, changes)):
+        raise Refused("[CANNOT] Verdicts are read from the messages")
     for value in changes.values():
         if value is not None and len(value) > METADATA_VALUE_MAX:
             raise Refused(f"[METADATA MAXSIZE {METADATA_VALUE_MAX}] Annotation too large")

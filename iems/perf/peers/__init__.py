@@ -18,6 +18,7 @@ KNOWN = {
     "postfix": (("postfix",), "postfix"),
     "dovecot": (("dovecot",), "dovecot-imapd dovecot-pop3d dovecot-lmtpd"),
     "exim": (("exim4", "exim"), "exim4-daemon-light"),
+    "rspamd": (("rspamd",), "rspamd"),
 }
 
 

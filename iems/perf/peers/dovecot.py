@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,14 +33,15 @@ def problem(given: str | None) -> str | None:
 
 
 class Dovecot(PrivatePeer):
-    """One of FORMATS. Everybody's password is right; who logs in or gets mail exists."""
+    """One of FORMATS. Everybody's password is right; who logs in or gets mail exists. sieve: a script that all mail goes through."""
 
     name = "dovecot"
     listeners = ("imap", "imaps", "pop3", "lmtp")
 
-    def __init__(self, accounts: int, folder: Path | None, program: str, *, form: str = "sdbox") -> None:
+    def __init__(self, accounts: int, folder: Path | None, program: str, *, form: str = "sdbox", sieve: str = "") -> None:
         super().__init__(accounts, folder, program)
         self._form = form
+        self._sieve = sieve
 
     def _configure(self) -> None:
         place = self.path
@@ -62,6 +64,25 @@ class Dovecot(PrivatePeer):
             + "}\n"
             for name in ("imap", "pop3")
         )
+        rules = ""
+        if self._sieve:
+            if not Path("/usr/lib/dovecot/modules/lib90_sieve_plugin.so").exists():
+                raise RuntimeError("Dovecot has no Pigeonhole (Debian: apt install dovecot-sieve)")
+            (place / "all.sieve").write_text(self._sieve, "utf-8", newline="")
+            # Compiled beforehand: whose mail is delivered may not write here.
+            subprocess.run(["sievec", str(place / "all.sieve")], check=True, capture_output=True, env={**os.environ, "HOME": str(place)})
+            (place / "all.svbin").chmod(0o644)
+            rules = f"""\
+protocol lmtp {{
+  mail_plugins = sieve
+}}
+plugin {{
+  sieve_before = {place}/all.sieve
+  sieve = file:~/none;active=~/none.sieve
+}}
+lda_mailbox_autocreate = yes
+sendmail_path = /bin/true
+"""
         (place / "dovecot.conf").write_text(f"""\
 base_dir = {place}/run
 state_dir = {place}/run
@@ -105,7 +126,7 @@ service stats {{
 namespace inbox {{
   inbox = yes
 }}
-{services}""")
+{services}{rules}""")
 
     def _start(self) -> int:
         # in the foreground, so that the pid is known and the whole tree in the group

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -77,7 +78,7 @@ class PrivatePeer:
             self._configure()
             self._group.root = self._start()
             for port in self._ports.values():
-                _wait_for(port, self._log())
+                _wait_for(port, self._log)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -155,7 +156,7 @@ def _free_ports(count: int) -> list[int]:
         return [int(sock.getsockname()[1]) for sock in held]
 
 
-def _wait_for(port: int, log: str) -> None:
+def _wait_for(port: int, log: Callable[[], str]) -> None:
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -163,5 +164,5 @@ def _wait_for(port: int, log: str) -> None:
             return
         except OSError:
             if time.monotonic() > until:
-                raise RuntimeError(f"a peer did not open port {port}: {log}") from None
+                raise RuntimeError(f"a peer did not open port {port}: {log()}") from None
             time.sleep(0.05)

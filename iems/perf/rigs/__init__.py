@@ -24,6 +24,7 @@ NAMES = (
     "smtp_accept",
     "smtp_checked",
     "local_delivery",
+    "filtered_delivery",
     "end_to_end",
     "relay",
     "imap_fetch",

@@ -12,6 +12,7 @@ from iems.message import build
 from iems.message.structure import Structure
 from iems.message.text import part_octets
 from iems.model import Envelope, Recipient, Reply, rope_length
+from iems.model import Verdict as Tag
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import Verdict, Work
 from iems.preprocessor.parts import Change, edited, part_replaced
@@ -34,7 +35,7 @@ class Scanner(Protocol):
 
 
 class AntiVirus:
-    """scanners: in the order they are asked. infected: `bounce`, `quarantine`, `delete` or `strip`. absence: what if one does not answer."""
+    """scanners: in the order they are asked. infected: `tag`, `bounce`, `quarantine`, `delete` or `strip`. absence: what if one does not answer."""
 
     name = "antivirus"
     on_tags = False
@@ -76,6 +77,8 @@ class AntiVirus:
         if action == "bounce" and not work.envelope.reverse_path:
             action = "delete"  # nobody to tell, and it must not arrive
         sources = [source for part in work.parts for source in part.sources]
+        if action == "tag":
+            return Verdict(tags=(Tag(self.name, scanner.name, virus),), note=f"{note}; tagged")
         if action == "strip":
             try:
                 changes = await self._infected_parts(work, scanner, virus)

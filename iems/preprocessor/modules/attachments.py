@@ -1,4 +1,4 @@
-"""Module `attachments`: refuses or removes attachments by type and name, as the administrator's rules say (product.md 1.3).
+"""Module `attachments`: refuses, removes or tags attachments by type and name, as the administrator's rules say (product.md 1.3).
 
 What is removed leaves a notice in its place; the rest of the message stays octet for octet. A message that mail programs read differently
 follows `attachment.unparsable`, so that nothing slips through between their readings and ours.
@@ -17,6 +17,7 @@ from iems.attachment.rules import Rule, decide
 from iems.message import build
 from iems.message.structure import Structure
 from iems.model import Envelope, Reply, rope_length
+from iems.model import Verdict as Tag
 from iems.preprocessor.modules import Verdict, Work
 from iems.preprocessor.parts import Change, edited, part_replaced
 
@@ -27,6 +28,8 @@ MAX_OCTETS = 256 << 20
 #: Of such a message this much is read; what of its header is longer goes with the body.
 HEAD_OCTETS = 1 << 20
 _SHOWN = 120
+#: Rules that tag one message.
+_TAGS_MAX = 10
 
 
 class Attachments:
@@ -68,17 +71,21 @@ class Attachments:
         if decision.action == "bounce":
             reply = Reply(550, 7, 1, f"Refused: {decision.what}")
             return Verdict(failed=[(source, reply) for part in work.parts for source in part.sources], note=f"bounced: {decision.what}")
+        tags = tuple(Tag(self.name, shown, f"rule {rule.type} {rule.name}") for rule, shown in decision.tagged)
+        noted = [f"tagged: {', '.join(shown for _, shown in decision.tagged)}"] if tags else []
         if decision.action == "strip" and decision.changes:
-            return Verdict(rope=await edited(work, decision.changes), note=f"removed: {decision.what}")
-        return Verdict()
+            return Verdict(rope=await edited(work, decision.changes), tags=tags, note="; ".join([f"removed: {decision.what}", *noted]))
+        return Verdict(tags=tags, note="; ".join(noted))
 
 
 class Decision(NamedTuple):
-    """action: `pass`, `strip` or `bounce`. what: for the log and the sender. changes: of the content, for `strip`."""
+    """action: `pass`, `strip` or `bounce`. what: for the log and the sender. changes: of the content, for `strip`. tagged: (rule, attachment)
+    for which the message is tagged, whatever becomes of others."""
 
     action: str
     what: str = ""
     changes: Sequence[Change] = ()
+    tagged: Sequence[tuple[Rule, str]] = ()
 
 
 def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str) -> Decision:
@@ -99,6 +106,8 @@ def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str)
     for _, rule, shown in hits:
         if rule.action == "bounce":
             return Decision("bounce", f"attachment {shown}")
+    tagged = list({rule: (rule, shown) for _, rule, shown in hits if rule.action == "tag"}.values())[:_TAGS_MAX]
+    hits = [hit for hit in hits if hit[1].action != "tag"]
     uncertain = findings.uncertain
     if not uncertain:
         for name in findings.stray:
@@ -112,10 +121,10 @@ def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str)
                 uncertain = uncertain or f"{_clean(kind)} outside of the message's parts"
                 break
     if uncertain and unparsable != "pass":
-        return Decision(unparsable, f"unreadable MIME ({uncertain})", _emptied(content, uncertain, hostname))
+        return Decision(unparsable, f"unreadable MIME ({uncertain})", _emptied(content, uncertain, hostname), tagged)
     if not hits:
-        return Decision("pass")
-    return Decision("strip", ", ".join(shown for _, _, shown in hits[:10]), _without(content, hits, hostname))
+        return Decision("pass", tagged=tagged)
+    return Decision("strip", ", ".join(shown for _, _, shown in hits[:10]), _without(content, hits, hostname), tagged)
 
 
 def _clean(text: str) -> str:

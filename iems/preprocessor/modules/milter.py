@@ -12,6 +12,7 @@ from msgspec import Struct, structs
 
 from iems.message.header import Field, fields, header_end
 from iems.model import Channel, Envelope, Extent, Recipient, Reply, Rope, id_text, rope_length
+from iems.model import Verdict as Tag
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import TryLater, Verdict, Work
 from iems.preprocessor.ropes import replaced
@@ -97,6 +98,7 @@ class Milters:
         notes: list[str] = []
         rope = work.rope
         failures = 0
+        tags: tuple[Tag, ...] = ()
         for milter in self._milters:
             here = structs.replace(work, rope=rope)
             head = self._head(here)
@@ -122,6 +124,9 @@ class Milters:
                 return self._end(list(left.values()), failed, gone, None, f"milter {milter.name}: discard", note)
             if answer.reply is not None:
                 reply = self._final(work.age_s, answer.reply, note)
+                if self._rejected == "tag":
+                    tags += (Tag(self.name, milter.name, answer.text),)
+                    continue  # it goes on as it was
                 return self._end(list(left.values()), failed, gone, reply, f"milter {milter.name}: {answer.text}", note)
             refused = dict(answer.refused)
             removed = {address.strip().removeprefix(b"<").removesuffix(b">").lower() for address in answer.removed}
@@ -142,7 +147,7 @@ class Milters:
             if not left:
                 break
         changed = rope if rope is not work.rope else None
-        return Verdict(rope=changed, failed=failed, discarded=gone, note="; ".join(notes), failures=failures)
+        return Verdict(rope=changed, failed=failed, discarded=gone, tags=tags, note="; ".join(notes), failures=failures)
 
     def _head(self, work: Work) -> Head | None:
         """The header of the content as it is now; None if it is too long."""
@@ -184,7 +189,8 @@ class Milters:
         action = self._discarded if reply is None else self._rejected
         if action == "quarantine":
             return Verdict(quarantine=why, note=note)
-        if reply is not None and action == "bounce":
+        # One recipient refused is nothing about the message that a tag could say to the others.
+        if reply is not None and action in ("bounce", "tag"):
             # A refused report has nobody to tell; the worker logs its end.
             return Verdict(failed=[*failed, *((source, reply) for source in sources)], discarded=gone, note=note)
         return Verdict(failed=failed, discarded=[*gone, *((source, why) for source in sources)], note=note)

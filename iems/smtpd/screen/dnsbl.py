@@ -15,7 +15,7 @@ from typing import Any
 from iems.directory.screening import TROUBLE, Zone
 from iems.model import Reply, Verdict
 from iems.net.resolver import DnsFailure, Resolver
-from iems.smtpd.screen.verdicts import NOTHING, Findings, Refusal, joined
+from iems.smtpd.screen.verdicts import Findings, Refusal, answered, joined
 
 #: A list in order is tested again after this time.
 TEST_S = 3600.0
@@ -140,7 +140,7 @@ class Lists:
     async def _ask_one(self, one: List, ip: str) -> Findings:
         now = self._clock()
         if now < one.sick_until:
-            return NOTHING
+            return answered("dnsbl", one.zone.name, "sick, not asked")
         name = question(ip, one.zone.name)
         asked, test = await asyncio.gather(
             self._look_up(name), one.tested(self._look_up, now), return_exceptions=True
@@ -157,7 +157,7 @@ class Lists:
             one.sick_until = 0.0
             self._log.event("dnsbl-well", zone=one.zone.name)
         if not hit:
-            return NOTHING
+            return answered("dnsbl", one.zone.name, "not listed")
         if one.zone.action == "tag":
             return Findings(None, (Verdict("dnsbl", one.zone.name, hit),))
         return Findings(Refusal(await self._refusal(name, one.zone.name), "dnsbl", f"{one.zone.name} {hit}"))
@@ -171,7 +171,7 @@ class Lists:
             one.tested_until = 0.0
             why = "no answer in time" if isinstance(fault, TimeoutError) else str(fault)
             self._log.event("alarm", what="dnsbl-sick", zone=one.zone.name, why=why, pause_s=self._sick_s)
-        return NOTHING
+        return answered("dnsbl", one.zone.name, "no answer")
 
     async def _refusal(self, name: str, zone: str) -> Reply:
         text = ""

@@ -41,7 +41,7 @@ class Screening:
     looked at for the end of the header; ended: it is tested.
     """
 
-    __slots__ = ("connection", "ended", "helo", "looked", "peer", "spared", "state", "tested", "verdicts")
+    __slots__ = ("asked", "connection", "ended", "helo", "looked", "peer", "spared", "state", "tested", "verdicts")
 
     def __init__(self) -> None:
         self.peer: Peer | None = None
@@ -50,13 +50,14 @@ class Screening:
         self.connection: Findings = NOTHING
         self.spared = True
         self.verdicts: tuple[Verdict, ...] = ()
+        self.asked: tuple[Verdict, ...] = ()
         self.tested = -1
         self.looked = 0
         self.ended = False
 
     def begin(self) -> None:
         """A transaction begins."""
-        self.verdicts = ()
+        self.verdicts = self.asked = ()
         self.tested = -1
         self.looked = 0
         self.ended = False
@@ -185,6 +186,9 @@ class Screen:
         for verdict in found.verdicts:
             if verdict not in screening.verdicts:
                 screening.verdicts += (verdict,)
+        for verdict in found.asked:
+            if verdict not in screening.asked:
+                screening.asked += (verdict,)
         return found.refusal
 
     def questions(

@@ -15,7 +15,7 @@ from typing import TypeVar
 from iems.model import Reply, Verdict
 from iems.net.resolver import DnsFailure, Resolver
 from iems.smtp.grammar import Path, is_domain, literal_address
-from iems.smtpd.screen.verdicts import NOTHING, Findings, Refusal
+from iems.smtpd.screen.verdicts import NOTHING, Findings, Refusal, answered
 
 #: Names of one client that are looked at (RFC 1912 2.1 wants one).
 MAX_NAMES = 10
@@ -168,10 +168,10 @@ class Checks:
             reply = await work
         except (DnsFailure, TimeoutError):
             if action == "tag":
-                return NOTHING
+                return answered(check, subject, "no answer")
             return self._found(action, check, subject, "no answer", unsure)
         if reply is None:
-            return NOTHING
+            return answered(check, subject, "ok")
         return self._found(action, check, subject, reply.text, reply)
 
     def _found(self, action: str, check: str, subject: bytes | str, answer: str, reply: Reply) -> Findings:

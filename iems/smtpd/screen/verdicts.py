@@ -16,10 +16,14 @@ class Refusal(Struct, frozen=True):
 
 
 class Findings(Struct, frozen=True):
-    """What one check, or several, found. refusal: the first one, None if the mail may come in. verdicts: of checks that tag."""
+    """What one check, or several, found. refusal: the first one, None if the mail may come in. verdicts: of checks that tag.
+
+    asked: what the others answered, for the record.
+    """
 
     refusal: Refusal | None = None
     verdicts: tuple[Verdict, ...] = ()
+    asked: tuple[Verdict, ...] = ()
 
 
 NOTHING = Findings()
@@ -30,6 +34,13 @@ def joined(found: list[Findings]) -> Findings:
     refusals = [one.refusal for one in found if one.refusal is not None]
     firm = [refusal for refusal in refusals if not refusal.reply.transient]
     verdicts = tuple(verdict for one in found for verdict in one.verdicts)
-    if not refusals and not verdicts:
+    asked = tuple(verdict for one in found for verdict in one.asked)
+    if not refusals and not verdicts and not asked:
         return NOTHING
-    return Findings(next(iter(firm or refusals), None), verdicts)
+    return Findings(next(iter(firm or refusals), None), verdicts, asked)
+
+
+def answered(check: str, subject: bytes | str, answer: str) -> Findings:
+    """The findings of a check that has nothing against the mail, or could not find out."""
+    text = subject if isinstance(subject, str) else subject.decode("utf-8", "backslashreplace")
+    return Findings(asked=(Verdict(check, text, answer),))

@@ -214,3 +214,22 @@ def test_tables_of_pickup() -> None:
         with pytest.raises(ConfigError, match=r"^x:\d+: bsmtp\.") as caught:
             settings.parse(text.encode(), "x")
         assert what in str(caught.value)
+
+
+def test_what_tags_mail():
+    """Every setting that lets mail in with a tag is known, so that none tags while a channel has no default."""
+    from msgspec import convert
+
+    from iems.config import Config, tagging_settings
+
+    assert tagging_settings(Config()) == []
+    for section, values, named in (
+        ("smtpd", {"check_helo": "tag"}, "smtpd.check_helo"),
+        ("antivirus", {"infected": "tag", "scanners": ["clamd:/x"]}, "antivirus.infected"),
+        ("milter", {"rejected": "tag", "milters": ["unix:/x"]}, "milter.rejected"),
+        ("content", {"checker": "spamd:h:1"}, "content.action"),
+        ("content", {"checker": "spamd:h:1", "action": "bounce", "channel_actions": ["LOCAL subject"]}, "content.action"),
+        ("authres", {"verify": True, "dmarc": "quarantine-tag"}, "authres.dmarc"),
+    ):
+        assert tagging_settings(convert({section: values}, Config)) == [named]
+    assert tagging_settings(convert({"antivirus": {"infected": "tag"}, "content": {"action": "tag"}}, Config)) == [], "nobody is asked"

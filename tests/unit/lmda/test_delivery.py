@@ -52,7 +52,7 @@ def test_each_recipient_gets_his_own_lines_and_one_copy() -> None:
     assert [(d.account, d.partition, d.quota_octets, d.origin) for d in batch] == [
         (1, 0, None, b"i" * 16), (2, 3, 1000, b"i" * 16),
     ]
-    lines = b"Return-Path: <from@y>\r\nDelivered-To: b@x\r\n"
+    lines = b"Return-Path: <from@y>\r\nDelivered-To: b@x\r\nX-IEMS-Verdict: asked=nothing; to=INBOX\r\n"
     assert batch[1].rope == [lines, b"Received: x\r\n", Extent(5, 64, 1000)]
     assert batch[1].size == len(lines) + 13 + 1000 and batch[1].internaldate_s == 1_700_000_000
     results = planner().answer(work, [Delivered("ok", 1, 1), Delivered("duplicate", 1, 1)])

@@ -52,7 +52,7 @@ def with_script(monkeypatch: pytest.MonkeyPatch, path: Path, script: str, test: 
         directory.account = lambda address: me if address in ("me@x", "alias@x") else account(8, filtered=False) if address == "plain@x" else None
         directory.detail_separator = lambda: "+"
         worker._reader_blobs = SimpleNamespace(read=lambda rope: b"".join(rope), close=lambda: None)
-        ctx.me = me  # type: ignore[attr-defined]
+        ctx.me, ctx.directory, ctx.worker = me, directory, worker  # type: ignore[attr-defined]
         await test(ctx, spool, store, scripts)
 
     run(monkeypatch, inner)

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from iems._native import mime_py
+from iems.message import address
 from iems.message.address import Address, author, parse_addresses
 
 
@@ -90,3 +91,13 @@ def test_envelope_shows_the_same_mailboxes():
         mailboxes = [row for row in shown if not row.endswith(b" NIL)")]
         named_only = [row for row in mailboxes if row.endswith(b' "" "")')]
         assert len(mailboxes) - len(named_only) == len(parse_addresses(value)), value
+
+
+def test_the_short_way_says_what_the_long_one_says(monkeypatch):
+    rng = random.Random(5322)
+    pieces = [b'"', b"a", b"b.c", b" ", b"\t", b"<", b">", b"@", b".", b",", b":", b";", b"(", b")", b"x@y.z", b"<a@b>", b"=?utf-8?q?=C3=A4?="]
+    pieces += [b"\xc3\xa4", b"\r\n ", b"'", b"[1.2.3.4]", b'"q r"', b"Anna ", b"\x01", b"\x7f", b"=?utf-8?q?a=40b?=", b"\xff", b"\\"]
+    heads = [b"From:" + b"".join(rng.choices(pieces, k=rng.randrange(9))) + b"\r\nTo: x\r\n\r\n" for _ in range(20_000)]
+    short = [address.author(head) for head in heads]
+    monkeypatch.setattr(address, "_plain", lambda value: None)
+    assert [address.author(head) for head in heads] == short and sum(found is not None for found in short) > 500

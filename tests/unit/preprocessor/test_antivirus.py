@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from iems.model import Channel, Envelope, Recipient
+from iems.model import Verdict as Tag
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import TryLater, Verdict, Work
 from iems.preprocessor.modules.antivirus import AntiVirus
@@ -43,7 +44,7 @@ def examine(module, content, path=b"s@t", released=False, channels=(Channel.LOCA
 BAD = b"Subject: x\r\n\r\nEVIL\r\n"
 
 
-@pytest.mark.parametrize("action", ["bounce", "quarantine", "delete", "strip"])
+@pytest.mark.parametrize("action", ["bounce", "quarantine", "delete", "strip", "tag"])
 def test_actions(action):
     verdict = examine(AntiVirus([Fake()], action, DEFER, "mx"), BAD)
     if action == "bounce":
@@ -53,6 +54,8 @@ def test_actions(action):
         assert verdict.quarantine == "virus Evil.A"
     elif action == "delete":
         assert verdict.discarded[0][1] == "virus Evil.A"
+    elif action == "tag":
+        assert verdict == Verdict(tags=(Tag("antivirus", "fake", "Evil.A"),), note="fake: Evil.A; tagged")
     else:
         assert b"EVIL" not in b"".join(verdict.rope) and b"removed from this message by mx: Evil.A" in b"".join(verdict.rope)
         header = examine(AntiVirus([Fake(mark=b"Subject")], action, DEFER, "mx"), BAD)

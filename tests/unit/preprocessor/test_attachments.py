@@ -20,8 +20,9 @@ from iems.attachment.rules import Rule, decide
 from iems.directory import Directory
 from iems.directory.entries import DirectoryRefusal
 from iems.model import Channel, Envelope, Recipient
-from iems.preprocessor.modules import Work, attachments
-from iems.preprocessor.modules.attachments import judge
+from iems.model import Verdict as Tag
+from iems.preprocessor.modules import Verdict, Work, attachments
+from iems.preprocessor.modules.attachments import Attachments, judge
 from iems.preprocessor.ropes import replaced
 from iems.preprocessor.route import Part
 from tests.support.tnef import attachment, stream
@@ -264,3 +265,49 @@ def test_nothing_breaks_it(octets: bytes) -> None:
     sniff.media_type(octets)
     for mark in (b"PK\x05\x06", b"\x1f\x8b\x08\x08", b"x" * 257 + b"ustar"):
         inside.listed(mark + octets)
+
+
+def test_a_rule_that_tags_leaves_the_content() -> None:
+    content = mixed(TEXT, leaf(b'Content-Type: application/x; name="a.exe"\r\n'), leaf(b'Content-Type: application/x; name="b.doc"\r\n'))
+    decision = judge(content, [Rule("-", "*.exe", "tag")], "strip", "mx.test")
+    assert decision.action == "pass" and not decision.changes and [(rule.name, shown) for rule, shown in decision.tagged] == [("*.exe", "a.exe")]
+    # Others of the same message are removed, or refuse it.
+    rules = [Rule("-", "*.exe", "tag"), Rule("-", "*.doc", "strip")]
+    decision = judge(content, rules, "strip", "mx.test")
+    assert decision.action == "strip" and decision.what == "b.doc" and len(decision.tagged) == 1
+    assert b"a.exe" in result(content, rules)[1] and b'name="b.doc"' not in result(content, rules)[1]
+    assert judge(content, [*rules[:1], Rule("-", "*.doc", "bounce")], "strip", "mx.test").action == "bounce"
+
+
+def test_the_module_tags() -> None:
+    recipient = Recipient(b"u@x")
+    content = mixed(TEXT, leaf(b'Content-Type: application/x; name="a.exe"\r\n'))
+    work = Work(b"", Envelope(Channel.SMTPD, b"s@t", [recipient], 0), [Part(Channel.LOCAL, "", [recipient], [recipient])], [content],
+                lambda rope, start, length: content[start : start + length], None)  # type: ignore[arg-type]  # fmt: skip
+    found = asyncio.run(Attachments(lambda: [Rule("-", "*.exe", "tag")], "strip", "mx.test").examine(work))
+    assert found == Verdict(tags=(Tag("attachments", "a.exe", "rule - *.exe"),), note="tagged: a.exe")
+
+
+def test_nothing_may_tag_while_a_channel_has_no_default(tmp_path) -> None:
+    directory = Directory(tmp_path / "directory", create=True)
+    try:
+        directory.set_tag_default("NOTES", "none", [])
+        with pytest.raises(DirectoryRefusal, match="NOTES"):
+            directory.add_attachment_rule("-", "*.exe", "tag")
+        with pytest.raises(DirectoryRefusal, match="NOTES"):
+            directory.add_header_rule("r", "Subject", "x", "tag")
+        directory.add_header_rule("r", "Subject", "x", "tag", draft=True)
+        directory.add_attachment_rule("-", "*.exe", "strip")
+        directory.set_tag_default("NOTES", "pass", [])
+        directory.add_attachment_rule("-", "*.exe", "tag")
+        directory.add_header_rule("r", "Subject", "x", "tag")
+        for gone in ("attachment - [*].exe", "headerrule r"):
+            with pytest.raises(DirectoryRefusal, match=gone):
+                directory.set_tag_default("NOTES", "none", [])
+            if gone.startswith("a"):
+                directory.remove_attachment_rule("-", "*.exe")
+        with pytest.raises(DirectoryRefusal, match=r"content\.action"):
+            directory.remove_header_rule("r")
+            directory.set_tag_default("NOTES", "none", ["content.action"])
+    finally:
+        directory.close()

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from iems.model import Channel, Envelope, Extent, Recipient, Reply
+from iems.model import Verdict as Tag
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import TryLater, Work
 from iems.preprocessor.modules.milter import FIELDS_MAX, Milters
@@ -93,6 +94,17 @@ def test_ends():
     assert examine([Fake(refusal)], released=True).note.startswith("released")
     assert examine([Fake(Answer())], HEAD + b"X: y\r\n" * FIELDS_MAX + b"\r\n").quarantine
     assert examine([Fake(Answer())], b"X: " + b"y" * (5 << 20)).quarantine
+
+
+def test_a_refusal_that_tags_lets_the_mail_go_on():
+    chain = [Fake(changes((b"i", 0, b"X-First", b"1"))), Fake(Answer(reply=Reply(550, 7, 1, "no")), "inet:h:2"), Fake(Answer(body=[NEW]), "inet:h:3")]
+    verdict = examine(chain, rejected="tag")
+    assert verdict.tags == (Tag("milter", "inet:h:2", "550 5.7.1 no"),) and not verdict.failed and not verdict.quarantine
+    assert chain[2].mails and NEW in verdict.rope and verdict.rope[-1] == NEW, "those behind it are asked, and what others changed stays"
+    one = examine([Fake(Answer(refused=[(b"a@x", Reply(550, 1, 1, "who"))]))], rejected="tag")
+    assert [r.address for r, _ in one.failed] == [b"a@x"] and not one.tags, "one recipient refused is nothing about the message"
+    with pytest.raises(TryLater):
+        examine([Fake(Answer(reply=Reply(451, 7, 1, "later")))], rejected="tag")
 
 
 def test_recipients():

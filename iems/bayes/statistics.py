@@ -7,7 +7,7 @@ from pathlib import Path
 from iems.bayes import records
 from iems.bayes.side import Damaged, Side
 
-_FILES = ("good", "spam", "journal", "undo", "waiting")
+_FILES = ("good", "spam", "journal", "undo", "waiting", "recent")
 
 
 def statistics(folder: Path) -> dict[str, int | float | str]:

@@ -31,7 +31,8 @@ class Figures(Struct, forbid_unknown_fields=True):
     """The numbers of one table."""
 
     messages: _Number = 0
-    weight: _Number = 0
+    weight: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
+    former: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
     given: _Number = 0
     given_octets: _Number = 0
     halved: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
@@ -61,7 +62,7 @@ def export(folder: Path) -> Iterator[bytes]:
         good, spam = trainer.sides
         if trainer.damaged:
             raise IemsError(f"{folder}: {'; '.join(trainer.damaged)}")
-    figures = [Figures(side.messages, side.weight, side.given, side.given_octets, side.halved) for side in (good, spam)]
+    figures = [Figures(side.messages, side.weight, side.former, side.given, side.given_octets, side.halved) for side in (good, spam)]
     yield msgspec.json.encode(Head(2, *figures))
     for name, side in zip(NAMES, (good, spam), strict=True):
         items = side.items()
@@ -104,7 +105,9 @@ def load(folder: Path, lines: Iterable[bytes], replace: bool = False) -> None:
         raise IemsError("nothing to import: the first line is missing")
     for side, figures in zip(sides, (head.good, head.spam), strict=True):
         side.messages, side.given, side.given_octets = figures.messages, figures.given, figures.given_octets
-        side.halved, side.weight = figures.halved, figures.messages if head.version == 1 else figures.weight
+        side.halved, side.weight, side.former = figures.halved, figures.weight, figures.former
+        if head.version == 1:
+            side.weight = side.former = figures.messages
     with Trainer(folder) as trainer:
         if any(side.given for side in trainer.sides) and not replace:
             raise IemsError(f"{folder} has learnt something already: --replace puts the import in its place")

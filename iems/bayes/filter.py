@@ -82,9 +82,16 @@ def read(found: bytes, good: Side, spam: Side, prior: Prior | None) -> tuple[flo
     belief, linear, length = _bayes.score(found, *arguments(good, spam, prior))
     if belief or linear:
         belief += LEAN
-        return belief / (1.0 + abs(belief) / BEND) + LINEAR * linear, linear, length
+        return belief / (1.0 + abs(belief) / BEND) + _part(good, spam, prior) * linear, linear, length
     given = good.given + spam.given
     return HABIT * (spam.given - good.given) / given if given else 0.0, 0.0, length
+
+
+def _part(good: Side, spam: Side, prior: Prior | None) -> float:
+    """How much of the linear sum is added: LINEAR, less what is in the tables of the former layout."""
+    sides = (good, spam, prior.good, prior.spam) if prior else (good, spam)
+    former = sum(side.former for side in sides)
+    return LINEAR * (1.0 - former / max(1, sum(side.weight for side in sides))) if former else LINEAR
 
 
 def arguments(good: Side, spam: Side, prior: Prior | None) -> tuple[Any, ...]:
@@ -133,18 +140,21 @@ class Filter:
         score = squeezed(odds_of(found, good, spam, self.prior))
         shown: list[tuple[str, float]] = []
         if evidence:
-            shown = strongest(parts, found, arguments(good, spam, self.prior), evidence)
+            shown = strongest(parts, found, good, spam, self.prior, evidence)
         return Score(score, verdict_of(score, *self.thresholds), shown)
 
 
-def strongest(parts: list[tuple[int, bytes]], found: bytes, tables: tuple[Any, ...], count: int) -> list[tuple[str, float]]:
+def strongest(
+    parts: list[tuple[int, bytes]], found: bytes, good: Side, spam: Side, prior: Prior | None, count: int
+) -> list[tuple[str, float]]:
     """The `count` features that weigh most, and their share in the log odds; those of all and LEAN's make the whole."""
+    tables = arguments(good, spam, prior)
     features = np.frombuffer(found, np.uint32)
     values = np.frombuffer(_bayes.weigh(found, *tables), np.float64).reshape(-1, 2)
     belief, _, length = _bayes.score(found, *tables)
     squares = np.square(np.array(WEIGHTS + (0.0,) * 6)[features & 7])
     known = squares[values[:, 0] != 0.0].sum()
-    shares = LINEAR * values[:, 1] / (length or 1.0)
+    shares = _part(good, spam, prior) * values[:, 1] / (length or 1.0)
     if known:
         shares = shares + values[:, 0] / np.sqrt(known) / (1.0 + abs(belief + LEAN) / BEND)
     order = np.argsort(-np.abs(shares), kind="stable")[:count]

@@ -1,7 +1,8 @@
 """Tables and records as they were written before each lesson had a weight: keys of 32 bits, features of 64, counts of messages.
 
-They are read, never written. What they know goes on to count, as lessons of the weight 1; features that are no longer
-made are forgotten as others come.
+They are read, never written. What they know goes on to count, as lessons of the weight 1. They were not learnt to be summed:
+the linear sum counts for as much as there is of newer lessons (`filter.read`). Features that are no longer made are
+forgotten as others come.
 """
 
 from __future__ import annotations

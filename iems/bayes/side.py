@@ -22,7 +22,8 @@ from iems.durable import write_durably
 _bayes = kernel("bayes")
 _crc = kernel("crc32c")
 
-_HEADER = struct.Struct("<8sIIQQQQIIQ")
+_HEADER = struct.Struct("<8sIIQQQQIIII")
+_CRC_AT = _HEADER.size - 12
 _MAGIC = b"IEMSbay2"
 #: Messages whose digests are kept, the latest: learning one of them again is noticed.
 MAX_DIGESTS = 16_384
@@ -39,14 +40,14 @@ class Damaged(ValueError):
 class Side:
     """A table in memory, or mapped read-only.
 
-    messages: learnt and in the counts. weight: of all their lessons together. given, given_octets: all that was offered,
+    messages: learnt and in the counts. weight: of all their lessons together. former: of it, what `former` brought. given, given_octets: all that was offered,
     learnt or not. sequence: the last record of the journal that is in it. halved: how often all counts were halved.
     digests: of messages, and the weight of each.
     """
 
     def __init__(self, bits: int = _bayes.MIN_BITS) -> None:
         self.bits = bits
-        self.messages = self.given = self.given_octets = self.sequence = self.halved = self.weight = 0
+        self.messages = self.given = self.given_octets = self.sequence = self.halved = self.weight = self.former = 0
         self.table: bytearray | memoryview = bytearray(64 << bits)
         self.digests: dict[int, int] = {}
 
@@ -58,7 +59,7 @@ class Side:
         view = memoryview(octets)
         if len(view) < _HEADER.size:
             raise Damaged("cut short")
-        magic, bits, count, messages, given, given_octets, sequence, halved, crc, weight = _HEADER.unpack(view[: _HEADER.size])
+        magic, bits, count, messages, given, given_octets, sequence, halved, crc, weight, former_weight = _HEADER.unpack(view[: _HEADER.size])
         if magic not in (_MAGIC, former.MAGIC) or not _bayes.MIN_BITS <= bits <= _bayes.MAX_BITS or count > MAX_DIGESTS:
             raise Damaged("no table")
         end = _HEADER.size + (64 << bits)
@@ -68,7 +69,7 @@ class Side:
             raise Damaged("its checksum is wrong")
         made = cls.__new__(cls)
         made.bits, made.messages, made.given, made.given_octets = bits, messages, given, given_octets
-        made.sequence, made.halved, made.weight = sequence, halved, weight
+        made.sequence, made.halved, made.weight, made.former = sequence, halved, weight, former_weight
         if magic == former.MAGIC:
             made._take_over(view[_HEADER.size : end])
         else:
@@ -83,7 +84,8 @@ class Side:
     def _take_over(self, octets: memoryview) -> None:
         """The counts of a former table: each message in it was one lesson of weight 1."""
         keys, counts = former.items(octets, self.bits)
-        self.table, self.weight = bytearray(64 << self.bits), self.messages
+        self.table = bytearray(64 << self.bits)
+        self.weight = self.former = self.messages
         for count in np.unique(counts).tolist():
             self.add(keys[counts == count], count, _bayes.MAX_BITS)
 
@@ -99,10 +101,10 @@ class Side:
         """The content of the file."""
         kept = list(self.digests)[-MAX_DIGESTS:]
         head = _HEADER.pack(_MAGIC, self.bits, len(kept), self.messages, self.given, self.given_octets, self.sequence, self.halved, 0,
-                            self.weight)  # fmt: skip
+                            min(self.weight, 0xFFFFFFFF), min(self.former, 0xFFFFFFFF))  # fmt: skip
         weights = [min(self.digests[digest], MAX_WEIGHT) for digest in kept]
         whole = bytearray(head + self.table + struct.pack(f"<{len(kept)}Q", *kept) + struct.pack(f"<{len(kept)}H", *weights))
-        struct.pack_into("<I", whole, _HEADER.size - 12, _checksum(whole))
+        struct.pack_into("<I", whole, _CRC_AT, _checksum(whole))
         return bytes(whole)
 
     def write(self, path: Path) -> None:
@@ -121,6 +123,7 @@ class Side:
                 _bayes.halve(self.table, self.bits)
                 self.messages //= 2
                 self.weight //= 2
+                self.former //= 2
                 self.digests = {digest: weight // 2 for digest, weight in self.digests.items()}
                 self.halved += 1
 
@@ -148,7 +151,7 @@ def _checksum(whole: bytes | bytearray | memoryview) -> int:
     """CRC-32C of a file with the header's own CRC taken as 0."""
     view = memoryview(whole)
     head = bytearray(view[: _HEADER.size])
-    head[_HEADER.size - 12 : _HEADER.size - 8] = bytes(4)
+    head[_CRC_AT : _CRC_AT + 4] = bytes(4)
     return int(_crc.crc32c(view[_HEADER.size :], _crc.crc32c(bytes(head))))
 
 

@@ -126,7 +126,7 @@ def test_a_folder_of_the_former_layout_goes_on(tmp_path: Path) -> None:
     one = messages(1, True, 2)[0]
     with Trainer(tmp_path) as trainer:
         learnt = [sorted(side.items().tolist()) for side in trainer.sides]
-        assert all(side.weight == side.messages == len(side.digests) > 5 for side in trainer.sides)
+        assert all(side.weight == side.former == side.messages == len(side.digests) > 5 for side in trainer.sides)
         known = next(message for message in messages(30, False, 1) if digest_of(message) in trainer.sides[0].digests)
         assert trainer.learn(known, False) is Outcome.KNOWN
         trainer.commit()

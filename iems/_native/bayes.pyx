@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.math cimport log, sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
 cdef extern from "bayes_table.h" nogil:
     uint32_t iems_other(uint32_t home, uint32_t rest, int bits)
@@ -91,6 +91,11 @@ cdef uint64_t _word(bytes name):
 # States of the hash behind a type's name, and hashes of names that mean something.
 cdef uint64_t T_BODY, T_SUBJECT, T_HIDDEN, T_LOUD, T_URL, T_TAG, T_ATTR, T_HDR, T_PART, T_PART_HDR
 cdef uint64_t N_RECEIVED, N_DATE, N_ARRIVAL, N_SUBJECT, N_TYPE, N_DISPOSITION, N_SCRIPT, N_STYLE, N_BGCOLOR, N_COLOR
+cdef uint64_t T_SHAPE
+cdef uint64_t[5] PARTIES
+cdef int[12] KIN
+KIN[:] = [0, 1, 0, 2, 0, 3, 0, 4, 1, 3, 1, 4]
+cdef uint64_t[6] KINDRED  # the types of comparisons
 cdef uint64_t[10] IDENTIFIERS
 cdef uint64_t[9] VALUED
 cdef uint64_t[4] LINKS
@@ -99,7 +104,7 @@ cdef uint64_t[9] VOID
 
 
 cdef void _prepare():
-    global T_BODY, T_SUBJECT, T_HIDDEN, T_LOUD, T_URL, T_TAG, T_ATTR, T_HDR, T_PART, T_PART_HDR
+    global T_SHAPE, T_BODY, T_SUBJECT, T_HIDDEN, T_LOUD, T_URL, T_TAG, T_ATTR, T_HDR, T_PART, T_PART_HDR
     global N_RECEIVED, N_DATE, N_ARRIVAL, N_SUBJECT, N_TYPE, N_DISPOSITION, N_SCRIPT, N_STYLE, N_BGCOLOR, N_COLOR
     cdef int octet
     memset(CLASS, 0, sizeof(CLASS))
@@ -124,6 +129,12 @@ cdef void _prepare():
     for octet in b" \t\r\n\f\0":
         CLASS[octet] |= SPACE
     T_BODY, T_SUBJECT, T_HIDDEN, T_LOUD = _word(b"body:"), _word(b"subject:"), _word(b"hidden:"), _word(b"loud:")
+    T_SHAPE = _word(b"shape:")
+    parties = (b"from", b"to", b"reply-to", b"return-path", b"message-id")
+    for octet, name in enumerate(parties):
+        PARTIES[octet] = _word(name)
+    for octet in range(6):
+        KINDRED[octet] = _word(b"kin:" + parties[KIN[2 * octet]] + b"," + parties[KIN[2 * octet + 1]] + b"=")
     T_URL, T_TAG, T_ATTR, T_HDR = _word(b"url:"), _word(b"tag:"), _word(b"attr:"), _word(b"hdr:")
     T_PART, T_PART_HDR = _word(b"part:"), _word(b"part:hdr:")
     N_RECEIVED, N_DATE, N_SUBJECT, N_ARRIVAL = _word(b"received"), _word(b"date"), _word(b"subject"), _word(b"x-originalarrivaltime")
@@ -168,6 +179,9 @@ cdef struct Tokens:
     Py_ssize_t size
     int failed  # no memory
     uint64_t before  # the word in front, or 0
+    uint64_t[5] sites  # hashes of the first domains in PARTIES; 0: no such field, 1: no domain in it
+    Py_ssize_t parts, fields, received, text, html  # octets of plain text, of HTML
+    Py_ssize_t small, capital, beyond, marks, money, links, quoted
 
 
 cdef inline Py_ssize_t _place(uint32_t feature, Py_ssize_t size) noexcept nogil:
@@ -400,11 +414,117 @@ cdef inline bint _dated(uint64_t hashed, Text name, Py_ssize_t length) noexcept 
     return hashed == N_DATE or hashed == N_ARRIVAL or (length >= 5 and memcmp(name + length - 5, <const char *> b"-date", 5) == 0)
 
 
+cdef uint64_t _site(Text value, Py_ssize_t end) noexcept nogil:
+    """A hash of the last two labels of the first domain behind an "@", 1 if there is none."""
+    cdef const void *hit = memchr(value, 64, end) if end > 0 else NULL
+    cdef Py_ssize_t at, after, start
+    cdef int dots = 0
+    if hit == NULL:
+        return 1
+    at = <Text> hit - value + 1
+    after = at
+    while after < end and CLASS[value[after]] & HOST and value[after] != 37:
+        after += 1
+    while at < after and value[at] == 46:
+        at += 1
+    while after > at and value[after - 1] == 46:
+        after -= 1
+    if after == at:
+        return 1
+    start = after
+    while start > at:
+        if value[start - 1] == 46:
+            dots += 1
+            if dots == 2:
+                break
+        start -= 1
+    return _fnv(BASIS, value + start, after - start) | 2
+
+
+cdef void _measure(Tokens *t, Text text, Py_ssize_t end, bint html) noexcept nogil:
+    """Take the measures of a text as it was sent."""
+    cdef Py_ssize_t at, small = 0, capital = 0, beyond = 0, marks = 0, money = 0, look
+    for at in range(end):
+        small += <unsigned char> (text[at] - 97) < 26
+        capital += <unsigned char> (text[at] - 65) < 26
+        beyond += text[at] >= 128
+        marks += text[at] == 33
+        money += text[at] == 36
+    t.small += small
+    t.capital += capital
+    t.beyond += beyond
+    t.marks += marks
+    t.money += money
+    at = _search(text, 0, end, <Text> <const char *> b"://", 3)
+    while at >= 0:
+        t.links += 1
+        at = _search(text, at + 3, end, <Text> <const char *> b"://", 3)
+    if html:
+        t.html += end
+        return
+    t.text += end
+    at = 0
+    while at <= end:
+        look = at
+        while look < end and (text[look] == 32 or text[look] == 9):
+            look += 1
+        if look < end and (text[look] == 62 or text[look] == 124 or text[look] == 58):
+            t.quoted += 1
+        at = _line_end(text, look, end) + 1
+
+
+cdef inline int _bits(Py_ssize_t value) noexcept nogil:
+    cdef int count = 0
+    while value:
+        value >>= 1
+        count += 1
+    return count
+
+
+cdef void _shaped(Tokens *t, const char *name, Py_ssize_t value) noexcept nogil:
+    """Add shape:NAME with a number below 100."""
+    cdef unsigned char[2] digits
+    cdef uint64_t kind = _fnv(T_SHAPE, <Text> name, strlen(name))
+    digits[0] = <unsigned char> (48 + value // 10)
+    digits[1] = <unsigned char> (48 + value % 10)
+    if value < 10:
+        _token(t, kind, digits + 1, 1)
+    else:
+        _token(t, kind, digits, 2)
+
+
+cdef void _shape(Tokens *t) noexcept nogil:
+    """Add what the whole looks like: measures, coarse, and which domains are the same."""
+    cdef Py_ssize_t whole = max(t.text + t.html, 1)
+    cdef uint64_t a, b
+    cdef int at
+    for at in range(6):
+        a, b = t.sites[KIN[2 * at]], t.sites[KIN[2 * at + 1]]
+        if a < 2 or b < 2:
+            _token(t, KINDRED[at], <Text> <const char *> b"none", 4)
+        elif a == b:
+            _token(t, KINDRED[at], <Text> <const char *> b"same", 4)
+        else:
+            _token(t, KINDRED[at], <Text> <const char *> b"other", 5)
+    _shaped(t, b"parts=", min(t.parts, 3) + 4 * (t.text > 0) + 8 * (t.html > 0))
+    _shaped(t, b"text=", _bits(t.text))
+    _shaped(t, b"html=", _bits(t.html))
+    _shaped(t, b"links=", _bits(t.links))
+    _shaped(t, b"quoted=", _bits(t.quoted))
+    _shaped(t, b"fields=", _bits(t.fields))
+    _shaped(t, b"received=", min(t.received, 9))
+    _shaped(t, b"capitals=", 20 * t.capital // max(t.small + t.capital, 1))
+    _shaped(t, b"beyond=", min(50 * t.beyond // whole, 9))
+    _shaped(t, b"marks=", min(500 * t.marks // whole, 9))
+    _shaped(t, b"money=", min(t.money, 4))
+
+
 cdef void _header(Tokens *t, Text sent, Text low, Py_ssize_t end, bint part) noexcept nogil:
     """sent: the header; low: the same in lower case."""
     cdef Py_ssize_t at = 0, line_end, stop, colon, name_end
     cdef uint64_t above = 0, here, name
     cdef const void *hit
+    cdef int party
     while at < end:
         line_end = _line_end(sent, at, end)
         stop = line_end + 1
@@ -423,6 +543,12 @@ cdef void _header(Tokens *t, Text sent, Text low, Py_ssize_t end, bint part) noe
                     _pair(t, above, here)
                 above = here
                 name = _fnv(BASIS, low + at, name_end - at)
+                if not part:
+                    t.fields += 1
+                    t.received += name == N_RECEIVED
+                    for party in range(5):
+                        if name == PARTIES[party] and not t.sites[party]:
+                            t.sites[party] = _site(low + colon + 1, line_end - colon - 1)
                 if name == N_SUBJECT and not part:
                     _text(t, T_SUBJECT, low + colon + 1, line_end - colon - 1, True)
                 else:
@@ -751,11 +877,16 @@ def features(list sections, Py_ssize_t limit=L_FEATURES):
                 for at in range(length):
                     room[at] = LOWER[octets[at]]
                 if kind == S_HEADER or kind == S_PART:
+                    t.parts += kind == S_PART
                     _header(&t, octets, room, length, kind == S_PART)
                 elif kind == S_HTML:
+                    _measure(&t, octets, length, True)
                     _html(&t, room, length, room + length)
                 else:
+                    _measure(&t, octets, length, False)
                     _text(&t, T_BODY, room, length, True)
+        if sections:
+            _shape(&t)
         if t.failed:
             raise MemoryError()
         return PyBytes_FromStringAndSize(<char *> t.found, t.count * 4)

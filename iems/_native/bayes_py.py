@@ -9,7 +9,8 @@ name and the token, mixed at the end.
 
 Types of tokens: `NAME:` what stands in that header field (hosts and addresses also by their domain's ends, IPv4 addresses
 also by /24 and /16), `hdr:` names of fields and pairs of neighbours, `part:` header of a part (type, encoding, extension),
-`body:` and `subject:` words, `url:` host of a link by its ends, `tag:`, `attr:` of HTML, `hidden:` text no reader sees.
+`body:` and `subject:` words, `url:` host of a link by its ends, `tag:`, `attr:` of HTML, `hidden:` text no reader sees,
+`kin:` whether the domains in two fields are the same, `shape:` coarse measures of the whole message.
 
 A table is a flat array of uint32 in buckets of 16, 2^bits buckets. The upper `bits` of a key name its home bucket, the rest
 stands in the slot, so that nothing of the key is lost and a table can be doubled. A slot, from the low end: rest of the key
@@ -99,6 +100,9 @@ _IDENTIFIERS: Final = frozenset(
      b"dkim-signature", b"domainkey-signature", b"arc-seal", b"arc-message-signature")
 )  # fmt: skip
 _DATES: Final = frozenset((b"date", b"x-originalarrivaltime"))  # and all whose names end with -date
+#: Fields whose first domains are compared, and which with which.
+_PARTIES: Final = (b"from", b"to", b"reply-to", b"return-path", b"message-id")
+_KIN: Final = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 3), (1, 4))
 _VALUED: Final = frozenset((b"color", b"bgcolor", b"face", b"size", b"border", b"align", b"type", b"target", b"method"))
 _LINKS: Final = frozenset((b"href", b"src", b"action", b"background"))
 # Elements that don't end a word: "v<b></b>iagra" reads as one.
@@ -114,6 +118,10 @@ class Tokens:
         self.found: dict[int, None] = {}
         self.names: dict[int, str] | None = {} if named else None
         self.limit = limit
+        self.sites: list[bytes | None] = [None] * len(_PARTIES)
+        self.parts = self.fields = self.received = 0
+        self.octets = [0, 0]  # of plain text, of HTML
+        self.small = self.capital = self.beyond = self.marks = self.money = self.links = self.quoted = 0
 
     def add(self, wide: int, kind: bytes, octets: bytes) -> int:
         """Adds the feature of a hash, and gives the hash back."""
@@ -240,6 +248,11 @@ class Tokens:
                     if above:
                         self.pair(above, here)
                     above = here
+                    if not prefix:
+                        self.fields += 1
+                        self.received += name == b"received"
+                        if name in _PARTIES and self.sites[_PARTIES.index(name)] is None:
+                            self.sites[_PARTIES.index(name)] = _site(header[colon + 1 : line_end].translate(_LOWER))
                     value = header[colon + 1 : line_end].translate(_LOWER)
                     if name == b"subject" and not prefix:
                         self.text(b"subject:", value, True)
@@ -291,6 +304,45 @@ class Tokens:
                 continue
             if len(word) >= MIN_WORD and not (dotted and sign < 0):
                 self.token(kind, word)
+
+    # The whole
+
+    def measure(self, text: bytes, html: bool) -> None:
+        """Take the measures of a text as it was sent."""
+        self.octets[html] += len(text)
+        for octet in text:
+            self.small += 97 <= octet <= 122
+            self.capital += 65 <= octet <= 90
+            self.beyond += octet >= 128
+            self.marks += octet == 33
+            self.money += octet == 36
+        self.links += text.count(b"://")
+        if not html:
+            for line in text.split(b"\n"):
+                self.quoted += line.lstrip(b" \t")[:1] in (b">", b"|", b":")
+
+    def shape(self) -> None:
+        """Add what the whole looks like: measures, coarse, and which domains are the same."""
+        for first, second in _KIN:
+            a, b = self.sites[first], self.sites[second]
+            said = b"none" if not a or not b else b"same" if a == b else b"other"
+            self.token(b"kin:" + _PARTIES[first] + b"," + _PARTIES[second] + b"=", said)
+        text, html = self.octets
+        whole = max(text + html, 1)
+        for name, value in (
+            (b"parts=", min(self.parts, 3) + 4 * (text > 0) + 8 * (html > 0)),
+            (b"text=", text.bit_length()),
+            (b"html=", html.bit_length()),
+            (b"links=", self.links.bit_length()),
+            (b"quoted=", self.quoted.bit_length()),
+            (b"fields=", self.fields.bit_length()),
+            (b"received=", min(self.received, 9)),
+            (b"capitals=", 20 * self.capital // max(self.small + self.capital, 1)),
+            (b"beyond=", min(50 * self.beyond // whole, 9)),
+            (b"marks=", min(500 * self.marks // whole, 9)),
+            (b"money=", min(self.money, 4)),
+        ):
+            self.token(b"shape:" + name, b"%d" % value)
 
     # HTML
 
@@ -388,6 +440,19 @@ class Tokens:
         self.text(b"hidden:", bytes(unseen), False)
 
 
+def _site(value: bytes) -> bytes:
+    """The last two labels of the first domain behind an "@", b"" if there is none."""
+    at = value.find(b"@") + 1
+    if not at:
+        return b""
+    after = at
+    while after < len(value) and value[after] in _HOST and value[after] != 37:
+        after += 1
+    host = value[at:after].strip(b".")
+    dot = host.rfind(b".", 0, max(host.rfind(b"."), 0))
+    return host[dot + 1 :]
+
+
 def _hex(octet: int) -> int:
     if 48 <= octet <= 57:
         return octet - 48
@@ -436,11 +501,16 @@ def collect(sections: list[tuple[int, bytes]], tokens: Tokens) -> None:
         if kind == HEADER:
             tokens.header(octets, b"")
         elif kind == PART:
+            tokens.parts += 1
             tokens.header(octets, b"part:")
         elif kind == HTML:
+            tokens.measure(octets, True)
             tokens.html(octets.translate(_LOWER))
         else:
+            tokens.measure(octets, False)
             tokens.text(b"body:", octets.translate(_LOWER), True)
+    if sections:
+        tokens.shape()
 
 
 def features(sections: list[tuple[int, bytes]], limit: int = MAX_FEATURES) -> bytes:

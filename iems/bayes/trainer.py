@@ -277,7 +277,7 @@ class Trainer:
             raise IemsError(f"{self.folder}: nothing to undo (a command that learnt very much can't be undone)")
         for record in reversed(last):
             self._record(record.digest, record.size, -record.change, record.side, -record.lesson, record.found)
-        return len({record.digest for record in last})
+        return len({record.digest for record in last if record.lesson})
 
     def now(self) -> dict[str, int]:
         """How this Trainer's messages would be judged now, by verdict."""

@@ -21,7 +21,9 @@ WORDS = [
     b"<script>", b"</script>", b"<style>", b"&nbsp;", b"&amp", b"&#65;", b"&#x4E2D;", b"&#xD800;", b"&#160;", b"&#0;", b"&#;", b"&#x;", b"&#1234567", b"&",
     b"Received: from a.test (b.test [192.0.2.1]) by c id 77aa", b"Subject: ", b"Date: Mon, 1 Jan 2024 00:00:00 +0200", b"Message-Id: <1@h.test>",
     b"Content-Type: text/plain; boundary=", b"X-Spam-Flag: YES", b"MiME-Version",
-    b"Received: by a; b; Tue, 1 Feb 2022 +0100", b"Delivery-Date: Tue Feb 1", b"X-OriginalArrivalTime: 1 Feb [FILETIME]", b"-date: 1", b"date: x -0100", b"=?", b"%", b"%4", b"'", b"\"", b"=", b" ",
+    b"Received: by a; b; Tue, 1 Feb 2022 +0100", b"Delivery-Date: Tue Feb 1", b"X-OriginalArrivalTime: 1 Feb [FILETIME]", b"-date: 1", b"date: x -0100",
+    b"From: A <a@one.two.test>\n", b"To: b@two.test, c@d.test\n", b"Reply-To: nobody\n", b"Return-Path: <@..x%.y>\n", b"Return-Path: <e@.two.test.>\n",
+    b"Message-ID: <1@two.test>\n", b"From: @", b"\n> quoted", b"\n \t| quoted", b"CAPITALS", b"!!!", b"$$", b"://", b"=?", b"%", b"%4", b"'", b"\"", b"=", b" ",
 ]  # fmt: skip
 
 
@@ -116,7 +118,10 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
             side.grow(bytearray(64 << 8), 8, bytearray(64 << 7), 7)
         with pytest.raises((ValueError, TypeError)):
             side.score(b"123", bytearray(64 << 7), 7, 1, bytearray(64 << 7), 7, 1)
-        assert side.add(bytearray(64 << 7), 7, struct.pack("=I", 0xFFFFFFFF), 0, 1) == 1, "a key too long stays within the table"
+        room = bytearray(64 << 11)
+        table = memoryview(room)[: 64 << 7]
+        assert side.add(table, 7, struct.pack("=I", 0xFFFFFFFF), 0, 1) == 1
+        assert struct.unpack("=II", side.items(table, 7)) == ((1 << side.KEY_BITS) - 1, 1) and not any(room[64 << 7 :]), "stays within the table"
 
 
 def test_names_show_what_the_features_are() -> None:

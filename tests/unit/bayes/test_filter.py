@@ -96,6 +96,11 @@ def test_what_was_learnt_is_gone_through_again_and_all_of_it_is_forgotten(tmp_pa
         lessons = list(records.read(tmp_path / "journal"))
         assert [record.lesson for record in lessons] == [1] + [0] * (len(lessons) - 1) and len(lessons) > 1
         assert all(side.weight == sum(side.digests.values()) and side.messages == len(side.digests) for side in trainer.sides)
+        before_undo = [sorted(side.items().tolist()) for side in trainer.sides]
+        trainer.commit()
+        assert trainer.undo() == 1 and digest not in trainer.sides[1].digests
+        trainer.commit()
+        assert trainer.undo() == 1 and [sorted(side.items().tolist()) for side in trainer.sides] == before_undo
         messages_learnt, weight, its = spam.messages, spam.weight, spam.digests[digest]
         assert its == sum(record.change for record in lessons if record.digest == digest) > 0
         assert trainer.forget(hard)

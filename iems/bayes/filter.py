@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -112,17 +113,18 @@ class Filter:
         self.folder, self.prior = Path(folder), prior
         self.thresholds = good, spam
         self._seen: tuple[tuple[Stamp, Stamp], Side, Side] | None = None
+        self._paths = str(self.folder / "good"), str(self.folder / "spam")
 
-    def _stamp(self, name: str) -> Stamp:
+    def _stamp(self, path: str) -> Stamp:
         try:
-            status = (self.folder / name).stat()
+            status = os.stat(path)
         except OSError:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def sides(self) -> tuple[Side, Side]:
         """The tables as they are now, mapped again if a file was replaced."""
-        stamps = self._stamp("good"), self._stamp("spam")
+        stamps = self._stamp(self._paths[0]), self._stamp(self._paths[1])
         seen = self._seen
         if seen is None or seen[0] != stamps:
             try:

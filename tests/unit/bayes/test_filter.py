@@ -18,11 +18,12 @@ from iems.bayes import Filter, Outcome, Prior, Trainer, records
 from iems.bayes import prior as priors
 from iems.bayes.exchange import export, load
 from iems.bayes.filter import BEND, LEAN, Filters, arguments, opened, squeezed
-from iems.bayes.parts import MAX_TEXT, sections
+from iems.bayes.parts import _PLAIN, MAX_TEXT, _charset, sections
 from iems.bayes.side import Damaged, Side
 from iems.bayes.statistics import statistics
 from iems.bayes.trainer import digest_of, reset
 from iems.errors import IemsError
+from iems.message.words import content_type
 from tests.support.bayesmail import messages
 
 
@@ -346,6 +347,18 @@ def test_encodings_of_one_text_have_the_same_words() -> None:
     based = b"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64\n\nR3LDvMOfZSBTVFJBU1NF\n"
     words = [{name for name in names(sections(one)).values() if name.startswith("body:")} for one in (plain, latin, based)]
     assert words[0] == words[1] == words[2] == {"body:grüße", "body:strasse", "body:grüße strasse"}
+
+
+def test_a_charset_found_the_short_way_is_the_one_the_parser_finds() -> None:
+    rng = random.Random(2045)
+    pieces = [b"text/plain", b"text/html", b";", b" ", b"charset", b"=", b"utf-8", b'"', b"ISO-8859-1", b"format", b"flowed", b"\r\n\t", b"*0", b"(c)",
+              b"charset=us-ascii", b"name=x", b";charset=", b";  format=flowed", b"x", b"'", b"CHARSET", b"\v"]  # fmt: skip
+    short = 0
+    for _ in range(20_000):
+        kind = (b"text/plain; charset=" if rng.random() < 0.7 else b"") + b"".join(rng.choices(pieces, k=rng.randrange(9)))
+        short += _PLAIN.fullmatch(kind) is not None
+        assert _charset(kind) == content_type(kind)[2].get("charset", ""), kind
+    assert short > 1_000
 
 
 def test_statistics_say_what_it_takes(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def stream(folder: Path, corpus: list[tuple[Path, bool]], growth: str | None) ->
             trainer.learn(content, spam)
             octets[spam] += len(content)
             if number % 50 == 49:
-                sizes = [len(side.table) + 64 + 8 * len(side.digests) for side in trainer.sides]
+                sizes = [len(side.octets()) for side in trainer.sides]
                 rule = octets[0] / 2 + octets[1] / 4
                 for curve, value in zip(curves.values(), (rule, sum(sizes), *sizes), strict=True):
                     curve.append((sum(octets) / 1e6, value / 1e6))

@@ -7,6 +7,7 @@ HTML: int
 MAX_FEATURES: int
 MIN_BITS: int
 MAX_BITS: int
+KEY_BITS: int
 SLOTS: int
 
 def features(sections: list[tuple[int, bytes]], limit: int = ...) -> bytes: ...
@@ -43,4 +44,4 @@ def score(
     prior_spam: Octets | None = None,
     prior_spam_bits: int = 0,
     prior_spams: int = 0,
-) -> float: ...
+) -> tuple[float, float, float]: ...

@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.math cimport log, sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
 cdef extern from "bayes_table.h" nogil:
     uint32_t iems_other(uint32_t home, uint32_t rest, int bits)
@@ -25,6 +25,7 @@ MAX_FEATURES = 1 << 15
 SLOTS = 16
 MIN_BITS = 7
 MAX_BITS = 24
+KEY_BITS = 29
 
 cdef enum:
     S_HEADER = 0
@@ -33,7 +34,6 @@ cdef enum:
     S_HTML = 3
     L_MIN_WORD = 2
     L_WORD = 40
-    L_WINDOW = 2
     L_FEATURES = 32768
     L_LABELS = 6
     L_QUOTED = 4096
@@ -43,9 +43,10 @@ cdef enum:
     AHEAD = 6  # features whose buckets are asked for before their turn
 
 cdef double STRENGTH = 0.45
-cdef double PRIOR_STRENGTH = 1.5
+cdef double PRIOR_STRENGTH = 6.0
+cdef double UNIT = 0.2
 cdef double[8] WEIGHTS
-WEIGHTS[:] = [1.0, 0.6, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+WEIGHTS[:] = [1.0, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 ctypedef const unsigned char *Text
 
@@ -89,7 +90,12 @@ cdef uint64_t _word(bytes name):
 
 # States of the hash behind a type's name, and hashes of names that mean something.
 cdef uint64_t T_BODY, T_SUBJECT, T_HIDDEN, T_LOUD, T_URL, T_TAG, T_ATTR, T_HDR, T_PART, T_PART_HDR
-cdef uint64_t N_RECEIVED, N_DATE, N_SUBJECT, N_TYPE, N_DISPOSITION, N_SCRIPT, N_STYLE, N_BGCOLOR, N_COLOR
+cdef uint64_t N_RECEIVED, N_DATE, N_ARRIVAL, N_SUBJECT, N_TYPE, N_DISPOSITION, N_SCRIPT, N_STYLE, N_BGCOLOR, N_COLOR
+cdef uint64_t T_SHAPE
+cdef uint64_t[5] PARTIES
+cdef int[12] KIN
+KIN[:] = [0, 1, 0, 2, 0, 3, 0, 4, 1, 3, 1, 4]
+cdef uint64_t[6] KINDRED  # the types of comparisons
 cdef uint64_t[10] IDENTIFIERS
 cdef uint64_t[9] VALUED
 cdef uint64_t[4] LINKS
@@ -98,8 +104,8 @@ cdef uint64_t[9] VOID
 
 
 cdef void _prepare():
-    global T_BODY, T_SUBJECT, T_HIDDEN, T_LOUD, T_URL, T_TAG, T_ATTR, T_HDR, T_PART, T_PART_HDR
-    global N_RECEIVED, N_DATE, N_SUBJECT, N_TYPE, N_DISPOSITION, N_SCRIPT, N_STYLE, N_BGCOLOR, N_COLOR
+    global T_SHAPE, T_BODY, T_SUBJECT, T_HIDDEN, T_LOUD, T_URL, T_TAG, T_ATTR, T_HDR, T_PART, T_PART_HDR
+    global N_RECEIVED, N_DATE, N_ARRIVAL, N_SUBJECT, N_TYPE, N_DISPOSITION, N_SCRIPT, N_STYLE, N_BGCOLOR, N_COLOR
     cdef int octet
     memset(CLASS, 0, sizeof(CLASS))
     for octet in range(256):
@@ -123,9 +129,15 @@ cdef void _prepare():
     for octet in b" \t\r\n\f\0":
         CLASS[octet] |= SPACE
     T_BODY, T_SUBJECT, T_HIDDEN, T_LOUD = _word(b"body:"), _word(b"subject:"), _word(b"hidden:"), _word(b"loud:")
+    T_SHAPE = _word(b"shape:")
+    parties = (b"from", b"to", b"reply-to", b"return-path", b"message-id")
+    for octet, name in enumerate(parties):
+        PARTIES[octet] = _word(name)
+    for octet in range(6):
+        KINDRED[octet] = _word(b"kin:" + parties[KIN[2 * octet]] + b"," + parties[KIN[2 * octet + 1]] + b"=")
     T_URL, T_TAG, T_ATTR, T_HDR = _word(b"url:"), _word(b"tag:"), _word(b"attr:"), _word(b"hdr:")
     T_PART, T_PART_HDR = _word(b"part:"), _word(b"part:hdr:")
-    N_RECEIVED, N_DATE, N_SUBJECT = _word(b"received"), _word(b"date"), _word(b"subject")
+    N_RECEIVED, N_DATE, N_SUBJECT, N_ARRIVAL = _word(b"received"), _word(b"date"), _word(b"subject"), _word(b"x-originalarrivaltime")
     N_TYPE, N_DISPOSITION = _word(b"content-type"), _word(b"content-disposition")
     N_SCRIPT, N_STYLE, N_BGCOLOR, N_COLOR = _word(b"script"), _word(b"style"), _word(b"bgcolor"), _word(b"color")
     for octet, name in enumerate((
@@ -160,20 +172,26 @@ cdef struct Octets:
 
 
 cdef struct Tokens:
-    uint64_t *found  # in the order of their first sight
+    uint32_t *found  # in the order of their first sight
     Py_ssize_t count
     Py_ssize_t limit
-    uint64_t *table  # the same, open-addressed; 0 is free
+    uint32_t *table  # the same, open-addressed; 0 is free
     Py_ssize_t size
     int failed  # no memory
-    uint64_t[L_WINDOW] recent
-    int filled
+    uint64_t before  # the word in front, or 0
+    uint64_t[5] sites  # hashes of the first domains in PARTIES; 0: no such field, 1: no domain in it
+    Py_ssize_t parts, fields, received, text, html  # octets of plain text, of HTML
+    Py_ssize_t small, capital, beyond, marks, money, links, quoted
+
+
+cdef inline Py_ssize_t _place(uint32_t feature, Py_ssize_t size) noexcept nogil:
+    return <Py_ssize_t> (feature >> 3) & (size - 1)
 
 
 cdef int _enlarge(Tokens *t) noexcept nogil:
     cdef Py_ssize_t size = t.size * 2, at, slot
-    cdef uint64_t *table = <uint64_t *> calloc(size, 8)
-    cdef uint64_t *found = <uint64_t *> realloc(t.found, size * 4)
+    cdef uint32_t *table = <uint32_t *> calloc(size, 4)
+    cdef uint32_t *found = <uint32_t *> realloc(t.found, size * 2)
     if found != NULL:
         t.found = found
     if table == NULL or found == NULL:
@@ -181,7 +199,7 @@ cdef int _enlarge(Tokens *t) noexcept nogil:
         t.failed = 1
         return 0
     for at in range(t.count):
-        slot = <Py_ssize_t> (found[at] >> 8) & (size - 1)
+        slot = _place(found[at], size)
         while table[slot]:
             slot = (slot + 1) & (size - 1)
         table[slot] = found[at]
@@ -191,8 +209,12 @@ cdef int _enlarge(Tokens *t) noexcept nogil:
     return 1
 
 
-cdef inline void _add(Tokens *t, uint64_t feature) noexcept nogil:
-    cdef Py_ssize_t slot = <Py_ssize_t> (feature >> 8) & (t.size - 1)
+cdef inline void _add(Tokens *t, uint64_t wide) noexcept nogil:
+    cdef uint32_t feature = (<uint32_t> (wide >> 32) & ~<uint32_t> 7) | (<uint32_t> wide & 7)
+    cdef Py_ssize_t slot
+    if feature == 0:
+        feature = 8
+    slot = _place(feature, t.size)
     while t.table[slot]:
         if t.table[slot] == feature:
             return
@@ -229,19 +251,14 @@ cdef uint64_t _token(Tokens *t, uint64_t kind, Text octets, Py_ssize_t length) n
     return kind
 
 
-cdef inline void _pair(Tokens *t, uint64_t first, uint64_t second, int distance) noexcept nogil:
-    _add(t, _mixed(first * 0x9E3779B97F4A7C15ULL + second + <uint64_t> distance * 0xC2B2AE3D27D4EB4FULL) | <uint64_t> distance)
+cdef inline void _pair(Tokens *t, uint64_t first, uint64_t second) noexcept nogil:
+    _add(t, _mixed(first * 0x9E3779B97F4A7C15ULL + second) | 1)
 
 
-cdef inline void _in_window(Tokens *t, uint64_t word) noexcept nogil:
-    cdef int distance
-    for distance in range(1, t.filled + 1):
-        _pair(t, t.recent[distance - 1], word, distance)
-    for distance in range(L_WINDOW - 1, 0, -1):
-        t.recent[distance] = t.recent[distance - 1]
-    t.recent[0] = word
-    if t.filled < L_WINDOW:
-        t.filled += 1
+cdef inline void _beside(Tokens *t, uint64_t word) noexcept nogil:
+    if t.before:
+        _pair(t, t.before, word)
+    t.before = word
 
 
 cdef void _text(Tokens *t, uint64_t kind, Text text, Py_ssize_t end, bint pairs) noexcept nogil:
@@ -249,7 +266,7 @@ cdef void _text(Tokens *t, uint64_t kind, Text text, Py_ssize_t end, bint pairs)
     cdef unsigned char octet
     cdef uint64_t word
     cdef bint loud
-    t.filled = 0
+    t.before = 0
     while at < end:
         octet = text[at]
         if not CLASS[octet] & WORD:
@@ -261,7 +278,7 @@ cdef void _text(Tokens *t, uint64_t kind, Text text, Py_ssize_t end, bint pairs)
                 after = end
             word = _token(t, kind, text + at, after - at)
             if pairs:
-                _in_window(t, word)
+                _beside(t, word)
             at = after
             continue
         after = at + 1
@@ -277,7 +294,7 @@ cdef void _text(Tokens *t, uint64_t kind, Text text, Py_ssize_t end, bint pairs)
         ):
             at = _host(t, text, end, after + 3, &word)
             if pairs:
-                _in_window(t, word)
+                _beside(t, word)
             continue
         while start < after and CLASS[text[start]] & TRIM:
             start += 1
@@ -291,7 +308,7 @@ cdef void _text(Tokens *t, uint64_t kind, Text text, Py_ssize_t end, bint pairs)
         if loud:
             _token(t, T_LOUD, text + start, after - start)
         if pairs:
-            _in_window(t, word)
+            _beside(t, word)
 
 
 cdef inline int _hex(unsigned char octet) noexcept nogil:
@@ -393,11 +410,121 @@ cdef bint _passed(Text name, Py_ssize_t length) noexcept nogil:
     )
 
 
+cdef inline bint _dated(uint64_t hashed, Text name, Py_ssize_t length) noexcept nogil:
+    return hashed == N_DATE or hashed == N_ARRIVAL or (length >= 5 and memcmp(name + length - 5, <const char *> b"-date", 5) == 0)
+
+
+cdef uint64_t _site(Text value, Py_ssize_t end) noexcept nogil:
+    """A hash of the last two labels of the first domain behind an "@", 1 if there is none."""
+    cdef const void *hit = memchr(value, 64, end) if end > 0 else NULL
+    cdef Py_ssize_t at, after, start
+    cdef int dots = 0
+    if hit == NULL:
+        return 1
+    at = <Text> hit - value + 1
+    after = at
+    while after < end and CLASS[value[after]] & HOST and value[after] != 37:
+        after += 1
+    while at < after and value[at] == 46:
+        at += 1
+    while after > at and value[after - 1] == 46:
+        after -= 1
+    if after == at:
+        return 1
+    start = after
+    while start > at:
+        if value[start - 1] == 46:
+            dots += 1
+            if dots == 2:
+                break
+        start -= 1
+    return _fnv(BASIS, value + start, after - start) | 2
+
+
+cdef void _measure(Tokens *t, Text text, Py_ssize_t end, bint html) noexcept nogil:
+    """Take the measures of a text as it was sent."""
+    cdef Py_ssize_t at, small = 0, capital = 0, beyond = 0, marks = 0, money = 0, look
+    for at in range(end):
+        small += <unsigned char> (text[at] - 97) < 26
+        capital += <unsigned char> (text[at] - 65) < 26
+        beyond += text[at] >= 128
+        marks += text[at] == 33
+        money += text[at] == 36
+    t.small += small
+    t.capital += capital
+    t.beyond += beyond
+    t.marks += marks
+    t.money += money
+    at = _search(text, 0, end, <Text> <const char *> b"://", 3)
+    while at >= 0:
+        t.links += 1
+        at = _search(text, at + 3, end, <Text> <const char *> b"://", 3)
+    if html:
+        t.html += end
+        return
+    t.text += end
+    at = 0
+    while at <= end:
+        look = at
+        while look < end and (text[look] == 32 or text[look] == 9):
+            look += 1
+        if look < end and (text[look] == 62 or text[look] == 124 or text[look] == 58):
+            t.quoted += 1
+        at = _line_end(text, look, end) + 1
+
+
+cdef inline int _bits(Py_ssize_t value) noexcept nogil:
+    cdef int count = 0
+    while value:
+        value >>= 1
+        count += 1
+    return count
+
+
+cdef void _shaped(Tokens *t, const char *name, Py_ssize_t value) noexcept nogil:
+    """Add shape:NAME with a number below 100."""
+    cdef unsigned char[2] digits
+    cdef uint64_t kind = _fnv(T_SHAPE, <Text> name, strlen(name))
+    digits[0] = <unsigned char> (48 + value // 10)
+    digits[1] = <unsigned char> (48 + value % 10)
+    if value < 10:
+        _token(t, kind, digits + 1, 1)
+    else:
+        _token(t, kind, digits, 2)
+
+
+cdef void _shape(Tokens *t) noexcept nogil:
+    """Add what the whole looks like: measures, coarse, and which domains are the same."""
+    cdef Py_ssize_t whole = max(t.text + t.html, 1)
+    cdef uint64_t a, b
+    cdef int at
+    for at in range(6):
+        a, b = t.sites[KIN[2 * at]], t.sites[KIN[2 * at + 1]]
+        if a < 2 or b < 2:
+            _token(t, KINDRED[at], <Text> <const char *> b"none", 4)
+        elif a == b:
+            _token(t, KINDRED[at], <Text> <const char *> b"same", 4)
+        else:
+            _token(t, KINDRED[at], <Text> <const char *> b"other", 5)
+    _shaped(t, b"parts=", min(t.parts, 3) + 4 * (t.text > 0) + 8 * (t.html > 0))
+    _shaped(t, b"text=", _bits(t.text))
+    _shaped(t, b"html=", _bits(t.html))
+    _shaped(t, b"links=", _bits(t.links))
+    _shaped(t, b"quoted=", _bits(t.quoted))
+    _shaped(t, b"fields=", _bits(t.fields))
+    _shaped(t, b"received=", min(t.received, 9))
+    _shaped(t, b"capitals=", 20 * t.capital // max(t.small + t.capital, 1))
+    _shaped(t, b"beyond=", min(50 * t.beyond // whole, 9))
+    _shaped(t, b"marks=", min(500 * t.marks // whole, 9))
+    _shaped(t, b"money=", min(t.money, 4))
+
+
 cdef void _header(Tokens *t, Text sent, Text low, Py_ssize_t end, bint part) noexcept nogil:
     """sent: the header; low: the same in lower case."""
     cdef Py_ssize_t at = 0, line_end, stop, colon, name_end
     cdef uint64_t above = 0, here, name
     cdef const void *hit
+    cdef int party
     while at < end:
         line_end = _line_end(sent, at, end)
         stop = line_end + 1
@@ -413,21 +540,33 @@ cdef void _header(Tokens *t, Text sent, Text low, Py_ssize_t end, bint part) noe
             if not _passed(low + at, name_end - at):
                 here = _token(t, T_PART_HDR if part else T_HDR, sent + at, name_end - at)
                 if above:
-                    _pair(t, above, here, 1)
+                    _pair(t, above, here)
                 above = here
                 name = _fnv(BASIS, low + at, name_end - at)
+                if not part:
+                    t.fields += 1
+                    t.received += name == N_RECEIVED
+                    for party in range(5):
+                        if name == PARTIES[party] and not t.sites[party]:
+                            t.sites[party] = _site(low + colon + 1, line_end - colon - 1)
                 if name == N_SUBJECT and not part:
                     _text(t, T_SUBJECT, low + colon + 1, line_end - colon - 1, True)
                 else:
                     here = _fnv(_fnv(T_PART if part else BASIS, low + at, name_end - at), <Text> <const char *> b":", 1)
-                    _field(t, here, name, low + colon + 1, line_end - colon - 1)
+                    _field(t, here, name, _dated(name, low + at, name_end - at), low + colon + 1, line_end - colon - 1)
         at = stop
 
 
-cdef void _field(Tokens *t, uint64_t kind, uint64_t name, Text value, Py_ssize_t end) noexcept nogil:
-    cdef bint received = name == N_RECEIVED, date = name == N_DATE, dotted, letters
+cdef void _field(Tokens *t, uint64_t kind, uint64_t name, bint date, Text value, Py_ssize_t end) noexcept nogil:
+    cdef bint received = name == N_RECEIVED, dotted, letters
     cdef bint identifiers = _among(name, IDENTIFIERS, 10), typed = name == N_TYPE or name == N_DISPOSITION
     cdef Py_ssize_t at = 0, after, start, length, sign, look
+    if received:
+        look = end - 1
+        while look >= 0 and value[look] != 59:
+            look -= 1
+        if look >= 0:
+            end = look
     while at < end:
         if CLASS[value[at]] & SPLIT:
             at += 1
@@ -710,7 +849,7 @@ cdef inline uint64_t _attribute(Text key, Py_ssize_t length) noexcept nogil:
 
 
 def features(list sections, Py_ssize_t limit=L_FEATURES):
-    """The features of a message as uint64 in the machine's order, each once, at most `limit`.
+    """The features of a message as uint32 in the machine's order, each once, at most `limit`.
 
     sections: (HEADER | PART | TEXT | HTML, octets); text in UTF-8, beyond ASCII already in lower case and NFKC.
     """
@@ -726,8 +865,8 @@ def features(list sections, Py_ssize_t limit=L_FEATURES):
     for _, piece in sections:
         most = max(most, PyBytes_GET_SIZE(piece))
     try:
-        t.table = <uint64_t *> calloc(t.size, 8)
-        t.found = <uint64_t *> malloc(t.size * 4)
+        t.table = <uint32_t *> calloc(t.size, 4)
+        t.found = <uint32_t *> malloc(t.size * 2)
         room = <unsigned char *> malloc(4 * most + 8)
         if t.table == NULL or t.found == NULL or room == NULL:
             raise MemoryError()
@@ -738,14 +877,19 @@ def features(list sections, Py_ssize_t limit=L_FEATURES):
                 for at in range(length):
                     room[at] = LOWER[octets[at]]
                 if kind == S_HEADER or kind == S_PART:
+                    t.parts += kind == S_PART
                     _header(&t, octets, room, length, kind == S_PART)
                 elif kind == S_HTML:
+                    _measure(&t, octets, length, True)
                     _html(&t, room, length, room + length)
                 else:
+                    _measure(&t, octets, length, False)
                     _text(&t, T_BODY, room, length, True)
+        if sections:
+            _shape(&t)
         if t.failed:
             raise MemoryError()
-        return PyBytes_FromStringAndSize(<char *> t.found, t.count * 8)
+        return PyBytes_FromStringAndSize(<char *> t.found, t.count * 4)
     finally:
         free(t.table)
         free(t.found)
@@ -776,24 +920,25 @@ cdef uint32_t[::1] _writable(object octets, int bits):
 def add(object octets, int bits, object keys, Py_ssize_t start, long change):
     """Add `change` to the counts of keys[start:]; return how far it came: before len(keys) if the table must grow.
 
-    octets: a writable table of 2^bits buckets. keys: uint32, the upper halves of features. Counts stay within 0 (the
-    slot is freed) and what the table can hold; a key that is not there and is taken away from is passed over. Raises
-    ValueError if the sizes don't fit.
+    octets: a writable table of 2^bits buckets. keys: uint32, of which KEY_BITS count. Counts stay within 0 (the slot is
+    freed) and what the table can hold; a key that is not there and is taken away from is passed over. Raises ValueError
+    if the sizes don't fit.
     """
     cdef uint32_t[::1] table = _writable(octets, bits)
     cdef const uint32_t[::1] wanted = memoryview(keys).cast("B").cast("I")
-    cdef long most = (1 << (bits - 1)) - 1, count
+    cdef long most = (1 << (bits + 2)) - 1, count
     cdef Py_ssize_t at = start, end = wanted.shape[0]
-    cdef uint32_t mask = (<uint32_t> 2 << (32 - bits)) - 1
+    cdef uint32_t mask = (<uint32_t> 2 << (29 - bits)) - 1, key
     cdef int64_t slot
     if start < 0:
         raise ValueError("start is negative")
     while at < end:
-        slot = iems_find(&table[0], bits, wanted[at])
+        key = wanted[at] & 0x1FFFFFFF
+        slot = iems_find(&table[0], bits, key)
         if slot >= 0:
-            count = max(0, min(most, <long> (table[slot] >> (33 - bits)) + change))
-            table[slot] = (table[slot] & mask) | (<uint32_t> count << (33 - bits)) if count else 0
-        elif change > 0 and not iems_insert(&table[0], bits, wanted[at], <uint32_t> min(change, most)):
+            count = max(0, min(most, <long> (table[slot] >> (30 - bits)) + change))
+            table[slot] = (table[slot] & mask) | (<uint32_t> count << (30 - bits)) if count else 0
+        elif change > 0 and not iems_insert(&table[0], bits, key, <uint32_t> min(change, most)):
             return at
         at += 1
     return max(start, end)
@@ -807,7 +952,7 @@ def grow(object old, int old_bits, object new, int bits):
     cdef Py_ssize_t at
     if bits < old_bits:
         raise ValueError("smaller than it was")
-    most = (<uint32_t> 1 << (bits - 1)) - 1
+    most = (<uint32_t> 1 << (bits + 2)) - 1
     pairs = items(old, old_bits)
     if not pairs:
         return True
@@ -822,21 +967,21 @@ def items(object octets, int bits):
     """All (key, count) of a table as uint32 pairs, in the order of its slots."""
     cdef const uint32_t[::1] table = _table(octets, bits)
     cdef Py_ssize_t slot, count = 0, at = 0
-    cdef uint32_t mask = (<uint32_t> 1 << (32 - bits)) - 1, value, rest, home
+    cdef uint32_t mask = (<uint32_t> 1 << (29 - bits)) - 1, value, rest, home
     cdef uint32_t *out
     for slot in range(table.shape[0]):
-        count += table[slot] >> (33 - bits) != 0
+        count += table[slot] >> (30 - bits) != 0
     made = PyBytes_FromStringAndSize(NULL, count * 8)
     out = <uint32_t *> PyBytes_AS_STRING(made)
     for slot in range(table.shape[0]):
         value = table[slot]
-        if value >> (33 - bits):
+        if value >> (30 - bits):
             rest = value & mask
             home = <uint32_t> (slot // 16)
-            if (value >> (32 - bits)) & 1:
+            if (value >> (29 - bits)) & 1:
                 home = iems_other(home, rest, bits)
-            out[at] = home << (32 - bits) | rest
-            out[at + 1] = value >> (33 - bits)
+            out[at] = home << (29 - bits) | rest
+            out[at + 1] = value >> (30 - bits)
             at += 2
     return made
 
@@ -844,11 +989,11 @@ def items(object octets, int bits):
 def halve(object octets, int bits):
     """Halve all counts, so that what was seen once is forgotten; return how many keys are left."""
     cdef uint32_t[::1] table = _writable(octets, bits)
-    cdef uint32_t mask = (<uint32_t> 2 << (32 - bits)) - 1, count
+    cdef uint32_t mask = (<uint32_t> 2 << (29 - bits)) - 1, count
     cdef Py_ssize_t slot, left = 0
     for slot in range(table.shape[0]):
-        count = table[slot] >> (33 - bits) >> 1
-        table[slot] = (table[slot] & mask) | (count << (33 - bits)) if count else 0
+        count = table[slot] >> (30 - bits) >> 1
+        table[slot] = (table[slot] & mask) | (count << (30 - bits)) if count else 0
         left += count > 0
     return left
 
@@ -873,23 +1018,33 @@ cdef inline double _belief(double good, double spam, double goods, double spams,
     return (strength * before + share) / (strength * (1.0 - before) + (count - share))
 
 
-cdef inline double _value(uint64_t feature, Book *mine, Book *site) noexcept nogil:
-    cdef uint32_t key = <uint32_t> (feature >> 32), g, s
-    cdef double strength = STRENGTH, before = 0.5, odds
+cdef struct Value:
+    double odds  # weighted; 0 for a feature that no table knows
+    double linear
+
+
+cdef inline Value _value(uint32_t feature, Book *mine, Book *site) noexcept nogil:
+    cdef uint32_t key = feature >> 3, g, s
+    cdef double strength = STRENGTH, before = 0.5, odds, weight = WEIGHTS[feature & 7], balance = 0.0
     cdef bint known = False
+    cdef Value value
+    value.odds = value.linear = 0.0
     if site.good != NULL:
         g = iems_count(site.good, site.good_bits, key)
         s = iems_count(site.spam, site.spam_bits, key)
         if g or s:
             known = True
+            balance = <double> s - <double> g
             odds = _belief(g, s, site.goods, site.spams, STRENGTH, 0.5)
             strength = PRIOR_STRENGTH
             before = odds / (1.0 + odds)
     g = iems_count(mine.good, mine.good_bits, key)
     s = iems_count(mine.spam, mine.spam_bits, key)
-    if not (known or g or s):
-        return 0.0
-    return log(_belief(g, s, mine.goods, mine.spams, strength, before)) * WEIGHTS[feature & 7]
+    if known or g or s:
+        balance += <double> s - <double> g
+        value.odds = log(_belief(g, s, mine.goods, mine.spams, strength, before)) * weight
+        value.linear = UNIT * weight * weight * balance
+    return value
 
 
 cdef _open(Book *mine, Book *site, list keep, good, good_bits, goods, spam, spam_bits, spams,
@@ -913,47 +1068,59 @@ cdef _open(Book *mine, Book *site, list keep, good, good_bits, goods, spam, spam
 
 def weigh(bytes found, good, good_bits, goods, spam, spam_bits, spams, prior_good=None, prior_good_bits=0, prior_goods=0,
           prior_spam=None, prior_spam_bits=0, prior_spams=0):
-    """The weighted log odds of each feature as float64; 0 for one that no table knows.
+    """Two float64 for each feature: its weighted log odds (0 if no table knows it), and its share in the linear sum.
 
-    found: what `features` gave. good, spam: tables; goods, spams: messages learnt into each. prior_*: the same of the
-    site, or None. Raises ValueError if sizes don't fit.
+    found: what `features` gave. good, spam: tables; goods, spams: the weight of all lessons in each. prior_*: the same of
+    the site, or None. Raises ValueError if sizes don't fit.
     """
     cdef Book mine, site
     cdef list keep = []
-    cdef Py_ssize_t at, count = PyBytes_GET_SIZE(found) // 8
-    cdef const uint64_t *feature = <const uint64_t *> PyBytes_AS_STRING(found)
-    cdef double *out
+    cdef Py_ssize_t at, count = _whole(found)
+    cdef const uint32_t *feature = <const uint32_t *> PyBytes_AS_STRING(found)
+    cdef Value *out
     _open(&mine, &site, keep, good, good_bits, goods, spam, spam_bits, spams,
           prior_good, prior_good_bits, prior_goods, prior_spam, prior_spam_bits, prior_spams)
-    made = PyBytes_FromStringAndSize(NULL, count * 8)
-    out = <double *> PyBytes_AS_STRING(made)
+    made = PyBytes_FromStringAndSize(NULL, count * 16)
+    out = <Value *> PyBytes_AS_STRING(made)
     with nogil:
         for at in range(count):
             out[at] = _value(feature[at], &mine, &site)
     return made
 
 
+cdef Py_ssize_t _whole(bytes found) except -1:
+    if PyBytes_GET_SIZE(found) % 4:
+        raise ValueError("features of another size")
+    return PyBytes_GET_SIZE(found) // 4
+
+
 def score(bytes found, good, good_bits, goods, spam, spam_bits, spams, prior_good=None, prior_good_bits=0, prior_goods=0,
           prior_spam=None, prior_spam_bits=0, prior_spams=0):
-    """The log odds of a message in units of their spread: positive for spam, 0.0 if no feature is known.
+    """What two ways of reading the tables say of a message, and its length (arguments as of `weigh`).
 
-    The sum of `weigh` (same arguments) over the root of the sum of the squared weights of the features that are known.
+    The first: the sum of the weighted log odds over the root of the sum of the squared weights of the features that are
+    known. The second: the linear sum over the length. The length: the root of the sum of all squared weights. Positive for
+    spam; all 0.0 if there is nothing.
     """
     cdef Book mine, site
     cdef list keep = []
-    cdef Py_ssize_t at, count = PyBytes_GET_SIZE(found) // 8
-    cdef const uint64_t *feature = <const uint64_t *> PyBytes_AS_STRING(found)
-    cdef double total = 0.0, squares = 0.0, value, weight
+    cdef Py_ssize_t at, count = _whole(found)
+    cdef const uint32_t *feature = <const uint32_t *> PyBytes_AS_STRING(found)
+    cdef double total = 0.0, linear = 0.0, squares = 0.0, length = 0.0, square
+    cdef Value value
     _open(&mine, &site, keep, good, good_bits, goods, spam, spam_bits, spams,
           prior_good, prior_good_bits, prior_goods, prior_spam, prior_spam_bits, prior_spams)
     with nogil:
         for at in range(count):
             if at + AHEAD < count:
-                iems_prefetch(mine.good, mine.good_bits, <uint32_t> (feature[at + AHEAD] >> 32))
-                iems_prefetch(mine.spam, mine.spam_bits, <uint32_t> (feature[at + AHEAD] >> 32))
+                iems_prefetch(mine.good, mine.good_bits, feature[at + AHEAD] >> 3)
+                iems_prefetch(mine.spam, mine.spam_bits, feature[at + AHEAD] >> 3)
             value = _value(feature[at], &mine, &site)
-            if value != 0.0:
-                weight = WEIGHTS[feature[at] & 7]
-                total += value
-                squares += weight * weight
-    return total / sqrt(squares) if squares > 0.0 else 0.0
+            square = WEIGHTS[feature[at] & 7] * WEIGHTS[feature[at] & 7]
+            length += square
+            if value.odds != 0.0:
+                total += value.odds
+                squares += square
+            linear += value.linear
+        length = sqrt(length)
+    return total / sqrt(squares) if squares > 0.0 else 0.0, linear / length if length > 0.0 else 0.0, length

@@ -3,18 +3,20 @@
 This side is written to be read and defines the answer. Nothing is read from a message but what the caller hands over:
 its header, the headers of its parts, and its text parts with transfer encoding and charset undone (`iems.bayes.parts`).
 
-A feature is 64 bits. The lowest three tell its kind: 0 a token, 1 or 2 a pair of body or subject words that stand so many
-words apart (orthogonal sparse bigrams). The others are a hash of the token with its type: FNV-1a over the type's name and
-the token, mixed at the end.
+A feature is 32 bits. The lowest three tell its kind: 0 a token, 1 a pair of neighbours among the words of body or subject, or
+of names of fields. The others are the key, the upper end of a 64-bit hash of the token with its type: FNV-1a over the type's
+name and the token, mixed at the end.
 
 Types of tokens: `NAME:` what stands in that header field (hosts and addresses also by their domain's ends, IPv4 addresses
 also by /24 and /16), `hdr:` names of fields and pairs of neighbours, `part:` header of a part (type, encoding, extension),
-`body:` and `subject:` words, `url:` host of a link by its ends, `tag:`, `attr:` of HTML, `hidden:` text no reader sees.
+`body:` and `subject:` words, `url:` host of a link by its ends, `tag:`, `attr:` of HTML, `hidden:` text no reader sees,
+`kin:` whether the domains in two fields are the same, `shape:` coarse measures of the whole message.
 
-A table is a flat array of uint32 in buckets of 16, 2^bits buckets. The key of a feature is its upper 32 bits; the upper
-`bits` of the key name its home bucket, the rest stands in the slot, so that nothing of the key is lost and a table can be
-doubled. A slot, from the low end: rest of the key (32 - bits), whether it is in its other bucket (1), count (bits - 1;
-0: the slot is free). The other bucket follows from home and rest, so a table takes six of seven slots before it must grow.
+A table is a flat array of uint32 in buckets of 16, 2^bits buckets. The upper `bits` of a key name its home bucket, the rest
+stands in the slot, so that nothing of the key is lost and a table can be doubled. A slot, from the low end: rest of the key
+(29 - bits), whether it is in its other bucket (1), count (bits + 2; 0: the slot is free). The other bucket follows from home
+and rest, so a table takes six of seven slots before it must grow. What is counted is the weight of the lessons a feature was
+in (`iems.bayes.trainer`).
 """
 
 from __future__ import annotations
@@ -31,24 +33,24 @@ HTML: Final = 3
 
 MIN_WORD: Final = 2
 MAX_WORD: Final = 40  # octets; longer ones count as skip: first octet and length in tens
-WINDOW: Final = 2  # words behind a word that it makes pairs with
 MAX_FEATURES: Final = 1 << 15  # of one message
 MAX_LABELS: Final = 6  # ends of one host name
 MAX_QUOTED: Final = 4096  # octets in which a quoted attribute must end
 SLOTS: Final = 16  # of a bucket
 MIN_BITS: Final = 7
 MAX_BITS: Final = 24
+KEY_BITS: Final = 29
 
-STRENGTH: Final = 0.45  # of the belief before evidence, in messages (Robinson's s); it says 0.5 (x)
-PRIOR_STRENGTH: Final = 1.5  # the same where a site-wide table knows the feature; it says what that table says
-WEIGHTS: Final = (1.0, 0.6, 0.5)  # of a token, of a pair of neighbours, of a pair with a word between
+STRENGTH: Final = 0.45  # of the belief before evidence, in units of weight (Robinson's s); it says 0.5 (x)
+PRIOR_STRENGTH: Final = 6.0  # the same where a site-wide table knows the feature; it says what that table says
+WEIGHTS: Final = (1.0, 0.6)  # of a token, of a pair
+UNIT: Final = 0.2  # what one count moves the linear sum
 
 _MASK: Final = (1 << 64) - 1
 _BASIS: Final = 0xCBF29CE484222325  # FNV-1a, 64 bits
 _PRIME: Final = 0x100000001B3
 _MIX: Final = 0xD6E8FEB86659FD93
 _LEFT: Final = 0x9E3779B97F4A7C15
-_APART: Final = 0xC2B2AE3D27D4EB4F
 
 
 def _fnv(state: int, octets: bytes) -> int:
@@ -67,13 +69,18 @@ def _mixed(state: int) -> int:
 
 
 def token(kind: bytes, octets: bytes) -> int:
-    """The feature of a token of a type such as b"body:"."""
+    """The hash of a token of a type such as b"body:"."""
     return _mixed(_fnv(_fnv(_BASIS, kind), octets))
 
 
-def pair(first: int, second: int, distance: int) -> int:
-    """The feature of two tokens that stand `distance` (1 or 2) words apart."""
-    return _mixed((first * _LEFT + second + distance * _APART) & _MASK) | distance
+def pair(first: int, second: int) -> int:
+    """The hash of two tokens side by side."""
+    return _mixed((first * _LEFT + second) & _MASK) | 1
+
+
+def reduced(wide: int) -> int:
+    """The feature of a hash; never 0."""
+    return (wide >> 32 & ~7 | wide & 7) or 8
 
 
 _LOWER: Final = bytes(range(65)) + bytes(range(97, 123)) + bytes(range(91, 256))
@@ -92,6 +99,10 @@ _IDENTIFIERS: Final = frozenset(
     (b"message-id", b"references", b"in-reply-to", b"thread-index", b"resent-message-id", b"content-id",
      b"dkim-signature", b"domainkey-signature", b"arc-seal", b"arc-message-signature")
 )  # fmt: skip
+_DATES: Final = frozenset((b"date", b"x-originalarrivaltime"))  # and all whose names end with -date
+#: Fields whose first domains are compared, and which with which.
+_PARTIES: Final = (b"from", b"to", b"reply-to", b"return-path", b"message-id")
+_KIN: Final = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 3), (1, 4))
 _VALUED: Final = frozenset((b"color", b"bgcolor", b"face", b"size", b"border", b"align", b"type", b"target", b"method"))
 _LINKS: Final = frozenset((b"href", b"src", b"action", b"background"))
 # Elements that don't end a word: "v<b></b>iagra" reads as one.
@@ -107,14 +118,19 @@ class Tokens:
         self.found: dict[int, None] = {}
         self.names: dict[int, str] | None = {} if named else None
         self.limit = limit
+        self.sites: list[bytes | None] = [None] * len(_PARTIES)
+        self.parts = self.fields = self.received = 0
+        self.octets = [0, 0]  # of plain text, of HTML
+        self.small = self.capital = self.beyond = self.marks = self.money = self.links = self.quoted = 0
 
-    def add(self, feature: int, kind: bytes, octets: bytes) -> int:
-        """Adds one, and gives it back."""
+    def add(self, wide: int, kind: bytes, octets: bytes) -> int:
+        """Adds the feature of a hash, and gives the hash back."""
+        feature = reduced(wide)
         if len(self.found) < self.limit and feature not in self.found:
             self.found[feature] = None
             if self.names is not None:
-                self.names[feature] = (kind + octets).decode("utf-8", "replace")
-        return feature
+                self.names[wide] = (kind + octets).decode("utf-8", "replace")
+        return wide
 
     def token(self, kind: bytes, octets: bytes) -> int:
         """Adds a token; a long one as its first octet and its length in tens."""
@@ -122,20 +138,19 @@ class Tokens:
             octets = b"skip:" + octets[:1] + b":%d" % min(len(octets) // 10, 99)
         return self.add(token(kind, octets), kind, octets)
 
-    def pair(self, first: int, second: int, distance: int) -> None:
+    def pair(self, first: int, second: int) -> None:
         """Adds a pair of tokens that have been added."""
-        feature = pair(first, second, distance)
         if self.names is None:
-            self.add(feature, b"", b"")
+            self.add(pair(first, second), b"", b"")
         else:
             left, right = self.names.get(first, "?"), self.names.get(second, "?").partition(":")[2]
-            self.add(feature, b"", f"{left}{' ' + '_ ' * (distance - 1)}{right}".encode("utf-8", "replace"))
+            self.add(pair(first, second), b"", f"{left} {right}".encode("utf-8", "replace"))
 
     # Text
 
     def text(self, kind: bytes, text: bytes, pairs: bool) -> None:
         """Words of a text in lower case, with `pairs` also pairs of words; links by their host."""
-        recent: list[int] = []
+        before = 0  # the word in front
         at, end = 0, len(text)
         while at < end:
             octet = text[at]
@@ -144,7 +159,7 @@ class Tokens:
                 continue
             if octet >= _IDEOGRAPH:
                 after = min(at + (4 if octet >= 0xF0 else 3), end)
-                self._in_window(self.token(kind, text[at:after]), recent, pairs)
+                before = self._beside(before, self.token(kind, text[at:after]), pairs)
                 at = after
                 continue
             after = at + 1
@@ -153,7 +168,7 @@ class Tokens:
             start, at = at, after
             if text.startswith(b"://", after) and text[start:after] in (b"http", b"https", b"ftp"):
                 at, host = self.host(text, after + 3)
-                self._in_window(host, recent, pairs)
+                before = self._beside(before, host, pairs)
                 continue
             while start < after and text[start] in _TRIM:
                 start += 1
@@ -166,15 +181,12 @@ class Tokens:
             word = self.token(kind, text[start:after])
             if loud:
                 self.token(b"loud:", text[start:after])
-            self._in_window(word, recent, pairs)
+            before = self._beside(before, word, pairs)
 
-    def _in_window(self, word: int, recent: list[int], pairs: bool) -> None:
-        if not pairs:
-            return
-        for distance, before in enumerate(reversed(recent), 1):
-            self.pair(before, word, distance)
-        recent.append(word)
-        del recent[:-WINDOW]
+    def _beside(self, before: int, word: int, pairs: bool) -> int:
+        if pairs and before:
+            self.pair(before, word)
+        return word
 
     def host(self, text: bytes, at: int) -> tuple[int, int]:
         """The host of a link whose authority begins at `at` (in lower case); returns where it ends, and its token."""
@@ -234,8 +246,13 @@ class Tokens:
                 if not name.startswith(_PASSED):
                     here = self.token(prefix + b"hdr:", sent)
                     if above:
-                        self.pair(above, here, 1)
+                        self.pair(above, here)
                     above = here
+                    if not prefix:
+                        self.fields += 1
+                        self.received += name == b"received"
+                        if name in _PARTIES and self.sites[_PARTIES.index(name)] is None:
+                            self.sites[_PARTIES.index(name)] = _site(header[colon + 1 : line_end].translate(_LOWER))
                     value = header[colon + 1 : line_end].translate(_LOWER)
                     if name == b"subject" and not prefix:
                         self.text(b"subject:", value, True)
@@ -246,9 +263,12 @@ class Tokens:
     def field(self, prefix: bytes, name: bytes, value: bytes) -> None:
         """The tokens of a field's value, in lower case."""
         kind = prefix + name + b":"
-        received, date, identifiers = name == b"received", name == b"date", name in _IDENTIFIERS
+        received, identifiers = name == b"received", name in _IDENTIFIERS
+        date = name in _DATES or name.endswith(b"-date")
         typed = name in (b"content-type", b"content-disposition")
         at, end = 0, len(value)
+        if received and b";" in value:  # when it came tells who was writing in those months, not what it is
+            end = value.rindex(b";")
         while at < end:
             if value[at] in _SPLIT:
                 at += 1
@@ -284,6 +304,45 @@ class Tokens:
                 continue
             if len(word) >= MIN_WORD and not (dotted and sign < 0):
                 self.token(kind, word)
+
+    # The whole
+
+    def measure(self, text: bytes, html: bool) -> None:
+        """Take the measures of a text as it was sent."""
+        self.octets[html] += len(text)
+        for octet in text:
+            self.small += 97 <= octet <= 122
+            self.capital += 65 <= octet <= 90
+            self.beyond += octet >= 128
+            self.marks += octet == 33
+            self.money += octet == 36
+        self.links += text.count(b"://")
+        if not html:
+            for line in text.split(b"\n"):
+                self.quoted += line.lstrip(b" \t")[:1] in (b">", b"|", b":")
+
+    def shape(self) -> None:
+        """Add what the whole looks like: measures, coarse, and which domains are the same."""
+        for first, second in _KIN:
+            a, b = self.sites[first], self.sites[second]
+            said = b"none" if not a or not b else b"same" if a == b else b"other"
+            self.token(b"kin:" + _PARTIES[first] + b"," + _PARTIES[second] + b"=", said)
+        text, html = self.octets
+        whole = max(text + html, 1)
+        for name, value in (
+            (b"parts=", min(self.parts, 3) + 4 * (text > 0) + 8 * (html > 0)),
+            (b"text=", text.bit_length()),
+            (b"html=", html.bit_length()),
+            (b"links=", self.links.bit_length()),
+            (b"quoted=", self.quoted.bit_length()),
+            (b"fields=", self.fields.bit_length()),
+            (b"received=", min(self.received, 9)),
+            (b"capitals=", 20 * self.capital // max(self.small + self.capital, 1)),
+            (b"beyond=", min(50 * self.beyond // whole, 9)),
+            (b"marks=", min(500 * self.marks // whole, 9)),
+            (b"money=", min(self.money, 4)),
+        ):
+            self.token(b"shape:" + name, b"%d" % value)
 
     # HTML
 
@@ -381,6 +440,19 @@ class Tokens:
         self.text(b"hidden:", bytes(unseen), False)
 
 
+def _site(value: bytes) -> bytes:
+    """The last two labels of the first domain behind an "@", b"" if there is none."""
+    at = value.find(b"@") + 1
+    if not at:
+        return b""
+    after = at
+    while after < len(value) and value[after] in _HOST and value[after] != 37:
+        after += 1
+    host = value[at:after].strip(b".")
+    dot = host.rfind(b".", 0, max(host.rfind(b"."), 0))
+    return host[dot + 1 :]
+
+
 def _hex(octet: int) -> int:
     if 48 <= octet <= 57:
         return octet - 48
@@ -429,21 +501,26 @@ def collect(sections: list[tuple[int, bytes]], tokens: Tokens) -> None:
         if kind == HEADER:
             tokens.header(octets, b"")
         elif kind == PART:
+            tokens.parts += 1
             tokens.header(octets, b"part:")
         elif kind == HTML:
+            tokens.measure(octets, True)
             tokens.html(octets.translate(_LOWER))
         else:
+            tokens.measure(octets, False)
             tokens.text(b"body:", octets.translate(_LOWER), True)
+    if sections:
+        tokens.shape()
 
 
 def features(sections: list[tuple[int, bytes]], limit: int = MAX_FEATURES) -> bytes:
-    """The features of a message as uint64 in the machine's order, each once, at most `limit`.
+    """The features of a message as uint32 in the machine's order, each once, at most `limit`.
 
     sections: (HEADER | PART | TEXT | HTML, octets); text in UTF-8, beyond ASCII already in lower case and NFKC.
     """
     tokens = Tokens(limit=limit)
     collect(sections, tokens)
-    return struct.pack(f"={len(tokens.found)}Q", *tokens.found)
+    return struct.pack(f"={len(tokens.found)}I", *tokens.found)
 
 
 def names(sections: list[tuple[int, bytes]]) -> dict[int, str]:
@@ -451,7 +528,7 @@ def names(sections: list[tuple[int, bytes]]) -> dict[int, str]:
     tokens = Tokens(named=True)
     collect(sections, tokens)
     assert tokens.names is not None
-    return tokens.names
+    return {reduced(wide): text for wide, text in tokens.names.items()}
 
 
 # Tables
@@ -463,12 +540,12 @@ def _other(home: int, rest: int, bits: int) -> int:
 
 def _find(table: memoryview, bits: int, key: int) -> int:
     """The slot of a key, or -1."""
-    rest = key & ((1 << (32 - bits)) - 1)
-    home = key >> (32 - bits)
-    for mark, bucket in ((rest, home), (rest | 1 << (32 - bits), _other(home, rest, bits))):
+    rest = key & ((1 << (KEY_BITS - bits)) - 1)
+    home = key >> (KEY_BITS - bits)
+    for mark, bucket in ((rest, home), (rest | 1 << (KEY_BITS - bits), _other(home, rest, bits))):
         for slot in range(bucket * SLOTS, bucket * SLOTS + SLOTS):
             value = table[slot]
-            if value & ((2 << (32 - bits)) - 1) == mark and value >> (33 - bits):
+            if value & ((2 << (KEY_BITS - bits)) - 1) == mark and value >> (1 + KEY_BITS - bits):
                 return slot
     return -1
 
@@ -484,39 +561,40 @@ def _table(octets: Any, bits: int) -> memoryview:
 
 def _count(table: memoryview, bits: int, key: int) -> int:
     slot = _find(table, bits, key)
-    return 0 if slot < 0 else table[slot] >> (33 - bits)
+    return 0 if slot < 0 else table[slot] >> (1 + KEY_BITS - bits)
 
 
 def _insert(table: memoryview, bits: int, key: int, count: int) -> bool:
     """Put a key that is not in the table there; False if both of its buckets are full."""
-    rest = key & ((1 << (32 - bits)) - 1)
-    home = key >> (32 - bits)
+    rest = key & ((1 << (KEY_BITS - bits)) - 1)
+    home = key >> (KEY_BITS - bits)
     other = _other(home, rest, bits)
-    free = [[slot for slot in range(b * SLOTS, b * SLOTS + SLOTS) if not table[slot] >> (33 - bits)] for b in (home, other)]
+    free = [[slot for slot in range(b * SLOTS, b * SLOTS + SLOTS) if not table[slot] >> (1 + KEY_BITS - bits)] for b in (home, other)]
     elsewhere = len(free[1]) > len(free[0])
     if not free[elsewhere]:
         return False
-    table[free[elsewhere][0]] = rest | elsewhere << (32 - bits) | count << (33 - bits)
+    table[free[elsewhere][0]] = rest | elsewhere << (KEY_BITS - bits) | count << (1 + KEY_BITS - bits)
     return True
 
 
 def add(octets: Any, bits: int, keys: Any, start: int, change: int) -> int:
     """Add `change` to the counts of keys[start:]; return how far it came: before len(keys) if the table must grow.
 
-    octets: a writable table of 2^bits buckets. keys: uint32, the upper halves of features. Counts stay within 0 (the
-    slot is freed) and what the table can hold; a key that is not there and is taken away from is passed over. Raises
-    ValueError if the sizes don't fit.
+    octets: a writable table of 2^bits buckets. keys: uint32, of which KEY_BITS count. Counts stay within 0 (the slot is
+    freed) and what the table can hold; a key that is not there and is taken away from is passed over. Raises ValueError
+    if the sizes don't fit.
     """
-    table, most = _table(octets, bits), (1 << (bits - 1)) - 1
+    table, most = _table(octets, bits), (1 << (bits + 2)) - 1
     wanted = memoryview(keys).cast("B").cast("I")
     if start < 0:
         raise ValueError("start is negative")
     for at in range(start, len(wanted)):
-        slot = _find(table, bits, wanted[at])
+        key = wanted[at] & (1 << KEY_BITS) - 1
+        slot = _find(table, bits, key)
         if slot >= 0:
-            count = max(0, min(most, (table[slot] >> (33 - bits)) + change))
-            table[slot] = table[slot] & ((2 << (32 - bits)) - 1) | count << (33 - bits) if count else 0
-        elif change > 0 and not _insert(table, bits, wanted[at], min(change, most)):
+            count = max(0, min(most, (table[slot] >> (1 + KEY_BITS - bits)) + change))
+            table[slot] = table[slot] & ((2 << (KEY_BITS - bits)) - 1) | count << (1 + KEY_BITS - bits) if count else 0
+        elif change > 0 and not _insert(table, bits, key, min(change, most)):
             return at
     return max(start, len(wanted))
 
@@ -526,7 +604,7 @@ def grow(old: Any, old_bits: int, new: Any, bits: int) -> bool:
     table = _table(new, bits)
     if bits < old_bits:
         raise ValueError("smaller than it was")
-    most = (1 << (bits - 1)) - 1
+    most = (1 << (bits + 2)) - 1
     listed = memoryview(items(old, old_bits)).cast("I")
     return all(_insert(table, bits, listed[at], min(listed[at + 1], most)) for at in range(0, len(listed), 2))
 
@@ -534,12 +612,12 @@ def grow(old: Any, old_bits: int, new: Any, bits: int) -> bool:
 def items(octets: Any, bits: int) -> bytes:
     """All (key, count) of a table as uint32 pairs, in the order of its slots."""
     table, found = _table(octets, bits), []
-    mask = (1 << (32 - bits)) - 1
+    mask = (1 << (KEY_BITS - bits)) - 1
     for slot, value in enumerate(table):
-        if value >> (33 - bits):
+        if value >> (1 + KEY_BITS - bits):
             rest, bucket = value & mask, slot // SLOTS
-            home = _other(bucket, rest, bits) if value >> (32 - bits) & 1 else bucket
-            found += [home << (32 - bits) | rest, value >> (33 - bits)]
+            home = _other(bucket, rest, bits) if value >> (KEY_BITS - bits) & 1 else bucket
+            found += [home << (KEY_BITS - bits) | rest, value >> (1 + KEY_BITS - bits)]
     return struct.pack(f"={len(found)}I", *found)
 
 
@@ -547,8 +625,8 @@ def halve(octets: Any, bits: int) -> int:
     """Halve all counts, so that what was seen once is forgotten; return how many keys are left."""
     table, left = _table(octets, bits), 0
     for slot, value in enumerate(table):
-        count = value >> (33 - bits) >> 1
-        table[slot] = value & ((2 << (32 - bits)) - 1) | count << (33 - bits) if count else 0
+        count = value >> (1 + KEY_BITS - bits) >> 1
+        table[slot] = value & ((2 << (KEY_BITS - bits)) - 1) | count << (1 + KEY_BITS - bits) if count else 0
         left += count > 0
     return left
 
@@ -556,11 +634,11 @@ def halve(octets: Any, bits: int) -> int:
 # Scores
 
 
-def _belief(good: float, spam: float, goods: int, spams: int, strength: float, before: float) -> float:
-    """Robinson's f(w) as odds: how much more likely spam is than good after `good` and `spam` messages with a feature."""
+def _belief(good: float, spam: float, goods: float, spams: float, strength: float, before: float) -> float:
+    """Robinson's f(w) as odds: how much more likely spam is than good, after lessons of `good` and `spam` with a feature."""
     count = good + spam
     if count:
-        good, spam = good / max(goods, 1), spam / max(spams, 1)
+        good, spam = good / max(goods, 1.0), spam / max(spams, 1.0)
         share = count * (spam / (good + spam))
     else:
         share = 0.0
@@ -570,31 +648,34 @@ def _belief(good: float, spam: float, goods: int, spams: int, strength: float, b
 def weigh(found: bytes, good: Any, good_bits: int, goods: int, spam: Any, spam_bits: int, spams: int,
           prior_good: Any = None, prior_good_bits: int = 0, prior_goods: int = 0,
           prior_spam: Any = None, prior_spam_bits: int = 0, prior_spams: int = 0) -> bytes:  # fmt: skip
-    """The weighted log odds of each feature as float64; 0 for one that no table knows.
+    """Two float64 for each feature: its weighted log odds (0 if no table knows it), and its share in the linear sum.
 
-    found: what `features` gave. good, spam: tables; goods, spams: messages learnt into each. prior_*: the same of the
-    site, or None. Raises ValueError if sizes don't fit.
+    found: what `features` gave. good, spam: tables; goods, spams: the weight of all lessons in each. prior_*: the same of
+    the site, or None. Raises ValueError if sizes don't fit.
     """
     mine = _table(good, good_bits), _table(spam, spam_bits)
     site = None
     if prior_good is not None:
         site = _table(prior_good, prior_good_bits), _table(prior_spam, prior_spam_bits)
     values: list[float] = []
-    for feature in memoryview(found).cast("Q"):
-        key = feature >> 32
+    for feature in memoryview(found).cast("B").cast("I"):
+        key, weight = feature >> 3, _weight(feature)
         strength, before = STRENGTH, 0.5
         known = False
+        balance = 0
         if site is not None:
             g, s = _count(site[0], prior_good_bits, key), _count(site[1], prior_spam_bits, key)
             if g or s:
                 known = True
+                balance = s - g
                 odds = _belief(g, s, prior_goods, prior_spams, STRENGTH, 0.5)
                 strength, before = PRIOR_STRENGTH, odds / (1.0 + odds)
         g, s = _count(mine[0], good_bits, key), _count(mine[1], spam_bits, key)
         if not (known or g or s):
-            values.append(0.0)
+            values += (0.0, 0.0)
             continue
-        values.append(math.log(_belief(g, s, goods, spams, strength, before)) * _weight(feature))
+        balance += s - g
+        values += (math.log(_belief(g, s, goods, spams, strength, before)) * weight, UNIT * weight * weight * balance)
     return struct.pack(f"={len(values)}d", *values)
 
 
@@ -603,15 +684,21 @@ def _weight(feature: int) -> float:
     return WEIGHTS[kind] if kind < len(WEIGHTS) else 0.0
 
 
-def score(found: bytes, *tables: Any) -> float:
-    """The log odds of a message in units of their spread: positive for spam, 0.0 if no feature is known.
+def score(found: bytes, *tables: Any) -> tuple[float, float, float]:
+    """What two ways of reading the tables say of a message, and its length (arguments as of `weigh`).
 
-    The sum of `weigh` (same arguments) over the root of the sum of the squared weights of the features that are known.
+    The first: the sum of the weighted log odds over the root of the sum of the squared weights of the features that are
+    known. The second: the linear sum over the length. The length: the root of the sum of all squared weights. Positive for
+    spam; all 0.0 if there is nothing.
     """
     values = memoryview(weigh(found, *tables)).cast("d")
-    total = squares = 0.0
-    for feature, value in zip(memoryview(found).cast("Q"), values, strict=True):
-        if value != 0.0:
-            total += value
-            squares += _weight(feature) * _weight(feature)
-    return total / math.sqrt(squares) if squares > 0.0 else 0.0
+    total = linear = squares = length = 0.0
+    for at, feature in enumerate(memoryview(found).cast("B").cast("I")):
+        square = _weight(feature) * _weight(feature)
+        length += square
+        if values[2 * at] != 0.0:
+            total += values[2 * at]
+            squares += square
+        linear += values[2 * at + 1]
+    length = math.sqrt(length)
+    return total / math.sqrt(squares) if squares > 0.0 else 0.0, linear / length if length > 0.0 else 0.0, length

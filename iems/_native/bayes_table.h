@@ -1,4 +1,4 @@
-/* Look-up in a flat table of counts: buckets of 16 slots, one cache line each. bayes_py.py tells the layout. */
+/* Look-up in a flat table of counts: buckets of 16 slots, one cache line each. bayes_py.py tells the layout. A key has 29 bits. */
 #include <stdint.h>
 
 static inline uint32_t iems_other(uint32_t home, uint32_t rest, int bits) {
@@ -36,28 +36,28 @@ static inline int iems_in_bucket(const uint32_t *bucket, uint32_t mark, uint32_t
 
 /* Ask for both buckets of a key before they are needed. */
 static inline void iems_prefetch(const uint32_t *table, int bits, uint32_t key) {
-    uint32_t home = key >> (32 - bits), rest = key & ((1u << (32 - bits)) - 1);
+    uint32_t home = key >> (29 - bits), rest = key & ((1u << (29 - bits)) - 1);
     __builtin_prefetch(table + (size_t)home * 16);
     __builtin_prefetch(table + (size_t)iems_other(home, rest, bits) * 16);
 }
 
 static inline int64_t iems_find(const uint32_t *table, int bits, uint32_t key) {
-    uint32_t mask = (2u << (32 - bits)) - 1, rest = key & (mask >> 1), home = key >> (32 - bits);
+    uint32_t mask = (2u << (29 - bits)) - 1, rest = key & (mask >> 1), home = key >> (29 - bits);
     int slot = iems_in_bucket(table + (size_t)home * 16, rest, mask);
     if (slot >= 0)
         return (int64_t)home * 16 + slot;
     uint32_t other = iems_other(home, rest, bits);
-    slot = iems_in_bucket(table + (size_t)other * 16, rest | (1u << (32 - bits)), mask);
+    slot = iems_in_bucket(table + (size_t)other * 16, rest | (1u << (29 - bits)), mask);
     return slot < 0 ? -1 : (int64_t)other * 16 + slot;
 }
 
 static inline uint32_t iems_count(const uint32_t *table, int bits, uint32_t key) {
     int64_t slot = iems_find(table, bits, key);
-    return slot < 0 ? 0 : table[slot] >> (33 - bits);
+    return slot < 0 ? 0 : table[slot] >> (30 - bits);
 }
 
 static inline int iems_insert(uint32_t *table, int bits, uint32_t key, uint32_t count) {
-    uint32_t mask = (2u << (32 - bits)) - 1, rest = key & (mask >> 1), home = key >> (32 - bits);
+    uint32_t mask = (2u << (29 - bits)) - 1, rest = key & (mask >> 1), home = key >> (29 - bits);
     uint32_t buckets[2] = {home, iems_other(home, rest, bits)};
     int room[2] = {0, 0}, first[2] = {-1, -1};
     for (int b = 0; b < 2; b++)
@@ -70,6 +70,6 @@ static inline int iems_insert(uint32_t *table, int bits, uint32_t key, uint32_t 
     if (first[elsewhere] < 0)
         return 0;
     table[(size_t)buckets[elsewhere] * 16 + first[elsewhere]] =
-        rest | ((uint32_t)elsewhere << (32 - bits)) | (count << (33 - bits));
+        rest | ((uint32_t)elsewhere << (29 - bits)) | (count << (30 - bits));
     return 1;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from iems._native import kernel
@@ -46,11 +47,25 @@ def sections(content: bytes) -> list[tuple[int, bytes]]:
             raw = decode_transfer(raw, single_token(encoding))
         raw = raw[:left]
         if not raw.isascii():
-            raw = folded(decode(raw, content_type(kind)[2].get("charset", "")))[:left]
+            raw = folded(decode(raw, _charset(kind)))[:left]
         left -= len(raw)
         html = plain.startswith(b"text/html") or (plain.startswith(b"text/") is False and raw[:512].lstrip()[:5].lower() == b"<html")
         found.append((_bayes.HTML if html else _bayes.TEXT, raw))
     return found
+
+
+#: A field that any parser reads in the same way, up to so many octets (the pattern goes back and forth over spaces).
+MAX_PLAIN = 200
+_PLAIN = re.compile(
+    rb"[ \t\r\n]*[a-z]+/[a-z0-9.+-]+[ \t\r\n]*;[ \t\r\n]*charset[ \t\r\n]*=[ \t\r\n]*(\"?)([a-z0-9_.:+-]+)\1"
+    rb"(?:[ \t\r\n]*;[ \t\r\n]*(?!charset)[a-z-]+[ \t\r\n]*=[ \t\r\n]*(\"?)[a-z0-9_.-]+\3)*[ \t\r\n]*;?[ \t\r\n]*", re.I,
+)  # fmt: skip
+
+
+def _charset(kind: bytes) -> str:
+    """The charset that a Content-Type names, "" if none."""
+    plain = _PLAIN.fullmatch(kind) if len(kind) <= MAX_PLAIN else None
+    return plain[2].decode("ascii") if plain else content_type(kind)[2].get("charset", "")
 
 
 def folded(text: str) -> bytes:

@@ -37,7 +37,7 @@ class Prior:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """As `score` of the kernel wants it."""
-        return (self.good.table, self.good.bits, self.good.messages, self.spam.table, self.spam.bits, self.spam.messages)
+        return (self.good.table, self.good.bits, self.good.weight, self.spam.table, self.spam.bits, self.spam.weight)
 
 
 def write(path: Path, good: Side, spam: Side) -> None:

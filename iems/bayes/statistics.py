@@ -7,7 +7,7 @@ from pathlib import Path
 from iems.bayes import records
 from iems.bayes.side import Damaged, Side
 
-_FILES = ("good", "spam", "journal", "undo", "waiting")
+_FILES = ("good", "spam", "journal", "undo", "waiting", "recent")
 
 
 def statistics(folder: Path) -> dict[str, int | float | str]:
@@ -41,7 +41,7 @@ def statistics(folder: Path) -> dict[str, int | float | str]:
         state.append("nothing is told apart until both good mail and spam have been learnt")
     figures |= {
         "waiting": waiting,
-        "undo": len({record.digest for record in records.read(folder / "undo")}),
+        "undo": len({record.digest for record in records.read(folder / "undo") if record.lesson}),
         "octets": octets,
         "given_octets": given_octets,
         "octets_share": round(octets / given_octets, 4) if given_octets else 0.0,

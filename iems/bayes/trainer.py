@@ -1,19 +1,27 @@
 """Learning: messages into a user's two tables, safe against crashes, one learner at a time a folder.
 
-Only what the filter gets wrong, or nearly so (THICKNESS), is learnt: that keeps tables small and tells apart better than
-learning everything. While only one kind of mail has been given there is nothing to be wrong about: such messages wait,
-as features, and are learnt in turn with the first ones of the other kind.
+Only what the filter gets wrong, or nearly so (THICKNESS, SURE), is learnt: that keeps tables small and tells apart better
+than learning everything. A lesson has a weight, the more the filter was wrong the larger, which is added to the count of
+each feature of the message in the table of its kind. So the difference of a feature's counts is its coefficient in a
+logistic regression learnt by stochastic gradient, and their ratio what Robinson's formula asks for: one pair of tables, read
+in both ways (`filter.read`). What was learnt is gone through again: all that a command was given (ROUNDS), and the last
+MAX_RECENT lessons when there was a new one.
+
+While only one kind of mail has been given there is nothing to be wrong about: such messages wait, as features, and are
+learnt in turn with the first ones of the other kind.
 
 Files of a folder: `good`, `spam` (tables), `journal` (what a command learnt, until it is in the tables), `undo` (what the
-last command learnt, if that is not too much), `waiting`, `lock`. A message learnt is a record in the journal before it
-is in a table, and each table knows the last record that is in it, so a crash at any point loses no record and counts none
-twice. A damaged table is put aside as `NAME.damaged`, with the other one: half of what was learnt would be worse than none.
+last command learnt, if that is not too much), `recent` (to be gone through again), `waiting`, `lock`. A lesson is a record
+in the journal before it is in a table, and each table knows the last record that is in it, so a crash at any point loses no
+record and counts none twice. A damaged table is put aside as `NAME.damaged`, with the other one: half of what was learnt
+would be worse than none.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -22,7 +30,7 @@ from typing import BinaryIO
 
 from iems._native import kernel
 from iems.bayes import records
-from iems.bayes.filter import odds_of, squeezed, verdict_of
+from iems.bayes.filter import odds_of, read, squeezed, verdict_of
 from iems.bayes.parts import MAX_MESSAGE, sections
 from iems.bayes.prior import Prior
 from iems.bayes.records import Record
@@ -34,6 +42,15 @@ _bayes = kernel("bayes")
 
 #: Log odds within which a message is learnt though it is on the right side.
 THICKNESS = 4.0
+#: How probable the linear sum must make the right side, or it is learnt as well.
+SURE = 0.99
+#: Weight of a lesson in which the linear sum was wholly wrong, over the length of the message, and the most it can be.
+STEP = 100.0
+MAX_STEP = 100
+#: How often a command goes again through all it was given.
+ROUNDS = 2
+#: Messages learnt last that are gone through again when one is learnt.
+MAX_RECENT = 64
 #: Octets of features that wait for the other kind; what comes then is learnt at once.
 MAX_WAITING = 32 << 20
 ENOUGH = 50
@@ -78,6 +95,10 @@ class Trainer:
         self._clear = [0, 0]
         self._waits: dict[int, Record] = {}
         self._waiting_octets = 0
+        self._recent: dict[int, Record] = {}  # first lessons, the latest last
+        self._course: list[Record] = []  # what a command was given
+        self._course_octets = 0
+        self._lessons = 0
 
     def __enter__(self) -> Trainer:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -123,9 +144,10 @@ class Trainer:
                     if not self.damaged:
                         self.damaged.append(f"{name}: the other table is missing")
             if self.damaged:
-                for name in ("journal", "undo"):
+                for name in ("journal", "undo", "recent"):
                     self._path(name).unlink(missing_ok=True)
         self._sequence = max(side.sequence for side in self.sides)
+        self._recent = {record.digest: record for record in records.read(self._path("recent"))}
         for record in records.read(self._path("journal")):
             self._apply(record)
             self._changed = True
@@ -141,20 +163,27 @@ class Trainer:
     def _apply(self, record: Record) -> None:
         """Put a record into its table, unless it is there."""
         self._sequence = max(self._sequence, record.sequence)
+        if record.lesson:
+            self._recent.pop(record.digest, None)
+        if record.lesson > 0:
+            self._recent[record.digest] = record
+            if len(self._recent) > MAX_RECENT:
+                del self._recent[next(iter(self._recent))]
         side = self.sides[record.side]
         if record.sequence <= side.sequence:
             return
         side.add(keys_of(record.found), record.change, self.cap_bits)
-        side.messages = max(0, side.messages + record.change)
+        side.messages = max(0, side.messages + record.lesson)
+        side.weight = max(0, side.weight + record.change)
         side.sequence = record.sequence
-        if record.change > 0:
-            side.remember(record.digest)
-        else:
+        if record.lesson < 0:
             side.digests.pop(record.digest, None)
+        elif record.lesson or record.digest in side.digests:
+            side.remember(record.digest, record.change)
 
-    def _record(self, digest: int, size: int, change: int, side: int, found: bytes) -> None:
+    def _record(self, digest: int, size: int, change: int, side: int, lesson: int, found: bytes) -> None:
         self._sequence += 1
-        record = Record(self._sequence, digest, size, change, side, found)
+        record = Record(self._sequence, digest, size, change, side, lesson, found)
         if self._journal is None:
             self._journal = open(self._path("journal"), "ab", buffering=0)  # noqa: SIM115
         octets = record.octets()
@@ -169,6 +198,10 @@ class Trainer:
         """Write what was learnt into the tables; what the last command did can be undone from then on."""
         for name, side in zip(NAMES, self.sides, strict=True):
             side.write(self._path(name))
+        if self._recent:
+            write_durably(self._path("recent"), b"".join(record.octets() for record in self._recent.values()))
+        else:
+            self._path("recent").unlink(missing_ok=True)
         journal = self._path("journal")
         if self._journal:
             self._journal.close()
@@ -181,6 +214,11 @@ class Trainer:
                 journal.unlink()
                 self._path("undo").unlink(missing_ok=True)
         self._changed = False
+
+    def replace(self, good: Side, spam: Side) -> None:
+        """Put other tables in the place of these; what waits or would be gone through again is forgotten."""
+        self.sides = (good, spam)
+        self._waits, self._waiting_octets, self._recent, self._course, self._course_octets = {}, 0, {}, [], 0
 
     # Learning
 
@@ -201,17 +239,19 @@ class Trainer:
         """
         side = int(spam)
         waiting = [] if self._one_sided(side) else [r for _, r in sorted(self._waits.items()) if r.side != side]
-        passed = 0
+        passed, lessons = 0, self._lessons
         for number, content in enumerate(contents, 1):
-            yield self._learn(content, side)
+            yield self._learn(content, side, total > 1)
             until = min(len(waiting), number * len(waiting) // max(total, 1))
             if self.sides[side].given < ENOUGH:
                 until = min(until, number * IN_TURN)
-            self._drain(waiting[passed:until])
+            self._drain(waiting[passed:until], total > 1)
             passed = max(passed, until)
         if self.sides[side].given >= ENOUGH:
-            self._drain(waiting[passed:])
+            self._drain(waiting[passed:], total > 1)
             passed = len(waiting)
+        if self._lessons > lessons:
+            self._revise(ROUNDS if total > 1 else 0)
         if passed:
             for record in waiting[:passed]:
                 self._waits.pop(record.digest, None)
@@ -223,7 +263,7 @@ class Trainer:
         digest = digest_of(content)
         for number, side in enumerate(self.sides):
             if digest in side.digests:
-                self._record(digest, len(content), -1, number, _bayes.features(sections(content)))
+                self._record(digest, len(content), -side.digests[digest], number, -1, _bayes.features(sections(content)))
                 return True
         return False
 
@@ -236,8 +276,8 @@ class Trainer:
         if not last:
             raise IemsError(f"{self.folder}: nothing to undo (a command that learnt very much can't be undone)")
         for record in reversed(last):
-            self._record(record.digest, record.size, -record.change, record.side, record.found)
-        return len({record.digest for record in last})
+            self._record(record.digest, record.size, -record.change, record.side, -record.lesson, record.found)
+        return len({record.digest for record in last if record.lesson})
 
     def now(self) -> dict[str, int]:
         """How this Trainer's messages would be judged now, by verdict."""
@@ -252,7 +292,7 @@ class Trainer:
             return False
         return all(record.side == side for record in self._waits.values())
 
-    def _learn(self, content: bytes, side: int) -> Outcome:
+    def _learn(self, content: bytes, side: int, course: bool) -> Outcome:
         digest = digest_of(content)
         here, other = self.sides[side], self.sides[1 - side]
         found = _bayes.features(sections(content))
@@ -264,19 +304,18 @@ class Trainer:
         here.given_octets += len(content)
         self._changed = True
         if digest in other.digests:
-            self._record(digest, len(content), -1, 1 - side, found)
-            self._record(digest, len(content), 1, side, found)
-            self._look_again(found)
+            self._record(digest, len(content), -other.digests[digest], 1 - side, -1, found)
+            self._weigh(Record(0, digest, len(content), 0, side, 1, found), course, wanted=True)
             return Outcome.MOVED
         if waits is not None:
             # Said to be the other kind before anything was learnt: only the last word counts.
             del self._waits[digest]
             self._write_waiting()
         if self._one_sided(side) and self._waiting_octets < MAX_WAITING:
-            self._wait(Record(0, digest, len(content), 1, side, found))
+            self._wait(Record(0, digest, len(content), 0, side, 1, found))
             self._look_again(found)
             return Outcome.WAITS
-        return self._weigh(digest, len(content), side, found)
+        return self._weigh(Record(0, digest, len(content), 0, side, 1, found), course)
 
     def _wait(self, record: Record) -> None:
         self._waits[record.digest] = record
@@ -291,20 +330,44 @@ class Trainer:
             return
         write_durably(self._path("waiting"), b"".join(record.octets() for record in self._waits.values()))
 
-    def _drain(self, waiting: list[Record]) -> None:
+    def _drain(self, waiting: list[Record], course: bool) -> None:
         for record in waiting:
             if record.digest in self._waits and record.digest not in self.sides[record.side].digests:
-                self._weigh(record.digest, record.size, record.side, record.found)
+                self._weigh(record, course)
 
-    def _weigh(self, digest: int, size: int, side: int, found: bytes) -> Outcome:
-        """Learn a message unless the filter is sure of it."""
-        odds = self.odds(found)
-        if (odds if side else -odds) >= THICKNESS:
-            self._clear[side] += 1
+    def _weigh(self, record: Record, course: bool, wanted: bool = False) -> Outcome:
+        """Learn a message unless the filter is sure of it. course: come back to it at the end; wanted: in any case."""
+        if course and self._course_octets < MAX_WAITING:
+            self._course.append(record)
+            self._course_octets += len(record.found)
+        if not self._lesson(record, wanted):
+            self._clear[record.side] += 1
             return Outcome.CLEAR
-        self._record(digest, size, 1, side, found)
-        self._look_again(found)
+        self._look_again(record.found)
         return Outcome.LEARNT
+
+    def _lesson(self, record: Record, wanted: bool = False) -> bool:
+        """Give a lesson if there is something to learn from it, or it is wanted."""
+        odds, linear, length = read(record.found, *self.sides, self.prior)
+        doubt = 1.0 / (1.0 + math.exp(min(linear if record.side else -linear, 500.0)))
+        if not wanted and (odds if record.side else -odds) >= THICKNESS and doubt <= 1.0 - SURE:
+            return False
+        weight = min(MAX_STEP, max(1, round(STEP * doubt / max(length, 1.0))))
+        known = record.digest in self.sides[record.side].digests
+        self._record(record.digest, record.size, weight, record.side, 0 if known else 1, record.found)
+        self._lessons += 1
+        return True
+
+    def _revise(self, rounds: int) -> None:
+        """Go through the last lessons again, the latest first, or so many times through the whole course."""
+        for record in reversed(list(self._recent.values())):
+            self._lesson(record)
+        for _ in range(rounds):
+            lessons = self._lessons
+            for record in self._course:
+                self._lesson(record)
+            if self._lessons == lessons:
+                break
 
     def _look_again(self, found: bytes) -> None:
         self._again.append(found)
@@ -319,7 +382,7 @@ def digest_of(content: bytes) -> int:
 def reset(folder: Path) -> None:
     """Forget everything."""
     with Trainer(folder) as trainer:
-        trainer.sides = (Side(), Side())
-        for name in (*NAMES, "journal", "undo", "waiting"):
+        trainer.replace(Side(), Side())
+        for name in (*NAMES, "journal", "undo", "waiting", "recent"):
             trainer.folder.joinpath(name).unlink(missing_ok=True)
             trainer.folder.joinpath(f"{name}.damaged").unlink(missing_ok=True)

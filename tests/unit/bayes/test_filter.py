@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iems.bayes import Filter, Outcome, Prior, Trainer
+from iems._native import kernel
+from iems.bayes import Filter, Outcome, Prior, Trainer, records
 from iems.bayes import prior as priors
 from iems.bayes.exchange import export, load
-from iems.bayes.filter import Filters, opened, squeezed
-from iems.bayes.parts import MAX_TEXT, sections
+from iems.bayes.filter import BEND, LEAN, Filters, arguments, opened, squeezed
+from iems.bayes.parts import _PLAIN, MAX_TEXT, _charset, sections
 from iems.bayes.side import Damaged, Side
 from iems.bayes.statistics import statistics
-from iems.bayes.trainer import reset
+from iems.bayes.trainer import digest_of, reset
 from iems.errors import IemsError
+from iems.message.words import content_type
 from tests.support.bayesmail import messages
 
 
@@ -70,8 +72,9 @@ def test_one_kind_alone_waits_and_decides_nothing(tmp_path: Path) -> None:
     assert right(Filter(tmp_path)) > 0.95
 
 
-def test_learning_twice_counts_once_and_moving_takes_back(tmp_path: Path) -> None:
+def test_learning_twice_counts_once_and_moving_takes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taught(tmp_path)
+    monkeypatch.setattr(Trainer, "_revise", lambda *_: None)
     fresh = messages(3, True, 9)[0].replace(b"offer", b"novelty")
     with Trainer(tmp_path) as trainer:
         before = [side.items().tolist() for side in trainer.sides]
@@ -83,6 +86,63 @@ def test_learning_twice_counts_once_and_moving_takes_back(tmp_path: Path) -> Non
         assert sorted(trainer.sides[0].items().tolist()) == sorted(before[0])
         assert trainer.forget(fresh) and not trainer.forget(fresh)
         assert sorted(trainer.sides[1].items().tolist()) == sorted(before[1])
+
+
+def test_what_was_learnt_is_gone_through_again_and_all_of_it_is_forgotten(tmp_path: Path) -> None:
+    taught(tmp_path)
+    hard = messages(1, False, 1)[0] + b"once more\r\n"  # spam that looks good
+    with Trainer(tmp_path) as trainer:
+        assert trainer.learn(hard, True) is Outcome.LEARNT
+        spam, digest = trainer.sides[1], digest_of(hard)
+        lessons = list(records.read(tmp_path / "journal"))
+        assert [record.lesson for record in lessons] == [1] + [0] * (len(lessons) - 1) and len(lessons) > 1
+        assert all(side.weight == sum(side.digests.values()) and side.messages == len(side.digests) for side in trainer.sides)
+        before_undo = [sorted(side.items().tolist()) for side in trainer.sides]
+        trainer.commit()
+        assert trainer.undo() == 1 and digest not in trainer.sides[1].digests
+        trainer.commit()
+        assert trainer.undo() == 1 and [sorted(side.items().tolist()) for side in trainer.sides] == before_undo
+        messages_learnt, weight, its = spam.messages, spam.weight, spam.digests[digest]
+        assert its == sum(record.change for record in lessons if record.digest == digest) > 0
+        assert trainer.forget(hard)
+        assert (spam.messages, spam.weight) == (messages_learnt - 1, weight - its)
+        trainer.learn(messages(1, True, 6)[0], True)
+    assert digest not in {record.digest for record in records.read(tmp_path / "recent")}
+
+
+def test_shares_of_all_features_make_the_score(tmp_path: Path) -> None:
+    taught(tmp_path)
+    for one in (*messages(3, True, 2), *messages(3, False, 2)):
+        score = Filter(tmp_path).score(one, 10_000)
+        belief = kernel("bayes").score(kernel("bayes").features(sections(one)), *arguments(*Filter(tmp_path).sides(), None))[0]
+        lean = LEAN / (1.0 + abs(belief + LEAN) / BEND)
+        assert sum(share for _, share in score.evidence) + lean == pytest.approx(opened(score.score))
+
+
+FORMER = Path(__file__).parent / "former"
+
+
+def test_a_folder_of_the_former_layout_goes_on(tmp_path: Path) -> None:
+    for path in FORMER.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert (tmp_path / "good").read_bytes().startswith(b"IEMSbay1")
+    assert right(Filter(tmp_path)) > 0.97
+    exported = tmp_path / "exported"
+    load(tmp_path / "copy", exported.read_bytes().splitlines())
+    one = messages(1, True, 2)[0]
+    with Trainer(tmp_path) as trainer:
+        learnt = [sorted(side.items().tolist()) for side in trainer.sides]
+        assert all(side.weight == side.former == side.messages == len(side.digests) > 5 for side in trainer.sides)
+        known = next(message for message in messages(30, False, 1) if digest_of(message) in trainer.sides[0].digests)
+        assert trainer.learn(known, False) is Outcome.KNOWN
+        trainer.commit()
+    with Trainer(tmp_path / "copy") as copy:
+        assert [sorted(side.items().tolist()) for side in copy.sides] == learnt
+    assert (tmp_path / "good").read_bytes().startswith(b"IEMSbay2")
+    assert Filter(tmp_path).score(one).score == Filter(tmp_path / "copy").score(one).score
+    with Trainer(tmp_path) as trainer:
+        assert trainer.undo() == 4
+    assert right(Filter(tmp_path)) > 0.9
 
 
 def test_undo_takes_back_the_last_command_and_once_more_brings_it_back(tmp_path: Path) -> None:
@@ -289,8 +349,20 @@ def test_encodings_of_one_text_have_the_same_words() -> None:
     assert words[0] == words[1] == words[2] == {"body:grüße", "body:strasse", "body:grüße strasse"}
 
 
+def test_a_charset_found_the_short_way_is_the_one_the_parser_finds() -> None:
+    rng = random.Random(2045)
+    pieces = [b"text/plain", b"text/html", b";", b" ", b"charset", b"=", b"utf-8", b'"', b"ISO-8859-1", b"format", b"flowed", b"\r\n\t", b"*0", b"(c)",
+              b"charset=us-ascii", b"name=x", b";charset=", b";  format=flowed", b"x", b"'", b"CHARSET", b"\v"]  # fmt: skip
+    short = 0
+    for _ in range(20_000):
+        kind = (b"text/plain; charset=" if rng.random() < 0.7 else b"") + b"".join(rng.choices(pieces, k=rng.randrange(9)))
+        short += _PLAIN.fullmatch(kind) is not None
+        assert _charset(kind) == content_type(kind)[2].get("charset", ""), kind
+    assert short > 1_000
+
+
 def test_statistics_say_what_it_takes(tmp_path: Path) -> None:
     taught(tmp_path)
     figures = statistics(tmp_path)
     assert figures["state"] == "ready" and figures["good_given"] == 60 and figures["spam_given"] == 60
-    assert figures["octets"] == sum(os.path.getsize(tmp_path / name) for name in ("good", "spam", "undo") if (tmp_path / name).exists())
+    assert figures["octets"] == sum(os.path.getsize(tmp_path / name) for name in ("good", "spam", "undo", "recent") if (tmp_path / name).exists())

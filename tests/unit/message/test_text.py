@@ -2,10 +2,13 @@
 
 import base64
 import binascii
+import random
+import re
 
 import pytest
 
 from iems.message import Structure
+from iems.message import text as text_module
 from iems.message.text import Searchable, decode_transfer, fold, part_text, preview, search_text
 
 MESSAGE = (
@@ -80,3 +83,11 @@ def test_encoded_words_over_a_fold_are_one_text_in_the_whole_header_too():
     content = b"Subject: =?utf-8?Q?Gr=C3=BC?=\r\n =?utf-8?Q?=C3=9Fe?= aus\r\n Ulm\r\n\r\nbody"
     assert Searchable(content).in_field(b"Subject", fold("Grüße aus Ulm"))
     assert Searchable(content).in_text(fold("Grüße aus Ulm"))
+
+
+def test_white_space_that_transport_added_is_found_and_no_other() -> None:
+    rng = random.Random(2045)
+    for _ in range(20_000):
+        raw = bytes(rng.choices(b" \t\r\nx", k=rng.randrange(9)))
+        assert text_module._trails(raw) == bool(re.search(rb"[ \t](?=\r?\n|\Z)", raw)), raw
+        assert decode_transfer(raw, b"quoted-printable") == re.sub(rb"[ \t]+(?=\r?\n|\Z)", b"", raw), raw

@@ -296,7 +296,8 @@ class Spool:
         """Once a second: has a damaged index been replaced? A process that has nothing to write must let go, too."""
         self._tick = self.loop.call_later(_TICK_S, self._look)
         try:
-            if self.index.refresh() and self._writer is not None:
+            self.index.refresh()  # or another method was first to see the new one
+            if self._writer is not None:
                 self._writer.release()
         except lmdb.Error as error:
             self._alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}")

@@ -29,7 +29,8 @@ class Notes:
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def add(self, ids: list[bytes]) -> None:
-        os.write(self.fd, b"".join(id.hex().encode() + b"\n" for id in ids))
+        # the first line feed ends what a kill may have cut
+        os.write(self.fd, b"\n" + b"".join(id.hex().encode() + b"\n" for id in ids))
 
     def read(self) -> list[bytes]:
         # a line cut by the kill is none

@@ -381,3 +381,22 @@ def test_a_torn_end_is_no_missing_message(harness: Harness, run: Any) -> None:
     found = run(mend())
     assert (found["accepted"], found["delivered"]) == (2, 2)
     assert found["missing"] == found["queued"] == found["quarantined"] == 0
+
+
+def test_who_takes_from_a_new_index_lets_go_of_what_the_old_one_knew(harness: Harness, run: Any) -> None:
+    """Else the rebuild waits for this process's segment in vain, and delivers again what stands in it as delivered."""
+
+    async def body() -> None:
+        worker = harness.open()
+        await harness.accept(worker, b"x")
+        assert worker.writer.current is not None
+        # as another process does it (`recovery.replace_index`)
+        old, path = worker.index, worker.params.path
+        recovery._new_index(path, worker.params.map_octets, old.run + 1, old.clock.offset_ms, recovery._blob_files(path))
+        old.next_epoch()
+        assert worker.take(INPUT, 1)[0] == []  # opens the new index
+        worker._look()
+        assert worker.writer.current is None
+        worker.close()
+
+    run(body())

@@ -2,12 +2,15 @@
 
 `python -m iems.spool.soundness HOME/spool` ends with 0 if all is well, 1 if rows contradict each other (the reason on stdout). LMDB has no
 checksum on its pages: a bad one may as well crash, or send a reader round in circles. So this runs apart, and anything
-but 0 or 1, or no answer in time, means the same to the janitor: build another index.
+but 0 or 1, or no answer in time, means the same to the janitor: build another index. What readers never look at, the list of free
+pages, is tried by writing, in a child: every writer would die of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import signal
 import sys
 from pathlib import Path
@@ -17,11 +20,15 @@ import msgspec
 
 from iems.model import Extent
 from iems.spool import keys
-from iems.spool.index import Index
+from iems.spool.index import Index, is_damage
 from iems.spool.keys import HELD, LEASED, DamagedRow, has_agenda
 
 #: A reader that goes round in circles is ended after this time.
 LIMIT_S = 60
+#: The same of a writer; and how long it waits for its turn, after which nothing is said of writing.
+WRITE_S = 10
+#: So many pages in one piece are asked for, that LMDB goes through its list of free ones.
+ROOM_OCTETS = 1 << 20
 
 
 def check(index: Index) -> str:
@@ -89,6 +96,45 @@ def check(index: Index) -> str:
     return ""
 
 
+def write(path: Path, begun: int) -> None:
+    """Take free pages and give them back, then commit what the janitor writes in each round. An octet to `begun` says it has its turn."""
+    index = Index(path / "index")
+    with index.env.begin(write=True) as txn:
+        os.write(begun, b".")
+        txn.put(b"soundness", bytes(ROOM_OCTETS), db=index.db["meta"])
+        txn.abort()
+    index.set_meta(keys.META_QUEUE_MS, index.clock.now_ms().to_bytes(8, "big"))
+
+
+def check_writing(path: Path) -> str:
+    """What is wrong with writing to the index, '' if nothing is or others kept it from its turn. Forks: for a process without threads."""
+    look, tell = os.pipe()
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            signal.alarm(0)
+            os.close(look)
+            write(path, tell)
+            code = 0
+        except lmdb.Error as error:
+            code = 2 if is_damage(error) else 0
+        finally:
+            os._exit(code)
+    os.close(tell)
+    try:
+        began = bool(select.select([look], [], [], WRITE_S)[0]) and bool(os.read(look, 1))
+        ended = bool(select.select([look], [], [], WRITE_S)[0])  # readable, as nobody has the other end any more
+    finally:
+        os.close(look)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not ended:
+        return "its writer gave no answer" if began else ""
+    return f"its writer ended with {code}" if code else ""
+
+
 async def sound(path: Path, limit_s: float = LIMIT_S + 10) -> str:
     """Have another process read the index; '' if it is sound, else what is wrong. path: HOME/spool."""
     process = await asyncio.create_subprocess_exec(
@@ -121,8 +167,7 @@ def main(path: Path) -> int:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LIMIT_S)
     try:
-        index = Index(path / "index", readonly=True)
-        wrong = check(index)
+        wrong = check_writing(path) or check(Index(path / "index", readonly=True))
     except (lmdb.Error, msgspec.DecodeError, ValueError, IndexError) as error:
         wrong = f"{type(error).__name__}: {error}"
     if wrong:

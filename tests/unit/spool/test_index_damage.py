@@ -17,6 +17,7 @@ import pytest
 from iems.errors import SpoolError
 from iems.model import INPUT, Channel, Outcome, Result
 from iems.spool import Item, Settlement, Spool, recovery, soundness
+from iems.spool.index import Index
 from iems.spool.rebuild import rebuild, repair
 from tests.support.spool import Harness, routed
 
@@ -181,5 +182,30 @@ def test_sound(harness: Harness, run: Any) -> None:
         assert "reader ended" in await soundness.sound(path / "nowhere") or await soundness.sound(
             path / "nowhere"
         )
+
+    run(body())
+
+
+def test_a_damaged_list_of_free_pages_is_found(harness: Harness, run: Any) -> None:
+    """No reader looks at it, and each writer dies of it: the janitor, too, which would else never come to build another index."""
+
+    async def body() -> None:
+        spool = harness.open()
+        for _ in range(5):
+            await harness.accept(spool, *[b"x"] * 20)
+        spool.close()
+        assert await soundness.sound(harness.path / "spool") == ""
+        data = harness.path / "spool/index/data.mdb"
+        with open(data, "r+b") as file:
+            content = file.read()
+            # of both meta pages (MDB_meta behind a header of 16 octets) the root of the free list: dbs[0].md_root
+            for root in {int.from_bytes(content[at + 80 : at + 88], "little") for at in (0, 4096)}:
+                if 0 < root < len(content) // 4096:
+                    file.seek(root * 4096 + 16)
+                    file.write(b"\xa5" * (4096 - 16))
+        index = Index(harness.path / "spool/index", readonly=True)
+        assert soundness.check(index) == "", "readers see nothing"
+        index.close()
+        assert "writer" in await soundness.sound(harness.path / "spool")
 
     run(body())

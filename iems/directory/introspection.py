@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_plus, urlencode
 
 from iems.errors import DirectoryUnavailable
+from iems.net.breaker import Breaker, Guard, NoAnswer
 from iems.net.http import Place, post
-from iems.scan.breaker import Breaker, ScanFailure
 from iems.secretfile import SecretError, read_secret
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Introspection:
         self._auth = auth
         self._home = home
         self._place = Place.of(auth.oauth_introspection)
-        self._breaker = Breaker(told)
+        self._guard = Guard("introspection", timeout_s=auth.oauth_timeout_s, at_once=MAX_ASKED, breaker=Breaker(told))
         self._clock = clock
         self._key = os.urandom(32)
         self._kept: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
@@ -81,20 +81,10 @@ class Introspection:
 
     async def _ask(self, tag: bytes, token: str) -> str:
         try:
-            self._breaker.check()
-        except ScanFailure as error:
-            raise DirectoryUnavailable(f"introspection: {error}") from None
-        try:
-            async with asyncio.timeout(self._auth.oauth_timeout_s):
+            async with self._guard.asking(RecursionError, http.client.HTTPException, SecretError):
                 claims = await self._claims(token)
-        except (OSError, EOFError, TimeoutError, ValueError, RecursionError, http.client.HTTPException, SecretError) as error:
-            reason = str(error) or type(error).__name__
-            self._breaker.failed(reason)
-            raise DirectoryUnavailable(f"introspection: {reason}") from None
-        except BaseException:
-            self._breaker.failed("cut off")
-            raise
-        self._breaker.succeeded()
+        except NoAnswer as error:
+            raise DirectoryUnavailable(str(error)) from None
         now_s = self._clock()
         user, until_s = self._judge(claims, now_s)
         if self._auth.oauth_cache_s:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iems.model import Channel
+from iems.net.breaker import Breaker
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.archive import FORMATS
 from iems.preprocessor.modules.antivirus import AntiVirus, Scanner
 from iems.preprocessor.modules.content import Content
 from iems.preprocessor.modules.milter import Milters
-from iems.scan.breaker import Breaker
 from iems.scan.checker import Rspamd, Spamd
 from iems.scan.clamd import Clamd
 from iems.scan.command import Command

@@ -9,7 +9,7 @@ import re
 import msgspec
 from msgspec import Struct
 
-from iems.scan.breaker import Breaker, Guard, ScanFailure
+from iems.net.breaker import Breaker, Guard, NoAnswer
 
 _SPAM = re.compile(rb"^Spam:[ \t]*(True|Yes|False|No)[ \t]*;[ \t]*(-?[0-9.]+)[ \t]*/[ \t]*(-?[0-9.]+)", re.I | re.M)
 _ANSWER_MAX = 1 << 20
@@ -43,7 +43,7 @@ class Checker:
         self._guard = Guard(self.name, timeout_s=timeout_s, at_once=at_once, breaker=breaker)
 
     async def check(self, content: bytes, *, ip: str = "", helo: str = "", sender: str = "", recipients: tuple[str, ...] = ()) -> Score:
-        """The score of a message. Raises ScanFailure."""
+        """The score of a message. Raises NoAnswer."""
         async with self._guard.asking(http.client.HTTPException, RecursionError):
             return await self._ask(content, ip, helo, sender, recipients)
 
@@ -72,7 +72,7 @@ class Spamd(Checker):
         first = head.partition(b"\r\n")[0].split()
         found = _SPAM.search(head)
         if len(first) < 3 or not first[0].startswith(b"SPAMD/") or first[1] != b"0" or found is None:
-            raise ScanFailure(f"no answer of spamd: {answer[:200]!r}")
+            raise NoAnswer(f"no answer of spamd: {answer[:200]!r}")
         rules = tuple(rule.decode("ascii", "replace") for rule in body.strip().split(b",")[:100] if rule.strip())
         return Score(found[1].lower() in (b"true", b"yes"), float(found[2]), float(found[3]), rules)
 
@@ -103,7 +103,7 @@ class Rspamd(Checker):
         finally:
             connection.close()
         if response.status != 200:
-            raise ScanFailure(f"rspamd answers {response.status}: {body[:200]!r}")
+            raise NoAnswer(f"rspamd answers {response.status}: {body[:200]!r}")
         answer = msgspec.json.decode(body, type=_RspamdAnswer)
         spam = answer.action in ("reject", "add header", "rewrite subject")
         return Score(spam, answer.score, answer.required_score, tuple(sorted(answer.symbols)[:100]))

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from msgspec import Struct
 
-from iems.scan.breaker import Breaker, Guard, ScanFailure
+from iems.net.breaker import Breaker, Guard, NoAnswer
 
 #: How long a session without work is kept; clamd ends it after IdleTimeout, 30 s if nothing else is set.
 IDLE_S = 10.0
@@ -39,7 +39,7 @@ class Clamd:
         self._idle: list[_Session] = []
 
     async def scan(self, content: AsyncIterator[bytes]) -> str:
-        """The name of the virus, "" if none is found. Raises ScanFailure."""
+        """The name of the virus, "" if none is found. Raises NoAnswer."""
         async with self._guard.asking():
             first: list[bytes] = []
             octets = 0
@@ -105,12 +105,12 @@ class Clamd:
         except asyncio.IncompleteReadError as error:
             if not error.partial and session.asked > 1:
                 raise
-            raise ScanFailure(f"it closed: {error.partial[:200]!r}") from error
+            raise NoAnswer(f"it closed: {error.partial[:200]!r}") from error
         except asyncio.LimitOverrunError as error:
-            raise ScanFailure("it answers without end") from error
+            raise NoAnswer("it answers without end") from error
         numbered = _ANSWER.match(answer)
         if numbered is None or int(numbered[1]) != session.asked:
-            raise ScanFailure(f"no answer of clamd: {answer[:200]!r}")
+            raise NoAnswer(f"no answer of clamd: {answer[:200]!r}")
         return _verdict(numbered[2][:_ANSWER_MAX])
 
 
@@ -124,10 +124,10 @@ async def _send(writer: asyncio.StreamWriter, octets: bytes) -> None:
 def _verdict(answer: bytes) -> str:
     text = answer.rstrip(b"\0\n ").decode("utf-8", "replace")
     if not text.startswith("stream: "):
-        raise ScanFailure(f"no answer of clamd: {text[:200]!r}")
+        raise NoAnswer(f"no answer of clamd: {text[:200]!r}")
     text = text.removeprefix("stream: ")
     if text == "OK":
         return ""
     if text.endswith(" FOUND"):
         return text.removesuffix(" FOUND")[:200] or "unnamed"
-    raise ScanFailure(text[:200])
+    raise NoAnswer(text[:200])

@@ -13,7 +13,7 @@ from pathlib import Path
 from iems._native import kernel
 from iems.message.structure import Structure
 from iems.message.text import part_octets
-from iems.scan.breaker import Breaker, Guard, ScanFailure
+from iems.net.breaker import Breaker, Guard, NoAnswer
 
 _mime = kernel("mime")
 
@@ -34,7 +34,7 @@ class Command:
         self._clean = clean
 
     async def scan(self, content: AsyncIterator[bytes]) -> str:
-        """What the command says of a virus, "" if it finds none. Raises ScanFailure."""
+        """What the command says of a virus, "" if it finds none. Raises NoAnswer."""
         async with self._guard.asking():
             folder = Path(tempfile.mkdtemp(prefix="iems-scan-"))
             try:
@@ -70,7 +70,7 @@ class Command:
         if code in self._infected:
             return said or "infected"
         if code not in self._clean:
-            raise ScanFailure(f"exit code {code}: {said}")
+            raise NoAnswer(f"exit code {code}: {said}")
         return ""
 
 

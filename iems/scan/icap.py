@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 
 from msgspec import Struct
 
+from iems.net.breaker import Breaker, Guard, NoAnswer
 from iems.scan import icapwire as wire
-from iems.scan.breaker import Breaker, Guard, ScanFailure
 
 #: How long a connection without work is kept.
 IDLE_S = 20.0
@@ -46,12 +46,12 @@ class Icap:
         self._options_until = 0.0
 
     async def scan(self, content: AsyncIterator[bytes]) -> str:
-        """The name of what it found, "" if it lets the content pass. Raises ScanFailure."""
+        """The name of what it found, "" if it lets the content pass. Raises NoAnswer."""
         async with self._guard.asking(asyncio.LimitOverrunError):
             try:
                 return await self._ask(_Source(content))
             except asyncio.IncompleteReadError as error:
-                raise ScanFailure(f"it closed: {error.partial[:200]!r}") from error
+                raise NoAnswer(f"it closed: {error.partial[:200]!r}") from error
 
     async def _ask(self, source: _Source) -> str:
         options = await self._known()
@@ -117,7 +117,7 @@ class Icap:
             if answer.code != 100:
                 return await self._verdict(reader, answer, source, whole)
             if whole:
-                raise ScanFailure("it wants more than there is")
+                raise NoAnswer("it wants more than there is")
         sending = asyncio.ensure_future(_send(writer, source))
         try:
             answer = await _head(reader)
@@ -136,10 +136,10 @@ class Icap:
             return found, False
         if answer.code == 204:
             if wire.encapsulated(answer).body:
-                raise ScanFailure("no change, and a body")
+                raise NoAnswer("no change, and a body")
             return "", not _closes(answer)
         if answer.code not in (200, 201):
-            raise ScanFailure(f"it answers {answer.code}")
+            raise NoAnswer(f"it answers {answer.code}")
         parts = wire.encapsulated(answer)
         for kind, length in parts.heads:
             octets = await reader.readexactly(length)
@@ -162,7 +162,7 @@ class Icap:
             if not sending.done() and octets_back == source.octets:
                 await asyncio.wait({sending}, timeout=1.0)
             if not sending.done() or sending.exception() is not None:
-                raise ScanFailure("it answered before it had seen everything")
+                raise NoAnswer("it answered before it had seen everything")
         if octets_back != source.octets or back.digest() != source.digest.digest():
             return _CHANGED, False
         return "", not _closes(answer)
@@ -233,21 +233,21 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
         while length:
             piece = await reader.read(min(length, 65_536))
             if not piece:
-                raise ScanFailure("it closed within a body")
+                raise NoAnswer("it closed within a body")
             length -= len(piece)
             yield piece
         if await reader.readexactly(2) != wire.CRLF:
-            raise ScanFailure("a chunk without an end")
+            raise NoAnswer("a chunk without an end")
     for _ in range(wire.FIELDS_MAX):
         if not await _line(reader):
             return
-    raise ScanFailure("a trailer without an end")
+    raise NoAnswer("a trailer without an end")
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
     octets = await reader.readuntil(wire.CRLF)
     if len(octets) > wire.CHUNK_LINE_MAX:
-        raise ScanFailure("a chunk's line is too long")
+        raise NoAnswer("a chunk's line is too long")
     return octets[:-2]
 
 
@@ -260,7 +260,7 @@ async def _drop(reader: asyncio.StreamReader, answer: wire.Head) -> None:
         async for piece in _chunks(reader):
             octets += len(piece)
             if octets > _ANSWER_MORE:
-                raise ScanFailure("OPTIONS is answered without end")
+                raise NoAnswer("OPTIONS is answered without end")
 
 
 def _closes(answer: wire.Head) -> bool:

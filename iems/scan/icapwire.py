@@ -9,7 +9,7 @@ import re
 
 from msgspec import Struct
 
-from iems.scan.breaker import ScanFailure
+from iems.net.breaker import NoAnswer
 
 #: Octets of a head, fields in it; octets of a chunk's first line; the longest preview sent.
 HEAD_MAX = 64 << 10
@@ -81,13 +81,13 @@ def chunk(octets: bytes) -> bytes:
 
 
 def head(octets: bytes, protocol: bytes = b"ICAP") -> Head:
-    """The head of an answer, its empty line included. Raises ScanFailure if it is none."""
+    """The head of an answer, its empty line included. Raises NoAnswer if it is none."""
     lines = octets.split(b"\r\n")
     first = _STATUS.match(lines[0])
     if first is None or first[1] != protocol or lines[-2:] != [b"", b""]:
-        raise ScanFailure(f"no answer of {protocol.decode()}: {octets[:200]!r}")
+        raise NoAnswer(f"no answer of {protocol.decode()}: {octets[:200]!r}")
     if len(lines) > FIELDS_MAX:
-        raise ScanFailure("too many fields in an answer")
+        raise NoAnswer("too many fields in an answer")
     fields: dict[str, str] = {}
     name = ""
     for line in lines[1:-2]:
@@ -95,20 +95,20 @@ def head(octets: bytes, protocol: bytes = b"ICAP") -> Head:
             continue  # what goes on is of no use here
         match = _FIELD.match(line)
         if match is None:
-            raise ScanFailure(f"no field: {line[:200]!r}")
+            raise NoAnswer(f"no field: {line[:200]!r}")
         name = match[1].decode("ascii").lower()
         fields.setdefault(name, match[2].decode("latin-1").strip())
     return Head(int(first[4]), fields)
 
 
 def options(answer: Head) -> Options:
-    """What the answer to OPTIONS says. Raises ScanFailure if the service can't be used."""
+    """What the answer to OPTIONS says. Raises NoAnswer if the service can't be used."""
     if answer.code != 200:
-        raise ScanFailure(f"OPTIONS is answered by {answer.code}")
+        raise NoAnswer(f"OPTIONS is answered by {answer.code}")
     methods = [method.strip().upper() for method in re.split(r"[,\s]+", answer.fields.get("methods", ""))]
     method = next((method for method in ("RESPMOD", "REQMOD") if method in methods), "")
     if not method:
-        raise ScanFailure("it knows neither RESPMOD nor REQMOD")
+        raise NoAnswer("it knows neither RESPMOD nor REQMOD")
     preview = _number(answer.fields, "preview")
     ttl = _number(answer.fields, "options-ttl")
     return Options(method, None if preview is None else min(preview, PREVIEW_MAX), TTL_MAX_S if ttl is None else min(float(ttl), TTL_MAX_S))
@@ -119,12 +119,12 @@ def _number(fields: dict[str, str], name: str) -> int | None:
     if text is None:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ScanFailure(f"no number in {name}: {text[:50]!r}")
+        raise NoAnswer(f"no number in {name}: {text[:50]!r}")
     return int(text)
 
 
 def encapsulated(answer: Head) -> Encapsulated:
-    """What follows an answer's head (RFC 3507 4.4.1). Raises ScanFailure."""
+    """What follows an answer's head (RFC 3507 4.4.1). Raises NoAnswer."""
     text = answer.fields.get("encapsulated")
     if text is None:
         return Encapsulated((), "")
@@ -132,14 +132,14 @@ def encapsulated(answer: Head) -> Encapsulated:
     for piece in text.split(","):
         match = _PIECE.match(piece.strip())
         if match is None or len(places) == 3:
-            raise ScanFailure(f"Encapsulated can't be read: {text[:200]!r}")
+            raise NoAnswer(f"Encapsulated can't be read: {text[:200]!r}")
         places.append((match[1], int(match[2])))
     heads = []
     for at, (kind, place) in enumerate(places):
         last = at == len(places) - 1
         length = 0 if last else places[at + 1][1] - place
         if (at == 0 and place) or last != kind.endswith("-body") or length < 0 or length > HEAD_MAX:
-            raise ScanFailure(f"Encapsulated can't be read: {text[:200]!r}")
+            raise NoAnswer(f"Encapsulated can't be read: {text[:200]!r}")
         if not last:
             heads.append((kind, length))
     body = places[-1][0]
@@ -147,10 +147,10 @@ def encapsulated(answer: Head) -> Encapsulated:
 
 
 def chunk_octets(line: bytes) -> int:
-    """The length in a chunk's first line, without CRLF; 0 ends the body. Raises ScanFailure."""
+    """The length in a chunk's first line, without CRLF; 0 ends the body. Raises NoAnswer."""
     match = _CHUNK.match(line)
     if match is None:
-        raise ScanFailure(f"no chunk: {line[:100]!r}")
+        raise NoAnswer(f"no chunk: {line[:100]!r}")
     return int(match[1], 16)
 
 

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from msgspec import Struct
 
 from iems.model import Extent, Reply
+from iems.net.breaker import Breaker, Guard, NoAnswer
 from iems.scan import milterwire as wire
-from iems.scan.breaker import Breaker, Guard, ScanFailure
 
 #: Changes of the header in one answer, octets of them, recipients removed, signs of life between two answers.
 CHANGES_MAX = 1_000
@@ -93,7 +93,7 @@ class Milter:
         self._guard = Guard(place, timeout_s=deadline_s, at_once=at_once, breaker=breaker)
 
     async def examine(self, mail: Mail) -> Answer:
-        """What the milter says of a message. Raises ScanFailure."""
+        """What the milter says of a message. Raises NoAnswer."""
         async with self._guard.asking():
             return await self._ask(mail)
 
@@ -111,7 +111,7 @@ class Milter:
             writer.write(wire.packet(wire.ABORT) * (not talk.ended) + wire.packet(wire.QUIT))
             return talk.answer
         except asyncio.IncompleteReadError as error:
-            raise ScanFailure("it closed the connection") from error
+            raise NoAnswer("it closed the connection") from error
         finally:
             writer.close()
 
@@ -151,7 +151,7 @@ class _Talk:
         await self._send(wire.packet(wire.NEGOTIATE, wire.offer()))
         command, data = await self._receive()
         if command != wire.NEGOTIATE:
-            raise ScanFailure(f"no answer to the negotiation: {command!r}")
+            raise NoAnswer(f"no answer to the negotiation: {command!r}")
         self._terms = wire.terms(data)
         self.answer.leading_space = bool(self._terms.steps & wire.LEADING_SPACE)
 
@@ -212,14 +212,14 @@ class _Talk:
             if needs is None:
                 break
             if not self._terms.actions & needs:
-                raise ScanFailure(f"it does what was not agreed on: {command!r}")
+                raise NoAnswer(f"it does what was not agreed on: {command!r}")
             if command == wire.REPLACE_BODY:
                 body = body or _Body(self._mail.keep, self._body_max)
                 await body.add(data)
                 continue
             octets += len(data)
             if octets > CHANGES_OCTETS or len(self.answer.changes) >= CHANGES_MAX or len(self.answer.removed) >= REMOVED_MAX:
-                raise ScanFailure("it wants too many changes")
+                raise NoAnswer("it wants too many changes")
             if command == wire.QUARANTINE:
                 text = " ".join(data.rstrip(b"\0").decode("utf-8", "replace").split())[:200]
                 self.answer.quarantine = "".join(char if char.isprintable() else "?" for char in text) or "by a milter"
@@ -264,7 +264,7 @@ class _Talk:
         elif command == wire.DISCARD:
             self.answer.discard = True
         elif command != wire.ACCEPT:
-            raise ScanFailure(f"it answers {command!r} where it may not")
+            raise NoAnswer(f"it answers {command!r} where it may not")
         raise _Done
 
     async def _send(self, octets: bytes) -> None:
@@ -279,11 +279,11 @@ class _Talk:
                 head = await self._reader.readexactly(5)
                 length = int.from_bytes(head[:4], "big")
                 if not 1 <= length <= wire.ANSWER_MAX:
-                    raise ScanFailure(f"a packet of {length} octets")
+                    raise NoAnswer(f"a packet of {length} octets")
                 data = await self._reader.readexactly(length - 1)
             if head[4:] != wire.PROGRESS:
                 return head[4:], data
-        raise ScanFailure("it goes on without an answer")
+        raise NoAnswer("it goes on without an answer")
 
 
 class _Body:
@@ -299,10 +299,10 @@ class _Body:
         self._extents: list[Extent] = []
 
     async def add(self, octets: bytes) -> None:
-        """The next octets. Raises ScanFailure if they are too many."""
+        """The next octets. Raises NoAnswer if they are too many."""
         self._put(self._lines.feed(octets))
         if self._all > self._most:
-            raise ScanFailure(f"its new body has more than {self._most} octets")
+            raise NoAnswer(f"its new body has more than {self._most} octets")
         if self._octets >= PIECE_OCTETS:
             await self._flush()
 

@@ -11,7 +11,7 @@ import re
 from msgspec import Struct
 
 from iems.model import Reply
-from iems.scan.breaker import ScanFailure
+from iems.net.breaker import NoAnswer
 
 VERSION = 6
 #: libmilter takes no packet with more data.
@@ -94,22 +94,22 @@ def offer() -> bytes:
 
 
 def terms(data: bytes) -> Terms:
-    """What the milter makes of our offer. Raises ScanFailure. Its list of macros is passed over: it gets all we have."""
+    """What the milter makes of our offer. Raises NoAnswer. Its list of macros is passed over: it gets all we have."""
     if len(data) < 12:
-        raise ScanFailure("its answer to the negotiation is cut off")
+        raise NoAnswer("its answer to the negotiation is cut off")
     found = Terms(*(int.from_bytes(data[at : at + 4], "big") for at in (0, 4, 8)))
     if not 2 <= found.version <= VERSION:
-        raise ScanFailure(f"it speaks version {found.version}, we {VERSION}")
+        raise NoAnswer(f"it speaks version {found.version}, we {VERSION}")
     if found.actions & ~ACTIONS or found.steps & ~STEPS:
-        raise ScanFailure(f"it wants what was not offered (actions {found.actions:#x}, steps {found.steps:#x})")
+        raise NoAnswer(f"it wants what was not offered (actions {found.actions:#x}, steps {found.steps:#x})")
     return found
 
 
 def reply(data: bytes) -> Reply:
-    """The reply a milter words itself, on one line of printable ASCII. Raises ScanFailure."""
+    """The reply a milter words itself, on one line of printable ASCII. Raises NoAnswer."""
     found = _REPLY.match(data.rstrip(b"\0"))
     if found is None:
-        raise ScanFailure(f"no reply: {data[:80]!r}")
+        raise NoAnswer(f"no reply: {data[:80]!r}")
     digit, rest, subject, detail, text = found.groups()
     words = " ".join(text.decode("ascii", "replace").replace("%%", "%").split())
     shown = "".join(char if " " <= char <= "~" else "?" for char in words)[:400]
@@ -117,15 +117,15 @@ def reply(data: bytes) -> Reply:
 
 
 def header_change(action: bytes, data: bytes) -> HeaderChange:
-    """A wish about a field. Raises ScanFailure if the name is none."""
+    """A wish about a field. Raises NoAnswer if the name is none."""
     place = 0
     if action != ADD_HEADER:
         if len(data) < 4:
-            raise ScanFailure("a change of a field is cut off")
+            raise NoAnswer("a change of a field is cut off")
         place, data = int.from_bytes(data[:4], "big"), data[4:]
     name, nul, value = data.partition(b"\0")
     if not nul or not _NAME.match(name):
-        raise ScanFailure(f"no field name: {name[:80]!r}")
+        raise NoAnswer(f"no field name: {name[:80]!r}")
     return HeaderChange(action, place, name, value.partition(b"\0")[0])
 
 

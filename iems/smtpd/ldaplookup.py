@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from iems.net.breaker import Breaker, Guard, NoAnswer
 from iems.net.ldap import Connection, Filter, LdapError, Server
-from iems.scan.breaker import Breaker, ScanFailure
 from iems.secretfile import SecretError, read_secret
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class LdapLookup:
         self._home = home
         self._servers = [Server.of(uri) for uri in settings.uris]
         self._filter = Filter(settings.filter)
-        self._breaker = Breaker(told)
+        # each connection and each search has its own limit
+        self._guard = Guard("ldap", timeout_s=None, at_once=MAX_ASKED, breaker=Breaker(told))
         self._kept: OrderedDict[bytes, tuple[float, bool | None]] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[bool | None]] = {}
-        self._room = asyncio.Semaphore(MAX_ASKED)
         self._connecting = asyncio.Lock()
         self._connection: Connection | None = None
 
@@ -84,21 +84,11 @@ class LdapLookup:
             return False  # no address has such, and servers that end text at a NUL would find another
         local, _, domain = address.rpartition(b"@")
         wanted = self._filter.encode({"s": address, "u": local, "d": domain})
-        async with self._room:
-            try:
-                self._breaker.check()
-            except ScanFailure:
-                return None
-            try:
-                answer = await self._search(wanted)
-            except (LdapError, OSError, SecretError, TimeoutError) as error:
-                self._breaker.failed(str(error) or type(error).__name__)
-                return None
-            except BaseException:
-                self._breaker.failed("cut off")
-                raise
-            self._breaker.succeeded()
-            return answer
+        try:
+            async with self._guard.asking(LdapError, SecretError):
+                return await self._search(wanted)
+        except NoAnswer:
+            return None
 
     async def _search(self, wanted: bytes) -> bool:
         """Ask over the connection there is; over a new one if that one had ended unseen. Raises LdapError, OSError, SecretError, TimeoutError."""

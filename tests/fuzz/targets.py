@@ -325,8 +325,8 @@ async def _content() -> Any:
 
 
 def _asked(ask: Callable[[], Any], seeds: Iterable[bytes]) -> Target:
-    """A client of `iems.scan` whose server has said these octets: it answers, or raises ScanFailure."""
-    from iems.scan.breaker import ScanFailure
+    """A client of `iems.scan` whose server has said these octets: it answers, or raises NoAnswer."""
+    from iems.net.breaker import NoAnswer
 
     said = b""
 
@@ -342,14 +342,14 @@ def _asked(ask: Callable[[], Any], seeds: Iterable[bytes]) -> Target:
     def run(octets: bytes) -> None:
         nonlocal said
         said = octets
-        with contextlib.suppress(ScanFailure):
+        with contextlib.suppress(NoAnswer):
             loop.run_until_complete(ask())
 
     return Target(run, lambda: seeds)
 
 
 def _scanner(kind: str) -> dict[str, Any]:
-    from iems.scan import breaker
+    from iems.net import breaker
 
     breaker.FAILURES = 1 << 60  # it is asked again and again
     return {"timeout_s": 5.0, "at_once": 1, "breaker": breaker.Breaker()}
@@ -380,7 +380,7 @@ def _spamd() -> Target:
 
 
 def _rspamd() -> Target:
-    from iems.scan.breaker import ScanFailure
+    from iems.net.breaker import NoAnswer
     from iems.scan.checker import Rspamd
 
     client = Rspamd("h:1", **_scanner("rspamd"))
@@ -410,7 +410,7 @@ def _rspamd() -> Target:
     def run(octets: bytes) -> None:
         nonlocal said
         said = octets if octets[:1] != b"{" else b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(octets), octets)
-        with contextlib.suppress(ScanFailure):
+        with contextlib.suppress(NoAnswer):
             loop.run_until_complete(client.check(b"x"))
 
     body = b'{"action":"add header","score":7.5,"required_score":6,"symbols":{"B":{},"A":{"name":"A","score":1e9}}}'

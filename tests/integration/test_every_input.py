@@ -9,9 +9,9 @@ import pytest
 
 from iems.directory import Directory
 from iems.model import INPUT, Channel
+from iems.net.breaker import Breaker
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules.antivirus import AntiVirus
-from iems.scan.breaker import Breaker
 from iems.scan.clamd import Clamd
 from iems.scan.icap import Icap
 from tests.support.scanners import CICAP, CLAMD, EICAR, CicapDaemon, ClamdDaemon

@@ -8,8 +8,8 @@ import json
 
 import pytest
 
+from iems.net.breaker import Breaker, NoAnswer
 from iems.perf.home import PrivateHome
-from iems.scan.breaker import Breaker, ScanFailure
 from iems.scan.icap import Icap
 from tests.integration.test_modules import inbox, part, send
 from tests.integration.test_screen import events
@@ -43,7 +43,7 @@ def test_what_it_finds(daemon):
             assert [bool(one) for one in found[12:]] == [service == "virus_scan"] * 6
             assert service == "echo" or found[12].startswith("Test.Eicar")
         nothing = Icap(f"//127.0.0.1:{daemon.port}/nothing", timeout_s=30.0, at_once=3, breaker=Breaker())
-        with pytest.raises(ScanFailure, match="OPTIONS is answered by 404"):
+        with pytest.raises(NoAnswer, match="OPTIONS is answered by 404"):
             await nothing.scan(octets(GOOD))
 
     asyncio.run(main())

@@ -13,10 +13,10 @@ from iems.message.structure import Structure
 from iems.message.text import part_octets
 from iems.model import Envelope, Recipient, Reply, rope_length
 from iems.model import Verdict as Tag
+from iems.net.breaker import NoAnswer
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import Verdict, Work
 from iems.preprocessor.parts import Change, edited, part_replaced
-from iems.scan.breaker import ScanFailure
 
 _mime = kernel("mime")
 
@@ -31,7 +31,7 @@ class Scanner(Protocol):
     name: str
 
     async def scan(self, content: AsyncIterator[bytes]) -> str:
-        """The virus, or "". Raises ScanFailure."""
+        """The virus, or "". Raises NoAnswer."""
 
 
 class AntiVirus:
@@ -60,7 +60,7 @@ class AntiVirus:
         for scanner in self._scanners:
             try:
                 virus = await scanner.scan(_content(work))
-            except ScanFailure as error:
+            except NoAnswer as error:
                 refused += self._absence.refused(work, error)
                 asked.append(f"{scanner.name}: not available")
                 failures += 1
@@ -82,7 +82,7 @@ class AntiVirus:
         if action == "strip":
             try:
                 changes = await self._infected_parts(work, scanner, virus)
-            except ScanFailure:
+            except NoAnswer:
                 changes = []  # it is infected, that much is known
             if changes:
                 return Verdict(rope=await edited(work, changes), note=f"{note}; removed")

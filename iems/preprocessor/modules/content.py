@@ -13,12 +13,12 @@ from iems.message.tag import STATUS
 from iems.message.words import decode_words
 from iems.model import Channel, Envelope, Recipient, Reply, rope_length
 from iems.model import Verdict as Tag
+from iems.net.breaker import NoAnswer
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import Verdict, Work
 from iems.preprocessor.parts import Change
 from iems.preprocessor.ropes import in_front, replaced
 from iems.preprocessor.route import Part
-from iems.scan.breaker import ScanFailure
 from iems.scan.checker import Checker, Score
 
 #: Channels behind which users and lists decide about tags; there a tag becomes the header field at delivery.
@@ -80,7 +80,7 @@ class Content:
                 sender=envelope.reverse_path.decode("utf-8", "replace"),
                 recipients=tuple(r.address.decode("utf-8", "replace") for r in envelope.recipients[:100]),
             )
-        except ScanFailure as error:
+        except NoAnswer as error:
             return Verdict(failed=self._absence.refused(work, error), note=str(error), failures=1)
         if not score.spam:
             return Verdict(note=f"{self._checker.name}: {score.text}")

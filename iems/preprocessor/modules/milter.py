@@ -13,12 +13,12 @@ from msgspec import Struct, structs
 from iems.message.header import Field, fields, header_end
 from iems.model import Channel, Envelope, Extent, Recipient, Reply, Rope, id_text, rope_length
 from iems.model import Verdict as Tag
+from iems.net.breaker import NoAnswer
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import TryLater, Verdict, Work
 from iems.preprocessor.ropes import replaced
 from iems.preprocessor.trips import Trips
 from iems.scan import milterwire as wire
-from iems.scan.breaker import ScanFailure
 from iems.scan.milter import Answer, Mail
 
 CHUNK_OCTETS = 256 << 10
@@ -38,7 +38,7 @@ class Asked(Protocol):
     name: str
 
     async def examine(self, mail: Mail) -> Answer:
-        """What it says. Raises ScanFailure."""
+        """What it says. Raises NoAnswer."""
 
 
 class Head(Struct):
@@ -107,7 +107,7 @@ class Milters:
             recipients = list({source.address: None for source in left.values()})
             try:
                 answer = await milter.examine(_mail(here, head, recipients))
-            except ScanFailure as error:
+            except NoAnswer as error:
                 notes.append(f"{milter.name}: not available")
                 failures += 1
                 for source, reply in self._absence.refused(work, error):

@@ -14,8 +14,8 @@ from iems.directory.introspection import Introspection
 from iems.directory.login import settle
 from iems.directory.tokens import is_jwt
 from iems.errors import DirectoryUnavailable
+from iems.net import breaker
 from iems.sasl import WRONG, Challenge, Offer, Refused, begin
-from iems.scan import breaker
 from tests.support.introspection import Endpoint
 
 JOHN = {"email": "john@example.test", "iss": "https://login.test", "aud": ["web", "mail"], "scope": "openid mail"}

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from iems.config import ConfigError, Ldap, parse
+from iems.net import breaker
 from iems.net.ldap import Connection, Filter, LdapError, Server, element, integer, number, tlv
-from iems.scan import breaker
 from iems.smtpd.ldaplookup import LdapLookup
 
 ADDRESS = {"s": b"ann@x.test", "u": b"ann", "d": b"x.test"}

@@ -8,11 +8,11 @@ import pytest
 
 from iems.model import Channel, Envelope, Recipient
 from iems.model import Verdict as Tag
+from iems.net.breaker import NoAnswer
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import TryLater, Verdict, Work
 from iems.preprocessor.modules.antivirus import AntiVirus
 from iems.preprocessor.route import Part
-from iems.scan.breaker import ScanFailure
 
 DEFER = Absence("The virus scanner", "defer", {Channel.SMTPC: "pass", Channel.DL: "defer_then_pass"}, 1000.0)
 
@@ -26,7 +26,7 @@ class Fake:
     async def scan(self, content):
         self.asked += 1
         if self.fails:
-            raise ScanFailure("away")
+            raise NoAnswer("away")
         return "Evil.A" if self.mark in b"".join([piece async for piece in content]) else ""
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from iems.model import Channel, Envelope, Extent, Recipient, Reply
 from iems.model import Verdict as Tag
+from iems.net.breaker import NoAnswer
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import TryLater, Work
 from iems.preprocessor.modules.milter import FIELDS_MAX, Milters
 from iems.preprocessor.route import Part
 from iems.scan import milterwire as wire
-from iems.scan.breaker import ScanFailure
 from iems.scan.milter import Answer
 
 OWN = b"Received: from c.test (c.test [192.0.2.1])\r\n\tby mx.test with ESMTP id X;\r\n\tMon, 1 Jan 2024 00:00:00 +0000\r\n"
@@ -123,7 +123,7 @@ def test_put_off():
     assert raised.value.seconds == 225
     assert examine([Fake(later)], now_s=1001.0).failed[0][1].code == 554, "it does not wait for ever"
     with pytest.raises(TryLater, match="away"):
-        examine([Fake(ScanFailure("away"))])
-    away = examine([Fake(ScanFailure("away")), Fake(Answer(), "unix:/x")], now_s=1001.0)
+        examine([Fake(NoAnswer("away"))])
+    away = examine([Fake(NoAnswer("away")), Fake(Answer(), "unix:/x")], now_s=1001.0)
     assert len(away.failed) == 2 and away.failed[0][1].code == 554 and away.note == "inet:h:1: not available", "nor does what nobody looks at"
-    assert examine([Fake(ScanFailure("away")), Fake(Answer(), "unix:/x")], on_failure="pass").note == "inet:h:1: not available; unix:/x: accept"
+    assert examine([Fake(NoAnswer("away")), Fake(Answer(), "unix:/x")], on_failure="pass").note == "inet:h:1: not available; unix:/x: accept"

@@ -9,12 +9,12 @@ from iems.config import Config
 from iems.directory import Directory, passwords
 from iems.errors import DirectoryUnavailable
 from iems.model import INPUT, Channel, Envelope, Recipient, Reply
+from iems.net.breaker import NoAnswer
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import Verdict
 from iems.preprocessor.modules.antivirus import AntiVirus
 from iems.preprocessor.modules.content import Content
 from iems.preprocessor.worker import Worker
-from iems.scan.breaker import ScanFailure
 from iems.scan.checker import Score
 from iems.spool import Message
 
@@ -429,7 +429,7 @@ class Away:
     name = "away"
 
     async def scan(self, content):
-        raise ScanFailure("no answer")
+        raise NoAnswer("no answer")
 
 
 def test_mail_that_waits_for_a_scanner_has_a_lifetime(home):

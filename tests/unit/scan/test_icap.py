@@ -8,8 +8,8 @@ import random
 import pytest
 
 from iems.config import ConfigError, parse
+from iems.net.breaker import Breaker, NoAnswer
 from iems.scan import icapwire as wire
-from iems.scan.breaker import Breaker, ScanFailure
 from iems.scan.icap import Icap
 
 OPTIONS = b"ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nPreview: 8\r\nAllow: 204\r\nOptions-TTL: 60\r\nEncapsulated: null-body=0\r\n\r\n"
@@ -191,7 +191,7 @@ def test_findings(answers, found):
 )
 def test_what_can_not_be_believed(answers):
     server = Server(*answers, closes=None not in answers and CONTINUE not in answers[2:])
-    with pytest.raises(ScanFailure, match="icap://127"):
+    with pytest.raises(NoAnswer, match="icap://127"):
         scan(server)
 
 
@@ -254,7 +254,7 @@ def test_server_that_answers_before_it_has_seen_everything():
                 yield b""
 
         icap = Icap(f"//127.0.0.1:{server.sockets[0].getsockname()[1]}/x", timeout_s=3.0, at_once=1, breaker=Breaker())
-        with pytest.raises(ScanFailure, match="before it had seen everything"):
+        with pytest.raises(NoAnswer, match="before it had seen everything"):
             await icap.scan(endless())
         server.close()
 
@@ -262,7 +262,7 @@ def test_server_that_answers_before_it_has_seen_everything():
 
 
 def test_mutated_answers():
-    """Whatever a server says: an answer, or ScanFailure, and never "clean" for content that came back changed."""
+    """Whatever a server says: an answer, or NoAnswer, and never "clean" for content that came back changed."""
     rng = random.Random(3507)
     whole = [back(MAIL[:-1] + b"!", more=b"ISTag: x\r\nConnection: keep-alive\r\n"), back(MAIL), CLEAN, OPTIONS]
 
@@ -306,7 +306,7 @@ def test_mutated_answers():
                     said[at:at] = said[at : at + rng.randrange(20)]
             try:
                 found = await one(bytes(said))
-            except ScanFailure:
+            except NoAnswer:
                 continue
             if not found:
                 clean += 1

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iems.model import Extent
+from iems.net.breaker import FAILURES, Breaker, NoAnswer
 from iems.scan import milterwire as wire
-from iems.scan.breaker import FAILURES, Breaker, ScanFailure
 from iems.scan.milter import Mail, Milter
 from tests.support.milter import FakeMilter, packet, u32
 
@@ -143,12 +143,12 @@ def test_changes():
     ],
 )
 def test_what_can_not_be_believed(answers):
-    with pytest.raises(ScanFailure, match="inet:"):
+    with pytest.raises(NoAnswer, match="inet:"):
         ask(FakeMilter(answers), message=mail([]), timeout_s=0.2)
 
 
 def test_what_was_not_agreed_on():
-    with pytest.raises(ScanFailure, match="agreed"):
+    with pytest.raises(NoAnswer, match="agreed"):
         ask(FakeMilter({b"E": packet(b"b", b"new") + packet(b"c")}, actions=0x01), message=mail([]))
 
 
@@ -167,7 +167,7 @@ def test_signs_of_life_have_an_end():
 
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         place = f"inet:127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        with pytest.raises(ScanFailure, match="Timeout"):
+        with pytest.raises(NoAnswer, match="Timeout"):
             await client(place, timeout_s=5.0, deadline_s=0.3).examine(mail())
         server.close()
 
@@ -179,9 +179,9 @@ def test_breaker():
         breaker = Breaker()
         gone = client("inet:127.0.0.1:1", breaker=breaker)
         for _ in range(FAILURES):
-            with pytest.raises(ScanFailure):
+            with pytest.raises(NoAnswer):
                 await gone.examine(mail())
-        with pytest.raises(ScanFailure, match="of late"):
+        with pytest.raises(NoAnswer, match="of late"):
             await gone.examine(mail())
 
     asyncio.run(main())
@@ -196,7 +196,7 @@ def test_nothing_leaves_its_field(value, pieces):
     for parse in (wire.reply, wire.terms, lambda data: wire.header_change(b"i", data)):
         try:
             parse(value)
-        except ScanFailure:
+        except NoAnswer:
             pass
     lines = wire.Lines()
     whole = b"".join([*(lines.feed(piece) for piece in pieces), lines.end()])

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from iems.scan.breaker import CLOSED_S, FAILURES, Breaker, ScanFailure
+from iems.net.breaker import CLOSED_S, FAILURES, Breaker, NoAnswer
 from iems.scan.checker import Rspamd, Score, Spamd
 from iems.scan.clamd import Clamd
 from iems.scan.command import Command
@@ -64,7 +64,7 @@ def test_clamd_protocol():
 def test_clamd_that_can_not_be_believed(answer):
     async def main():
         server, port = await serve(answer)
-        with pytest.raises(ScanFailure):
+        with pytest.raises(NoAnswer):
             await clamd(port, timeout_s=0.5).scan(octets(b"x"))
         server.close()
 
@@ -128,11 +128,11 @@ def test_breaker_stops_asking_and_tries_again():
         nonlocal now
         gone = clamd(1, breaker=breaker)
         for _ in range(FAILURES):
-            with pytest.raises(ScanFailure, match="127"):
+            with pytest.raises(NoAnswer, match="127"):
                 await gone.scan(octets(b"x"))
         begun = time.monotonic()
         for _ in range(50):
-            with pytest.raises(ScanFailure, match="not answered of late"):
+            with pytest.raises(NoAnswer, match="not answered of late"):
                 await gone.scan(octets(b"x"))
         assert time.monotonic() - begun < 1 and len(told) == 1 and told[0][0]
         now += CLOSED_S + 1
@@ -166,12 +166,12 @@ def test_command_and_its_exit_codes(tmp_path):
         assert await by_file.scan(octets(b"EV", b"IL")) == "found"
         assert await by_file.scan(octets(message)) == "", "its attachments are for %D"
         assert await by_folder.scan(octets(message)) == "found"
-        with pytest.raises(ScanFailure, match="exit code 7: fine"):
+        with pytest.raises(NoAnswer, match="exit code 7: fine"):
             await by_file.scan(octets(b"ODD"))
-        with pytest.raises(ScanFailure):
+        with pytest.raises(NoAnswer):
             await command("/no/such/scanner %F").scan(octets(b"x"))
         begun = time.monotonic()
-        with pytest.raises(ScanFailure, match="Timeout"):
+        with pytest.raises(NoAnswer, match="Timeout"):
             await command(f"{sys.executable} -c 'import time; time.sleep(60)' %F", 0.3).scan(octets(b"x"))
         assert time.monotonic() - begun < 10
 
@@ -196,7 +196,7 @@ def test_spamd(answer, score):
         server, port = await serve(answer, seen, read=b"body")
         spamd = Spamd(f"127.0.0.1:{port}", timeout_s=0.5, at_once=2, breaker=Breaker())
         if score is None:
-            with pytest.raises(ScanFailure):
+            with pytest.raises(NoAnswer):
                 await spamd.check(b"Subject: x\r\n\r\nbody")
         else:
             assert await spamd.check(b"Subject: x\r\n\r\nbody") == score
@@ -227,7 +227,7 @@ def test_rspamd(body, score):
         rspamd = Rspamd(f"127.0.0.1:{port}", timeout_s=2, at_once=2, breaker=Breaker())
         asked = rspamd.check(b"Subject: x\r\n\r\nbody", ip="192.0.2.1", helo="a\r\nX: y", sender="s@t", recipients=("r@t",))
         if score is None:
-            with pytest.raises(ScanFailure):
+            with pytest.raises(NoAnswer):
                 await asked
         else:
             assert await asked == score
@@ -248,7 +248,7 @@ def test_cut_off_is_a_failure_and_not_stuck():
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        with pytest.raises(ScanFailure, match="of late"):
+        with pytest.raises(NoAnswer, match="of late"):
             await one.scan(octets(b"x"))
         server.close()
 

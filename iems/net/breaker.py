@@ -16,12 +16,12 @@ FAILURES = 5
 CLOSED_S = 30.0
 
 
-class ScanFailure(IemsError):
-    """The scanner did not answer, or nothing that can be believed."""
+class NoAnswer(IemsError):
+    """A service did not answer, or nothing that can be believed."""
 
 
 class Breaker:
-    """One scanner's breaker. told: called with (open, reason) when it opens or closes."""
+    """One service's breaker. told: called with (open, reason) when it opens or closes."""
 
     def __init__(self, told: Callable[[bool, str], None] = lambda is_open, reason: None, clock: Callable[[], float] = time.monotonic) -> None:
         self._told = told
@@ -31,11 +31,11 @@ class Breaker:
         self._trying = False
 
     def check(self) -> None:
-        """Raises ScanFailure while nobody should ask. Who gets through must tell how it went."""
+        """Raises NoAnswer while nobody should ask. Who gets through must tell how it went."""
         if self._failures < FAILURES:
             return
         if self._trying or self._clock() < self._closed_until:
-            raise ScanFailure("it has not answered of late")
+            raise NoAnswer("it has not answered of late")
         self._trying = True
 
     def succeeded(self) -> None:
@@ -56,9 +56,10 @@ class Breaker:
 
 
 class Guard:
-    """The way to one scanner. name: for people. timeout_s: for one message. at_once: messages at the same time."""
+    """The way to one service. name: for people. timeout_s: for one question, None where the block has limits of its own. at_once: questions at the
+    same time."""
 
-    def __init__(self, name: str, *, timeout_s: float, at_once: int, breaker: Breaker) -> None:
+    def __init__(self, name: str, *, timeout_s: float | None, at_once: int, breaker: Breaker) -> None:
         self._name = name
         self._timeout_s = timeout_s
         self._room = asyncio.Semaphore(at_once)
@@ -66,11 +67,11 @@ class Guard:
 
     @asynccontextmanager
     async def asking(self, *faults: type[Exception]) -> AsyncIterator[None]:
-        """A block in which the scanner is asked. It raises ScanFailure, whatever it was that could not be had or believed.
+        """A block in which the service is asked. It raises NoAnswer, whatever it was that could not be had or believed.
 
         faults: what else of the block means an answer that can't be believed.
         """
-        expected: tuple[type[Exception], ...] = (OSError, EOFError, TimeoutError, ValueError, ScanFailure, *faults)
+        expected: tuple[type[Exception], ...] = (OSError, EOFError, TimeoutError, ValueError, NoAnswer, *faults)
         async with self._room:
             self._breaker.check()
             try:
@@ -79,7 +80,7 @@ class Guard:
             except expected as error:
                 reason = str(error) or type(error).__name__
                 self._breaker.failed(reason)
-                raise ScanFailure(f"{self._name}: {reason}") from error
+                raise NoAnswer(f"{self._name}: {reason}") from error
             except BaseException:
                 self._breaker.failed("cut off")
                 raise

@@ -17,7 +17,7 @@ from iems.directory import Account, Directory
 from iems.errors import IemsError
 from iems.sieve import ScriptError
 from iems.sieve import mailsort as ms
-from iems.sieve.scripts import Scripts, scripts_of
+from iems.store.scripts import Scripts, scripts_of
 
 
 def _account(home: Home, address: str, directory: Directory | None = None) -> tuple[Account, Scripts]:

@@ -215,7 +215,7 @@ def create(home: Home, address: str, password_stdin: bool, quota: str) -> None:
 @click.pass_obj
 def delete(home: Home, address: str) -> None:
     """Remove a user; the mail goes with the number, which is never used again."""
-    from iems.sieve.scripts import Scripts, folder
+    from iems.store.scripts import Scripts, folder
 
     account = home.directory().delete_account(address)
     Scripts(folder(home.config().store_path(home.place()), account.address, account.number)).remove_all()

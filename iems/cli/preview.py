@@ -48,9 +48,9 @@ def preview(home: Home, user: str, days: int, script: Path | None, no_script: bo
     from iems.directory.spamcontrol import action_of
     from iems.lmda.preview import Preview, Settings, Skipped, since
     from iems.sieve.errors import ScriptError
-    from iems.sieve.scripts import Active
     from iems.store.homes import bayes_folder
     from iems.store.reader import Reader
+    from iems.store.scripts import Active
 
     if script is not None and no_script:
         raise click.UsageError("--script and --no-script exclude each other")
@@ -111,7 +111,7 @@ def _show(seen: Any, as_json: bool) -> None:
 
 def _script(path: Path) -> Script:
     from iems.sieve import mailsort
-    from iems.sieve.scripts import named_script
+    from iems.store.scripts import named_script
 
     with path.open("rb") as file:
         data = file.read(SCRIPT_OCTETS + 1)

@@ -16,8 +16,8 @@ from iems.directory import Account
 from iems.directory.directory import Directory
 from iems.directory.entries import DirectoryRefusal
 from iems.directory.spamcontrol import SpamControl, action_of, allowed_of, zone_name
+from iems.imap import mailboxes
 from iems.model import id_text
-from iems.store import names
 from iems.store.reader import Reader, Trashed
 from iems.store.rows import DISCARDED
 from iems.store.shared import ROOT
@@ -38,7 +38,7 @@ def own_mailbox(name: str) -> str:
     """A mailbox where a filter may file. Raises Failed, StoreError."""
     if name.startswith(ROOT):
         raise Failed("a filter files in mailboxes of the user himself")
-    return names.checked(name)
+    return mailboxes.checked(name)
 
 
 @click.group(cls=Group)

@@ -12,8 +12,8 @@ import click
 from iems.cli.common import Failed, note, say, say_json
 from iems.cli.spam import account_of
 from iems.errors import StoreError
+from iems.imap import mailboxes
 from iems.model import Extent
-from iems.store import names
 from iems.store.reader import Reader
 from iems.transfer.sources import FORMATS, guess, read
 
@@ -110,7 +110,7 @@ def import_mail(home: Any, address: str, source: Path, kind: str, mailbox: str, 
     try:
         for mail in read(source, found, lambda where, why: skipped.append((where, why))):
             try:
-                name = names.checked("/".join([*filter(None, mailbox.split("/")), *mail.mailbox]) or "INBOX")
+                name = mailboxes.checked("/".join([*filter(None, mailbox.split("/")), *mail.mailbox]) or "INBOX")
             except StoreError as error:
                 skipped.append((mail.place, str(error)))
                 continue

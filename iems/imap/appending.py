@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
 
-from iems.imap import flags, names
+from iems.imap import flags, mailboxes, names
 from iems.imap.fetch import Section, section
 from iems.imap.grammar import MAX_NUMBER, Arguments, Bad
 
@@ -207,4 +207,4 @@ def url(text: bytes) -> Target | None:
     if match["origin"] is not None:
         count = int(match["count"]) if match["count"] is not None else MAX_NUMBER
         found = Section(found.part, found.kind, found.fields, int(match["origin"]), count)
-    return Target(names.canonical(box), int(match["validity"] or 0), int(match["uid"]), found)
+    return Target(mailboxes.normal(box), int(match["validity"] or 0), int(match["uid"]), found)

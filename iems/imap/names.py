@@ -1,6 +1,6 @@
-"""Mailbox names: modified UTF-7 (RFC 3501 5.1.3), what a name may be, and the patterns of LIST.
+"""Mailbox names on the wire: modified UTF-7 (RFC 3501 5.1.3), what IMAP clients may make, and the patterns of LIST.
 
-Inside IEMS a name is a `str` with `/` between its levels; INBOX (in capitals) is the name every account has.
+Inside IEMS a name is a `str`, see `mailboxes.py`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import re
 import unicodedata
 
 from iems.imap.grammar import Bad, Refused
+from iems.imap.mailboxes import NAME_OCTETS_MAX, SEPARATOR, normal
 
-SEPARATOR = "/"
-#: One level and a whole name, in octets of UTF-8; the store's keys need no more.
+#: One level, in octets of UTF-8.
 MAX_LEVEL_OCTETS = 255
-MAX_NAME_OCTETS = 1000
 
 _SHIFTED = re.compile(r"[^\x20-\x7e]+")
 _ENCODED = re.compile(rb"&([A-Za-z0-9+,]*)-")
@@ -71,13 +70,6 @@ def decode(wire: bytes) -> str:
     return "".join(parts)
 
 
-def canonical(name: str) -> str:
-    """The name with INBOX as its first level in capitals: INBOX is the same in any case (RFC 3501 5.1)."""
-    if name[:5].upper() == "INBOX" and (len(name) == 5 or name[5] == SEPARATOR):
-        return "INBOX" + name[5:]
-    return name
-
-
 def plain(wire: bytes) -> str:
     """A name sent as UTF-8 (RFC 6855 3, RFC 9051 5.1). Raises `Bad`."""
     try:
@@ -94,7 +86,7 @@ def mailbox(wire: bytes, utf8: bool = False) -> str:
     name = plain(wire) if utf8 else decode(wire)
     if not name.isascii():
         name = unicodedata.normalize("NFC", name)
-    return canonical(name)
+    return normal(name)
 
 
 def check_new(name: str) -> str:
@@ -102,7 +94,7 @@ def check_new(name: str) -> str:
     name = name.removesuffix(SEPARATOR)
     if not name:
         raise Refused("[CANNOT] A mailbox needs a name")
-    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_OCTETS:
+    if len(name.encode("utf-8", "surrogatepass")) > NAME_OCTETS_MAX:
         raise Refused("[LIMIT] Mailbox name too long")
     for level in name.split(SEPARATOR):
         if not level:
@@ -114,12 +106,6 @@ def check_new(name: str) -> str:
             if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in "%*":
                 raise Refused("[CANNOT] Character not allowed in a mailbox name")
     return name
-
-
-def parents(name: str) -> list[str]:
-    """The superior names of a name, top first."""
-    levels = name.split(SEPARATOR)
-    return [SEPARATOR.join(levels[:count]) for count in range(1, len(levels))]
 
 
 class Pattern:
@@ -177,4 +163,4 @@ def _closure(states: set[int], pattern: str) -> set[int]:
 
 def canonical_pattern(text: str) -> str:
     """A pattern whose literal first level is INBOX in any case, with INBOX in capitals."""
-    return canonical(text)
+    return normal(text)

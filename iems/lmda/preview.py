@@ -17,6 +17,7 @@ from iems.bayes.delivered import as_it_came
 from iems.bayes.filter import Filter, Score
 from iems.directory.bayeschoice import BayesChoice
 from iems.directory.spamcontrol import Action, SpamControl
+from iems.imap.mailboxes import normal
 from iems.lmda.delivery import Planner, Policy
 from iems.lmda.replies import loops, no_answer
 from iems.lmda.rules import said_of
@@ -29,7 +30,6 @@ from iems.sieve.compiler import Script
 from iems.sieve.message import ContentMessage
 from iems.spool.items import Item
 from iems.store import shared
-from iems.store.names import normal
 from iems.store.reader import Reader
 from iems.store.rows import DISCARDED, Row
 from iems.store.wire import Delivery

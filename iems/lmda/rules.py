@@ -17,6 +17,7 @@ from msgspec import Struct, field
 
 from iems.directory.directory import Directory
 from iems.errors import DirectoryUnavailable
+from iems.imap.mailboxes import normal
 from iems.imap.rights import flag_right
 from iems.lmda.answered import key_of, may_answer
 from iems.lmda.delivery import TOO_LARGE, Filtered, Made, Planner, Work
@@ -28,11 +29,10 @@ from iems.sieve.actions import FileInto, Keep, Redirect, Reject, Vacation
 from iems.sieve.errors import ScriptError
 from iems.sieve.message import ContentMessage
 from iems.sieve.run import Outcome as Wanted
-from iems.sieve.scripts import Active, Refused, folder
 from iems.spool.items import Item
 from iems.store import shared
-from iems.store.names import normal
 from iems.store.reader import Reader
+from iems.store.scripts import Active, Refused, folder
 from iems.store.shared import Shared
 from iems.store.wire import Delivery, Place
 

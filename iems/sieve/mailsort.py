@@ -14,7 +14,8 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
-from iems.errors import IemsError
+from iems.errors import IemsError, StoreError
+from iems.imap.mailboxes import checked
 from iems.sieve.commands import VACATION_DAYS as DAYS
 from iems.sieve.commands import address_problem
 
@@ -85,9 +86,6 @@ def check_rule(rule: Rule) -> Rule:
     if _CONTROL.search(rule.contains):
         raise RuleRefused("a pattern can't hold line ends or other control characters")
     if rule.action in ("move", "copy"):
-        from iems.errors import StoreError
-        from iems.store.names import checked
-
         try:
             checked(rule.target)
         except StoreError as error:

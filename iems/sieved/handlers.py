@@ -16,8 +16,8 @@ from iems.directory import Account, Authenticator, Directory
 from iems.errors import DirectoryUnavailable, LoginHeldBack
 from iems.net.stream import Stream
 from iems.sieve import ScriptError, compile_script
-from iems.sieve.scripts import Refused, Scripts, scripts_of
 from iems.sieved.engine import Engine, Login, Request, StartTls, State
+from iems.store.scripts import Refused, Scripts, scripts_of
 
 #: Input not yet looked at above which nothing more is read while a command is in work.
 BACKLOG_OCTETS = 64 * 1024

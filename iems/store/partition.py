@@ -23,8 +23,9 @@ import msgspec
 from iems import reserve
 from iems.durable import sync_folder
 from iems.errors import IemsError, StoreError
+from iems.imap import mailboxes
 from iems.model import Extent, Rope
-from iems.store import keys, names, wire
+from iems.store import keys, wire
 from iems.store.content import Content
 from iems.store.handover import Handover
 from iems.store.reclaim import Reclaim
@@ -616,7 +617,7 @@ class Partition:
         return box
 
     def _named(self, state: _State, name: str, code: str) -> Mailbox:
-        box = state.by_name.get(names.normal(name))
+        box = state.by_name.get(mailboxes.normal(name))
         if box is None or box.noselect:
             raise StoreError("no such mailbox", code)
         return box
@@ -659,7 +660,7 @@ class Partition:
                 return Delivered("overquota")
             if self._domain_full(state, octets, delivery.domain_octets):
                 return Delivered("overquota", text="domain")
-        box = state.by_name.get(delivery.mailbox) or state.by_name.get(names.normal(delivery.mailbox))
+        box = state.by_name.get(delivery.mailbox) or state.by_name.get(mailboxes.normal(delivery.mailbox))
         if box is None or box.noselect:
             box = self._instead(state, delivery.mailbox, delivery.create, delivery.or_inbox)
             if box is None:
@@ -687,7 +688,7 @@ class Partition:
         """The mailbox for mail whose mailbox is not there: made now, or INBOX, or None."""
         if create:
             try:
-                made = self._make(state, names.checked(name))
+                made = self._make(state, mailboxes.checked(name))
                 self._subscribe(wire.Subscribe(state.number, made.name))
                 return made
             except StoreError:
@@ -698,7 +699,7 @@ class Partition:
         """The further mailboxes of a delivery; each mailbox gets it once."""
         done = {first.id}
         for place in delivery.also:
-            box = state.by_name.get(names.normal(place.mailbox))
+            box = state.by_name.get(mailboxes.normal(place.mailbox))
             if box is None or box.noselect:
                 box = self._instead(state, place.mailbox, place.create, delivery.or_inbox)
             if box is None or box.id in done or box.uidnext > UID_MAX:
@@ -1097,7 +1098,7 @@ class Partition:
 
     def _create(self, body: wire.Create) -> bytes:
         state = self._state(body.account)
-        name = names.checked(body.name)
+        name = mailboxes.checked(body.name)
         if body.special_use not in _SPECIAL_USES:
             raise StoreError("no such special use", "USEATTR")
         return encode(self._make(state, name, body.special_use))
@@ -1107,7 +1108,7 @@ class Partition:
         box = state.by_name.get(name)
         if box is not None and not box.noselect:
             raise StoreError("the mailbox exists", "ALREADYEXISTS")
-        missing = [parent for parent in names.parents(name) if parent not in state.by_name]
+        missing = [parent for parent in mailboxes.parents(name) if parent not in state.by_name]
         if len(state.boxes) + len(missing) + 1 > MAILBOXES_MAX:
             raise StoreError("too many mailboxes", "LIMIT")
         for parent in missing:
@@ -1115,18 +1116,18 @@ class Partition:
         if box is not None:
             self._remove_rows(state, box)
         made = self._new_mailbox(state, name, special_use)
-        above = state.by_name.get(name.rpartition(names.SEPARATOR)[0])
+        above = state.by_name.get(name.rpartition(mailboxes.SEPARATOR)[0])
         if above is not None and (raw := self._txn.get(keys.acl(state.number, above.id))) is not None:
             # Who may work in a mailbox may work in those made below it (RFC 4314 4).
             self._txn.put(keys.acl(state.number, made.id), raw)
         return made
 
     def _children(self, state: _State, name: str) -> list[Mailbox]:
-        return [box for other, box in state.by_name.items() if other.startswith(name + names.SEPARATOR)]
+        return [box for other, box in state.by_name.items() if other.startswith(name + mailboxes.SEPARATOR)]
 
     def _delete(self, body: wire.Delete) -> bytes:
         state = self._state(body.account)
-        name = names.normal(body.name)
+        name = mailboxes.normal(body.name)
         if name == "INBOX":
             raise StoreError("INBOX can't be deleted", "CANNOT")
         box = state.by_name.get(name)
@@ -1170,22 +1171,22 @@ class Partition:
 
     def _rename(self, body: wire.Rename) -> bytes:
         state = self._state(body.account)
-        old, new = names.normal(body.old), names.checked(body.new)
+        old, new = mailboxes.normal(body.old), mailboxes.checked(body.new)
         box = state.by_name.get(old)
         if box is None:
             raise StoreError("no such mailbox", "NONEXISTENT")
         if new in state.by_name:
             raise StoreError("a mailbox of the new name exists", "ALREADYEXISTS")
-        if new.startswith(old + names.SEPARATOR) and old != "INBOX":
+        if new.startswith(old + mailboxes.SEPARATOR) and old != "INBOX":
             raise StoreError("a mailbox can't become its own child", "CANNOT")
         moved = [] if old == "INBOX" else [(box, new)]
         if old != "INBOX":
             for child in self._children(state, old):
-                name = names.checked(new + child.name[len(old) :])
+                name = mailboxes.checked(new + child.name[len(old) :])
                 if name in state.by_name:
                     raise StoreError("a mailbox of a new name exists", "ALREADYEXISTS")
                 moved.append((child, name))
-        missing = [parent for parent in names.parents(new) if parent not in state.by_name]
+        missing = [parent for parent in mailboxes.parents(new) if parent not in state.by_name]
         if len(state.boxes) + len(missing) + 1 > MAILBOXES_MAX:
             raise StoreError("too many mailboxes", "LIMIT")
         for parent in missing:
@@ -1214,7 +1215,7 @@ class Partition:
 
     def _subscribe(self, body: wire.Subscribe) -> bytes:
         state = self._state(body.account)
-        name = names.checked(body.name) if body.on else names.normal(body.name)
+        name = mailboxes.checked(body.name) if body.on else mailboxes.normal(body.name)
         raw = self._txn.get(keys.subscribed(state.number))
         listed = _decode_names(raw) if raw else []
         if body.on and name not in listed:

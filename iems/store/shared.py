@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from iems.store.names import normal
+from iems.imap.mailboxes import normal
 from iems.store.reader import Reader
 
 #: The namespace of other users (RFC 2342).

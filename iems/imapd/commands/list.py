@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from iems.imap import names
+from iems.imap import mailboxes, names
 from iems.imap.grammar import Arguments, Bad
 from iems.imapd import places
 from iems.imapd.commands import status
@@ -108,7 +108,7 @@ def parse(arguments: Arguments) -> Request:
         returned, items = _options(arguments, _RETURN)
     arguments.end()
     for text in (reference, *patterns):
-        if len(text) > names.MAX_NAME_OCTETS:
+        if len(text) > mailboxes.NAME_OCTETS_MAX:
             raise Bad("Pattern too long")
     return Request(reference, patterns, selection, returned, items, extended)
 
@@ -127,7 +127,7 @@ def entries(session: Session, subscribed_too: bool) -> list[Entry]:
             if name not in found:
                 found[name] = Entry(name, None, True)
     for entry in list(found.values()):
-        for parent in names.parents(entry.name):
+        for parent in mailboxes.parents(entry.name):
             above = found.get(parent)
             if above is None:
                 if entry.box is None:
@@ -168,7 +168,7 @@ def run(session: Session, command: Command) -> bytes:
         # Only for names below that the patterns do not list themselves (RFC 5258 3.5).
         for entry in listed:
             if entry.subscribed and entry.name not in matching:
-                above.update(names.parents(entry.name))
+                above.update(mailboxes.parents(entry.name))
     for entry in listed:
         if entry.name not in matching:
             continue

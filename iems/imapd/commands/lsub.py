@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iems.imap import names
+from iems.imap import mailboxes, names
 from iems.imap.grammar import Arguments, Bad
 from iems.imapd.commands.list import _decoded
 from iems.imapd.engine import LOGGED_IN, Command, Spec
@@ -19,7 +19,7 @@ def parse(arguments: Arguments) -> tuple[str, str]:
     arguments.space()
     pattern = _decoded(arguments.list_mailbox(), arguments.utf8)
     arguments.end()
-    if len(reference) + len(pattern) > names.MAX_NAME_OCTETS:
+    if len(reference) + len(pattern) > mailboxes.NAME_OCTETS_MAX:
         raise Bad("Pattern too long")
     return reference, pattern
 
@@ -39,7 +39,7 @@ def run(session: Session, command: Command) -> bytes:
             shown[name] = rb"\Noselect" if box is not None and box.noselect else b""
         elif text.endswith("%"):
             # A % at the end also shows the level above a subscribed name that it can't reach (RFC 3501 6.3.9).
-            for parent in names.parents(name):
+            for parent in mailboxes.parents(name):
                 if pattern.matches(parent):
                     shown.setdefault(parent, rb"\Noselect")
     lines = [

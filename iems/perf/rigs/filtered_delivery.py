@@ -132,8 +132,8 @@ def _set_up(home: PrivateHome) -> None:
     from iems.directory import Directory
     from iems.directory.bayeschoice import choice_of
     from iems.directory.spamcontrol import SpamControl, action_of, allowed_of
-    from iems.sieve.scripts import scripts_of
     from iems.store.homes import bayes_folder
+    from iems.store.scripts import scripts_of
 
     home.ctl("headerrule", "add", "all", "--field", "Subject", "--matches", ".", "--action", "tag")
     store = home.path / "store"

@@ -21,8 +21,8 @@ from iems.sieve.actions import FileInto, Vacation
 from iems.sieve.compiler import Script
 from iems.sieve.mailsort import Answer, MailSort, Rule, write
 from iems.sieve.message import ContentMessage
-from iems.sieve.scripts import named_script
 from iems.spool.items import Item
+from iems.store.scripts import named_script
 from iems.store.wire import Delivery
 from tests.unit.lmda.test_rules import account
 

@@ -14,9 +14,9 @@ from iems.lmda.delivery import Planner, Policy
 from iems.message.verdict import recorded
 from iems.model import Envelope, Outcome, Recipient, Verdict, child_id
 from iems.sieve.mailsort import Answer, MailSort, Rule, write
-from iems.sieve.scripts import Scripts
 from iems.spool.items import Item
 from iems.store.rows import Mailbox
+from iems.store.scripts import Scripts
 from iems.store.wire import Delivered, Delivery
 from tests.unit.lmda.test_rules import HEAD, account, deliver, mail, with_script
 from tests.unit.lmda.test_worker import FakeContext, FakeSpool, FakeStore, outcomes

@@ -17,8 +17,8 @@ from iems.lmda.replies import answer, no_answer
 from iems.model import Channel, Envelope, Notify, Outcome, Recipient, Verdict
 from iems.sieve.actions import Vacation
 from iems.sieve.message import ContentMessage
-from iems.sieve.scripts import Scripts, folder
 from iems.spool.items import Item, Message
+from iems.store.scripts import Scripts, folder
 from iems.store.wire import Delivered, Place
 from tests.unit.lmda.test_worker import FakeContext, FakeSpool, FakeStore, outcomes, run, until
 

@@ -14,7 +14,7 @@ from iems.sieve import Environment, ScriptError, compile_script, run
 from iems.sieve.actions import Action, FileInto, Keep, Redirect, Reject, Vacation
 from iems.sieve.mailsort import Answer, MailSort, Rule, RuleRefused, read, write
 from iems.sieve.message import ContentMessage
-from iems.sieve.scripts import Active, Refused, Scripts, folder
+from iems.store.scripts import Active, Refused, Scripts, folder
 
 AWAY = Answer('Away "now"', "Back soon.\n\\ and \"quotes\" ${x}", "2026-12-20", "2026-12-31")
 

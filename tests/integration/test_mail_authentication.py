@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -24,6 +23,7 @@ from iems.authres.dkim import verify
 from iems.authres.mail import Mail
 from iems.perf import queue
 from iems.perf.home import PASSWORD, PrivateHome
+from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
 from tests.support.smtpserver import SmtpServer
 from tests.support.zones import Zones
@@ -44,18 +44,9 @@ FORGED = b"Authentication-Results: mail.load.test; dmarc=pass header.from=d.exam
 @pytest.fixture(scope="module")
 def outside():
     """DNS and the host all mail goes to, in a loop of their own thread."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
     found = SimpleNamespace(dns=DnsServer(dict(ZONES)), host=SmtpServer())
-    for server in (found.dns, found.host):
-        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
-    yield found
-    for server in (found.dns, found.host):
-        asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    loop.close()
+    with beside(found.dns, found.host):
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import smtplib
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from iems.perf.home import PrivateHome
 from tests.integration.test_screen import connect, events
 from tests.integration.test_spam_control import mailbox, user
+from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
 from tests.support.smtpserver import SmtpServer
 
@@ -22,40 +21,26 @@ ZONES = {("2.0.0.127.tag.test", "A"): ["127.0.0.2"], ("8.2.0.192.tag.test", "A")
 
 
 @pytest.fixture(scope="module")
-def loop():
-    made = asyncio.new_event_loop()
-    thread = threading.Thread(target=made.run_forever, daemon=True)
-    thread.start()
-    yield made
-    made.call_soon_threadsafe(made.stop)
-    thread.join(5)
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def systems(loop):
+def systems():
     dns = DnsServer(ZONES)
     sink = SmtpServer()
-    for each in (dns, sink):
-        asyncio.run_coroutine_threadsafe(each.__aenter__(), loop).result(10)
-    settings = {"dns.servers": [f"127.0.0.1:{dns.port}"], "smtpd.workers": 1, "smtpd.xclient_networks": ["127.0.0.1/32"]}
-    with PrivateHome(2) as inner, PrivateHome(1, settings) as outer:
-        inner.ctl("domain", "add", "inner.test")
-        inner.ctl("alias", "add", "bob@inner.test", "a1@load.test")
-        inner.ctl("alias", "add", "eve@inner.test", "a2@load.test")
-        outer.ctl("dnsbl", "add", "tag.test", "--action", "tag")
-        for domain, port in (("inner.test", inner.port("smtp")), ("plain.test", sink.port)):
-            outer.ctl("forward", "set", domain, "SMTPC", f"127.0.0.1:{port}")
-        secret = outer.ctl("tagkey", "add", "k1").strip()
-        done = subprocess.run(
-            [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(inner.path), "tagkey", "add", "k1", "--secret-stdin"],
-            input=secret + "\n", text=True, check=True, capture_output=True,
-        )  # fmt: skip
-        assert done.stdout == "" and secret not in outer.ctl("tagkey", "list")
-        outer.ctl("peer", "set", "inner.test", "--keep-tags", "on")
-        yield outer, inner, sink
-    for each in (dns, sink):
-        asyncio.run_coroutine_threadsafe(each.__aexit__(), loop).result(10)
+    with beside(dns, sink):
+        settings = {"dns.servers": [f"127.0.0.1:{dns.port}"], "smtpd.workers": 1, "smtpd.xclient_networks": ["127.0.0.1/32"]}
+        with PrivateHome(2) as inner, PrivateHome(1, settings) as outer:
+            inner.ctl("domain", "add", "inner.test")
+            inner.ctl("alias", "add", "bob@inner.test", "a1@load.test")
+            inner.ctl("alias", "add", "eve@inner.test", "a2@load.test")
+            outer.ctl("dnsbl", "add", "tag.test", "--action", "tag")
+            for domain, port in (("inner.test", inner.port("smtp")), ("plain.test", sink.port)):
+                outer.ctl("forward", "set", domain, "SMTPC", f"127.0.0.1:{port}")
+            secret = outer.ctl("tagkey", "add", "k1").strip()
+            done = subprocess.run(
+                [sys.executable, "-m", "iems.cli.iemsctl", "--home", str(inner.path), "tagkey", "add", "k1", "--secret-stdin"],
+                input=secret + "\n", text=True, check=True, capture_output=True,
+            )  # fmt: skip
+            assert done.stdout == "" and secret not in outer.ctl("tagkey", "list")
+            outer.ctl("peer", "set", "inner.test", "--keep-tags", "on")
+            yield outer, inner, sink
 
 
 def send(home, recipients, subject, client="192.0.2.8", extra=""):

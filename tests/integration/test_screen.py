@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import smtplib
 import subprocess
-import threading
 import time
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from iems.model import Verdict
 from iems.perf.home import PrivateHome
 from iems.spool import admin
+from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
 
 TO = "a1@load.test"
@@ -32,16 +31,9 @@ ZONES = {
 
 @pytest.fixture(scope="module")
 def dns():
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
     server = DnsServer(ZONES)
-    asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
-    yield server
-    asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    loop.close()
+    with beside(server):
+        yield server
 
 
 @pytest.fixture(scope="module")

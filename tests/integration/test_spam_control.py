@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import imaplib
 import json
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from iems.perf.home import PrivateHome
 from iems.spool import admin
 from tests.integration.test_screen import connect, events
+from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
 
 ZONES = {
@@ -29,20 +28,13 @@ USERS = [f"a{number}@load.test" for number in range(1, 7)]
 
 @pytest.fixture(scope="module")
 def server():
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
     dns = DnsServer(ZONES)
-    asyncio.run_coroutine_threadsafe(dns.__aenter__(), loop).result(10)
-    settings = {"dns.servers": [f"127.0.0.1:{dns.port}"], "smtpd.workers": 1, "smtpd.xclient_networks": ["127.0.0.1/32"]}
-    with PrivateHome(len(USERS), settings) as home:
-        for zone in ("tag.test", "other.test"):
-            home.ctl("dnsbl", "add", zone, "--action", "tag")
-        yield home
-    asyncio.run_coroutine_threadsafe(dns.__aexit__(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    loop.close()
+    with beside(dns):
+        settings = {"dns.servers": [f"127.0.0.1:{dns.port}"], "smtpd.workers": 1, "smtpd.xclient_networks": ["127.0.0.1/32"]}
+        with PrivateHome(len(USERS), settings) as home:
+            for zone in ("tag.test", "other.test"):
+                home.ctl("dnsbl", "add", zone, "--action", "tag")
+            yield home
 
 
 def user(server, *arguments, fails=False):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import imaplib
 import json
 import smtplib
 import subprocess
 import sys
-import threading
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +18,7 @@ from iems.perf import queue
 from iems.perf.home import PASSWORD, PrivateHome
 from tests.integration.test_screen import connect
 from tests.integration.test_spam_control import mailbox, user
+from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
 
 ZONES = {("2.0.0.127.tag.test", "A"): ["127.0.0.2"], ("8.2.0.192.tag.test", "A"): ["127.0.0.9"], ("2.0.0.127.clean.test", "A"): ["127.0.0.2"]}
@@ -29,26 +28,19 @@ ASKED = "dnsbl=tag.test (127.0.0.9); dnsbl=clean.test (not listed); attachments 
 
 @pytest.fixture(scope="module")
 def server():
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
     dns = DnsServer(ZONES)
-    asyncio.run_coroutine_threadsafe(dns.__aenter__(), loop).result(10)
-    settings = {"dns.servers": [f"127.0.0.1:{dns.port}"], "smtpd.workers": 1, "smtpd.xclient_networks": ["127.0.0.1/32"]}
-    with PrivateHome(7, settings) as home:
-        for zone in ("tag.test", "clean.test"):
-            home.ctl("dnsbl", "add", zone, "--action", "tag")
-        home.ctl("attachment", "add", "--name", "*.exe", "--action", "strip")
-        for address, action in ((FILES, "file"), (DISCARDS, "discard"), (BOUNCES, "bounce")):
-            user(home, "spam", "action", address, action)
-        for address in (RULES, TRIES):
-            user(home, "mailsort", "add", address, "--header", "subject", "--contains", "four", "--copy", "Copies", "--continue")
-            user(home, "mailsort", "add", address, "--header", "from", "--contains", "else", "--move", "Else")
-        yield home
-    asyncio.run_coroutine_threadsafe(dns.__aexit__(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    loop.close()
+    with beside(dns):
+        settings = {"dns.servers": [f"127.0.0.1:{dns.port}"], "smtpd.workers": 1, "smtpd.xclient_networks": ["127.0.0.1/32"]}
+        with PrivateHome(7, settings) as home:
+            for zone in ("tag.test", "clean.test"):
+                home.ctl("dnsbl", "add", zone, "--action", "tag")
+            home.ctl("attachment", "add", "--name", "*.exe", "--action", "strip")
+            for address, action in ((FILES, "file"), (DISCARDS, "discard"), (BOUNCES, "bounce")):
+                user(home, "spam", "action", address, action)
+            for address in (RULES, TRIES):
+                user(home, "mailsort", "add", address, "--header", "subject", "--contains", "four", "--copy", "Copies", "--continue")
+                user(home, "mailsort", "add", address, "--header", "from", "--contains", "else", "--move", "Else")
+            yield home
 
 
 ATTACHED = (

@@ -6,12 +6,10 @@ reports (unsafe.py); row 16 with smuggled line ends passed on.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import email
 import email.policy
 import re
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.integration.faults.rig import FaultHome, noticed, until, variants
+from tests.support.beside import beside
 from tests.support.smtpserver import Connection, Script, SmtpServer
 
 #: What some servers take for the end of content (smtpsmuggling.com, and their mirror images).
@@ -35,30 +34,17 @@ def relaying(
 ) -> Iterator[tuple[FaultHome, SmtpServer]]:
     """A home that relays all to a server with this script."""
     sink = SmtpServer(script, **server)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def run(work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, loop).result(10)
-
-    run(sink.__aenter__())
-    own = {
-        "smtpd.trusted_networks": ["127.0.0.0/8"],
-        "smtpc.resolution": "relay",
-        "smtpc.relay_hosts": [f"127.0.0.1:{sink.port}"],
-        "smtpc.retry_s": 0.5,
-        "smtpc.retry_max_s": 1.0,
-        **(settings or {}),
-    }
-    try:
+    with beside(sink):
+        own = {
+            "smtpd.trusted_networks": ["127.0.0.0/8"],
+            "smtpc.resolution": "relay",
+            "smtpc.relay_hosts": [f"127.0.0.1:{sink.port}"],
+            "smtpc.retry_s": 0.5,
+            "smtpc.retry_max_s": 1.0,
+            **(settings or {}),
+        }
         with FaultHome(settings=own, unsafe=unsafe, clocked=clocked) as home:
             yield home, sink
-    finally:
-        run(sink.__aexit__())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
-        loop.close()
 
 
 def submit(home: FaultHome, recipients: list[str], sender: str = "a1@load.test", number: str = "1") -> None:

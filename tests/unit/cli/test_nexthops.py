@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from iems.cli.nexthops import next_hops
 from iems.config import Config, Dns, OdmrAccount, Ports, Smtpc, Smtpd
+from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
 
 NAMES = {
@@ -22,16 +21,9 @@ NAMES = {
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A DNS server in a thread of its own, as the command has a loop of its own."""
-    loop = asyncio.new_event_loop()
     names = DnsServer(NAMES, faults={"sick.test": "SERVFAIL"})
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(names.__aenter__(), loop).result(10)
-    yield "{}:{}".format(*names.address)
-    asyncio.run_coroutine_threadsafe(names.__aexit__(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+    with beside(names):
+        yield "{}:{}".format(*names.address)
 
 
 def looked(server, tmp_path, *ways, **smtpc):

@@ -10,6 +10,7 @@ import socket
 import pytest
 
 from iems.net.odmr import OdmrClient, OdmrError
+from tests.support import scripted
 
 CHALLENGE = b"<1896.697170952@provider.test>"
 DIGEST = hmac.digest(b"secret", CHALLENGE, "md5").hex()
@@ -32,33 +33,8 @@ GOOD = {
 
 def talk(script, body, timeout_s=5.0):
     """Run `body(client)` against a provider that answers by `script`; what it gave and the commands that were heard."""
-    heard = []
-
-    async def serve(reader, writer):
-        writer.write(script[""])
-        try:
-            while line := await reader.readline():
-                heard.append(line.decode().strip())
-                answer = script.get(heard[-1], b"500 what?\r\n")
-                if answer is None:
-                    break
-                for at in range(0, len(answer), 7):  # in small pieces
-                    writer.write(answer[at : at + 7])
-                    await writer.drain()
-        finally:
-            writer.close()
-
-    async def run():
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        client = OdmrClient(timeout_s, "me.test")
-        try:
-            await client.connect("127.0.0.1", server.sockets[0].getsockname()[1], "none", None)
-            return await body(client)
-        finally:
-            client.close()
-            server.close()
-
-    return asyncio.run(asyncio.wait_for(run(), 20)), heard
+    client = OdmrClient(timeout_s, "me.test")
+    return scripted.talk(script, client, lambda: body(client), b"500 what?\r\n")
 
 
 async def ask(client, domains=("a.test", "b.test")):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from iems.net.pop3 import LINE_OCTETS, Pop3Client, Pop3Error
+from tests.support import scripted
 
 GOOD = {
     "": b"+OK hello\r\n", "USER u": b"+OK\r\n", "PASS p": b"+OK\r\n", "LIST": b"+OK\r\n1 10\r\n2 20\r\n.\r\n",
@@ -16,35 +15,14 @@ GOOD = {
 
 
 def talk(script, body, timeout_s=5.0):
-    """Run `body(client)` against a server that answers by `script`; the commands it heard."""
-    heard = []
+    """Run `body(client)`, logged in, against a server that answers by `script`; and the commands it heard."""
+    client = Pop3Client(timeout_s)
 
-    async def serve(reader, writer):
-        writer.write(script[""])
-        try:
-            while line := await reader.readline():
-                heard.append(line.decode().strip())
-                answer = script.get(heard[-1], b"-ERR what?\r\n")
-                if answer is None:
-                    break
-                for at in range(0, len(answer), 7):  # in small pieces
-                    writer.write(answer[at : at + 7])
-                    await writer.drain()
-        finally:
-            writer.close()
+    async def session():
+        await client.login("u", "p")
+        return await body(client)
 
-    async def run():
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        client = Pop3Client(timeout_s)
-        try:
-            await client.connect("127.0.0.1", server.sockets[0].getsockname()[1], "none", None)
-            await client.login("u", "p")
-            return await body(client)
-        finally:
-            client.close()
-            server.close()
-
-    return asyncio.run(asyncio.wait_for(run(), 20)), heard
+    return scripted.talk(script, client, session, b"-ERR what?\r\n")
 
 
 async def everything(client):

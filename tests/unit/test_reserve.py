@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 from pathlib import Path
@@ -20,6 +21,7 @@ def read_on_a_full_disk(disk: Disk, folder: Path, reserved: bool) -> int:
     pid = os.fork()
     if pid == 0:
         code = 1
+        faulthandler.disable()  # the death is expected, and its trace would alarm who reads the run
         try:
             if reserved:
                 reserve.lock_file(folder)

@@ -7,21 +7,18 @@ same with rspamd's Bayesian classifier asked about each message before; whatever
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from iems._native import loadgen
-from iems.model import Channel
-from iems.perf import measure, messages, peers, queue
+from iems.perf import measure, messages, peers
+from iems.perf.drain import drain
 from iems.perf.home import PrivateHome
 from iems.perf.measure import Case, Options, Reading
 from iems.sieve.mailsort import NAME as MAILSORT
 from iems.sieve.mailsort import Answer, MailSort, Rule, write
-from iems.spool import admin
 
 NAME = "filtered_delivery"
 TITLE = "Local delivery with all filters on"
@@ -76,26 +73,12 @@ def side(options: Options, case: Case, who: str) -> Iterator[Callable[[], Readin
         with PrivateHome(ACCOUNTS, folder=options.folder) as home:
             _set_up(home)
 
-            def drain() -> Reading:
-                home.ctl("queue", "hold", "--channel", "LOCAL")
-                loadgen.smtp(
-                    home.port("smtp"), pool, home.users(), b"sender@load.test", sessions=20, count=case["messages"],
-                    first_id=time.time_ns(),
-                )  # fmt: skip
-                queue.until_drained(home.path, look=queue.unrouted)
-                meter = measure.Meter([home])
-                meter.mark("start")
-                begun = time.monotonic()
-                admin.hold_channel(home.path, Channel.LOCAL, False)
-                os.kill(home.pid, signal.SIGUSR1)
-                queue.drained(home)
-                seconds = time.monotonic() - begun
-                meter.mark("end")
+            def repetition() -> Reading:
+                found = drain(home, case["octets"], case["messages"])
                 _see(home)
-                count = case["messages"]
-                return measure.rates(count, count * case["octets"], seconds) | meter.spent(count)
+                return found
 
-            yield drain
+            yield repetition
         return
     from iems.perf.peers.dovecot import Dovecot
     from iems.perf.peers.rspamd import Rspamd

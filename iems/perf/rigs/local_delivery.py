@@ -6,17 +6,14 @@ Dovecot has no queue to drain; what stands beside is its LMTP service, fed as fa
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 
 from iems._native import loadgen
-from iems.model import Channel
-from iems.perf import measure, messages, peers, queue
+from iems.perf import measure, messages, peers
+from iems.perf.drain import drain
 from iems.perf.home import PrivateHome
 from iems.perf.measure import Case, Options, Reading
-from iems.spool import admin
 
 NAME = "local_delivery"
 TITLE = "Local delivery (drain of a filled queue)"
@@ -45,27 +42,7 @@ def side(options: Options, case: Case, who: str) -> Iterator[Callable[[], Readin
     pool = messages.pool(case["octets"])
     if who == "iems":
         with PrivateHome(ACCOUNTS, folder=options.folder) as home:
-
-            def drain() -> Reading:
-                home.ctl("queue", "hold", "--channel", "LOCAL")
-                loadgen.smtp(
-                    home.port("smtp"), pool, home.users(), b"sender@load.test", sessions=20, count=case["messages"],
-                    first_id=time.time_ns(),
-                )  # fmt: skip
-                queue.until_drained(home.path, look=queue.unrouted)
-                meter = measure.Meter([home])
-                meter.mark("start")
-                begun = time.monotonic()
-                # As `iemsctl queue release` does it, but without its start: by its end much of the queue would be gone.
-                admin.hold_channel(home.path, Channel.LOCAL, False)
-                os.kill(home.pid, signal.SIGUSR1)
-                queue.drained(home)
-                seconds = time.monotonic() - begun
-                meter.mark("end")
-                count = case["messages"]
-                return measure.rates(count, count * case["octets"], seconds) | meter.spent(count)
-
-            yield drain
+            yield lambda: drain(home, case["octets"], case["messages"])
         return
     from iems.perf.peers.dovecot import Dovecot
 

@@ -644,8 +644,8 @@ def test_hosts_that_do_not_answer_leave_room_for_those_that_do(tmp_path, monkeyp
     assert took < (1 if trouble == "dns" else 13)
 
 
-def test_mute_hosts_leave_places_to_hosts_that_answer(tmp_path, monkeypatch):
-    """A host that took mail before takes more at once, though every place that others may have is lost to mute ones."""
+def mute_hosts(monkeypatch, count):
+    """DNS of good.test, and of mute0.test and so on, whose hosts never take a connection."""
     real = module.connect
 
     async def slow(loop, host):
@@ -654,7 +654,12 @@ def test_mute_hosts_leave_places_to_hosts_that_answer(tmp_path, monkeypatch):
         return await real(loop, host)
 
     monkeypatch.setattr(module, "connect", slow)
-    records = {("good.test", "A"): ["127.0.0.1"]} | {(f"mute{n}.test", "A"): [f"192.0.2.{n + 1}"] for n in range(20)}
+    return {("good.test", "A"): ["127.0.0.1"]} | {(f"mute{n}.test", "A"): [f"192.0.2.{n + 1}"] for n in range(count)}
+
+
+def test_mute_hosts_leave_places_to_hosts_that_answer(tmp_path, monkeypatch):
+    """A host that took mail before takes more at once, though every place that others may have is lost to mute ones."""
+    records = mute_hosts(monkeypatch, 20)
 
     async def scenario(bench, dns_server, server):
         bench.worker._router._port = server.port
@@ -677,15 +682,7 @@ def test_mail_for_mute_hosts_leaves_room_in_hand(tmp_path, monkeypatch):
     """More mail for a few mute hosts than the worker takes in hand: what goes to a host that answers is taken all the same."""
     for name, value in {"TAKE": 2, "MAX_IN_HAND": 16, "CROWDED": 8, "FEW": 2}.items():
         monkeypatch.setattr(module, name, value)
-    real = module.connect
-
-    async def slow(loop, host):
-        if host.address.startswith("192.0.2."):
-            await asyncio.sleep(60)
-        return await real(loop, host)
-
-    monkeypatch.setattr(module, "connect", slow)
-    records = {("good.test", "A"): ["127.0.0.1"]} | {(f"mute{n}.test", "A"): [f"192.0.2.{n + 1}"] for n in range(4)}
+    records = mute_hosts(monkeypatch, 4)
 
     async def scenario(bench, dns_server, server):
         bench.worker._router._port = server.port

@@ -20,9 +20,11 @@ PAUSE_S = 1.0
 class Queue(Protocol):
     """What is asked of the spool."""
 
-    def take(self, channel: int, limit: int) -> tuple[list[Item], float | None]: ...
+    def take(self, channel: int, limit: int) -> tuple[list[Item], float | None]:
+        """As `Spool.take`."""
 
-    def give_back(self, items: Iterable[Item]) -> None: ...
+    def give_back(self, items: Iterable[Item]) -> None:
+        """As `Spool.give_back`."""
 
 
 class Offers:

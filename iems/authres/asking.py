@@ -18,7 +18,8 @@ class Lookup(Protocol):
     loose: the name may hold any printable octet, as a local part in a macro of SPF does.
     """
 
-    async def query(self, name: str, kind: str, *, loose: bool = False) -> Answer: ...
+    async def query(self, name: str, kind: str, *, loose: bool = False) -> Answer:
+        """The records of one type."""
 
 
 async def ask(lookup: Lookup, name: str, kind: str) -> Answer:

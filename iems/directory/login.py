@@ -27,15 +27,20 @@ class Logins(Protocol):
 
     offer: Offer
 
-    async def check(self, login: str, password: str, peer_ip: str) -> Account | None: ...
+    async def check(self, login: str, password: str, peer_ip: str) -> Account | None:
+        """The account, if the password is its; None if not."""
 
-    def keys(self, login: str, scheme: str, peer_ip: str) -> Keys: ...
+    def keys(self, login: str, scheme: str, peer_ip: str) -> Keys:
+        """What a SCRAM or CRAM-MD5 exchange is checked with."""
 
-    async def proven(self, login: str, keys: Keys | None, scheme: str, peer_ip: str) -> Account | None: ...
+    async def proven(self, login: str, keys: Keys | None, scheme: str, peer_ip: str) -> Account | None:
+        """The account, after an exchange that proved it."""
 
-    async def token(self, login: str, token: str, peer_ip: str) -> Account | None: ...
+    async def token(self, login: str, token: str, peer_ip: str) -> Account | None:
+        """The account a bearer token names; None if it is no good."""
 
-    async def failed(self, login: str, peer_ip: str) -> None: ...
+    async def failed(self, login: str, peer_ip: str) -> None:
+        """Note a failure, and wait as long as that costs."""
 
 
 async def settle(

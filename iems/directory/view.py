@@ -86,12 +86,14 @@ class View:
     # Entries.
 
     def read(self, entry: int) -> Entry:
+        """An entry by its id. Raises DirectoryUnavailable if it is named but missing."""
         octets = self.get(keys.u64(entry), db=self.db[b"entries"])
         if octets is None:
             raise DirectoryUnavailable(f"directory entry {entry} is named but missing")
         return decode(octets)
 
     def ids(self, kind: int, text: str) -> Iterator[int]:
+        """The ids of a look-up text; others with the same key may be among them."""
         with self.txn.cursor(self.db[b"lookup"]) as cursor:
             if cursor.set_key(keys.lookup_key(kind, text)):
                 for value in cursor.iternext_dup():
@@ -125,6 +127,7 @@ class View:
         return None
 
     def has_children(self, parent: int) -> bool:
+        """Whether anything stands below an entry."""
         with self.txn.cursor(self.db[b"names"]) as cursor:
             return bool(cursor.set_range(keys.u64(parent))) and cursor.key()[:8] == keys.u64(parent)
 
@@ -145,6 +148,7 @@ class View:
                 found = cursor.next()
 
     def dn(self, entry: Entry) -> str:
+        """The distinguished name of an entry."""
         names = [entry.rdn]
         parent = entry.parent
         while parent != ROOT:
@@ -156,10 +160,12 @@ class View:
     # resolve.Lookup.
 
     def entry(self, address: str) -> Entry | None:
+        """The entry of a mail address, None if there is none."""
         found = self.find(keys.KIND_MAIL, address)
         return found[1] if found else None
 
     def local_as(self, domain: str) -> str:
+        """The local domain, or `*.` pattern, that a domain falls under; "" if none."""
         known = self.policy.local
         answer = known.get(domain)
         if answer is None:
@@ -187,6 +193,7 @@ class View:
         return found
 
     def forward(self, domain: str) -> tuple[str, Channel, str] | None:
+        """(pattern, channel, identifier) of the forwarding entry that a domain falls under."""
         known = self.policy.forwards
         if domain in known:
             return known[domain]
@@ -222,6 +229,7 @@ class View:
 
     @property
     def settings(self) -> dict[str, list[str]]:
+        """The attributes of the settings entry."""
         if self.policy.settings is None:
             found = self.find(keys.KIND_SETTINGS, "")
             self.policy.settings = found[1].attributes if found else {}
@@ -233,24 +241,29 @@ class View:
 
     @property
     def default_local(self) -> Channel:
+        """The channel of local addresses without an entry."""
         return Channel[self._setting("iemsDefaultLocalChannel", "LOCAL")]
 
     @property
     def internet(self) -> Channel:
+        """The channel of all other domains."""
         return Channel[self._setting("iemsInternetChannel", "SMTPC")]
 
     @property
     def separator(self) -> str:
+        """What separates the detail from the user in a local part."""
         return self._setting("iemsDetailSeparator", "+")
 
     @property
     def primary_domain(self) -> str:
+        """The first local domain that is no pattern; "" if there is none."""
         for _, entry in self.of_class(keys.CLASS_LOCAL_DOMAIN):
             if not entry.lookup.startswith("*."):
                 return entry.lookup
         return ""
 
     def first_account(self, domain: str) -> str:
+        """An account of a domain, else one of the primary domain; "" if there is none."""
         primary = self.primary_domain
         fallback = ""
         for _, entry in self.of_class(keys.CLASS_ACCOUNT):
@@ -270,14 +283,17 @@ class Change(View):
         self.touched: list[tuple[str, dict[str, list[str]] | None, dict[str, list[str]] | None]] = []
 
     def put(self, key: bytes, value: bytes, name: str) -> None:
+        """Write a row of a database."""
         self.txn.put(key, value, db=self.db[name.encode()])
 
     def next(self, name: bytes) -> int:
+        """The next number of a counter."""
         number = keys.u64_of(self.get(name, db=self.db[b"meta"]))
         self.txn.put(name, keys.u64(number + 1), db=self.db[b"meta"])
         return number
 
     def count(self, name: bytes) -> None:
+        """Step a counter."""
         self.next(name)
 
     def add(self, entry: Entry, number: int = 0, audit: bool = True) -> int:
@@ -325,6 +341,7 @@ class Change(View):
         return found
 
     def children(self, parent: int) -> Iterator[Entry]:
+        """The entries right below one."""
         start = keys.u64(parent)
         with self.txn.cursor(self.db[b"names"]) as cursor:
             found = cursor.set_range(start)

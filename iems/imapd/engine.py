@@ -252,6 +252,7 @@ class Engine:
 
     @property
     def has_output(self) -> bool:
+        """Whether `take_output` has something to give."""
         return self._output is not None
 
     # ------------------------------------------------------------------ events

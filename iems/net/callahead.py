@@ -31,8 +31,10 @@ _STATUS = re.compile(rb"\d{3}[ -]5\.(\d{1,3})\.(\d{1,3})\b")
 class Resolver(Protocol):
     """What is asked of `iems.net.resolver`."""
 
-    async def exchanges(self, domain: str) -> Exchanges: ...
-    async def addresses(self, host: str, families: str = "46") -> list[str]: ...
+    async def exchanges(self, domain: str) -> Exchanges:
+        """Mail exchangers, or what stands in their place. Raises DnsFailure."""
+    async def addresses(self, host: str, families: str = "46") -> list[str]:
+        """Addresses, of the wanted families. Raises DnsFailure."""
 
 
 class Callahead:

@@ -74,11 +74,16 @@ class Case:
 class Server(Protocol):
     """What rigs ask of a private server, ours or a peer's."""
 
-    def port(self, name: str) -> int: ...
-    def users(self) -> list[bytes]: ...
-    def cpu_s(self) -> float: ...
-    def cpu_by_role(self) -> dict[str, float]: ...
-    def waiting(self) -> int: ...
+    def port(self, name: str) -> int:
+        """Of a listener."""
+    def users(self) -> list[bytes]:
+        """The addresses."""
+    def cpu_s(self) -> float:
+        """CPU seconds of all its processes so far."""
+    def cpu_by_role(self) -> dict[str, float]:
+        """The same by role; empty where it can't be told."""
+    def waiting(self) -> int:
+        """Messages it still has to do something with."""
 
 
 @dataclass

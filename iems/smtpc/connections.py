@@ -261,13 +261,16 @@ class Session:
     # ---------------------------------------------------------------- the stream's side
 
     def data_received(self, view: memoryview) -> None:
+        """Octets of the remote host."""
         self.engine.feed(view)
         self._run()
 
     def eof_received(self) -> None:
+        """It closes its side."""
         self._end(self._reply or Reply(451, 4, 2, "the remote host closed the connection"))
 
     def connection_lost(self, cause: Exception | None) -> None:
+        """The connection is gone."""
         if self._gone:
             return
         if self._handshaking:
@@ -278,6 +281,7 @@ class Session:
             self._end(Reply(451, 4, 2, f"connection lost: {cause}" if cause else "connection lost"))
 
     def tls_ready(self) -> None:
+        """The handshake is done."""
         self._handshaking = False
         if self.need.level == "dane" and not self._named():
             self.tls_failed = True
@@ -301,6 +305,7 @@ class Session:
         )
 
     def writable(self) -> None:
+        """There is room for more octets."""
         if self._pumping is not None and not self._gone:
             self._pump()
 

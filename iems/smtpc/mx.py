@@ -54,9 +54,12 @@ class Route(Struct, frozen=True):
 class Resolver(Protocol):
     """What is asked of `iems.net.resolver`."""
 
-    async def query(self, name: str, kind: str) -> Answer: ...
-    async def exchanges(self, domain: str) -> Exchanges: ...
-    async def addresses(self, host: str, families: str = "46") -> list[str]: ...
+    async def query(self, name: str, kind: str) -> Answer:
+        """The records of one type. Raises DnsFailure."""
+    async def exchanges(self, domain: str) -> Exchanges:
+        """Mail exchangers, or what stands in their place. Raises DnsFailure."""
+    async def addresses(self, host: str, families: str = "46") -> list[str]:
+        """Addresses, of the wanted families. Raises DnsFailure."""
 
 
 NO_SUCH_DOMAIN = Reply(550, 1, 2, "the recipient's domain does not exist")

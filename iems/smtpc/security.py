@@ -50,13 +50,15 @@ NEEDS: Final[dict[str, Need]] = {
 class Resolver(Protocol):
     """What is asked of `iems.net.resolver`."""
 
-    async def query(self, name: str, kind: str) -> Answer: ...
+    async def query(self, name: str, kind: str) -> Answer:
+        """The records of one type, and whether DNSSEC vouches for them. Raises DnsFailure."""
 
 
 class Policies(Protocol):
     """What is asked of `iems.smtpc.sts`."""
 
-    async def find(self, domain: str) -> StsPolicy | None: ...
+    async def find(self, domain: str) -> StsPolicy | None:
+        """The policy of a domain; None if it has none."""
 
 
 def verifying_tls(ca_file: str | Path = "") -> ssl.SSLContext:

@@ -206,7 +206,8 @@ class Lookup(Protocol):
     """What is asked of the directory. seen: the version its last answer belongs to."""
 
     @property
-    def seen(self) -> int: ...
+    def seen(self) -> int:
+        """The version of the directory its last answer belongs to."""
 
     def resolve(self, address: bytes) -> Resolution:
         """Where mail to an address goes. Raises DirectoryUnavailable."""

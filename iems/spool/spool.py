@@ -241,6 +241,7 @@ class AwaitedPost(Post):
     done: Callable[[SpoolError | None], None]
 
     def finish(self, error: SpoolError | None) -> None:
+        """Tell who waits in `Spool.record`."""
         self.done(error)
 
 

@@ -77,14 +77,17 @@ META_KEY = head(0, META)
 
 
 def account(number: int) -> bytes:
+    """Key of the account row."""
     return _HEAD.pack(number, ACCOUNT)
 
 
 def mailbox(number: int, mailbox_id: int) -> bytes:
+    """Key of the mailbox row."""
     return _MAILBOX.pack(number, MAILBOX, mailbox_id)
 
 
 def subscribed(number: int) -> bytes:
+    """Key of the list of subscriptions."""
     return _HEAD.pack(number, SUBSCRIBED)
 
 
@@ -95,22 +98,27 @@ def tombstone(number: int, name: str) -> bytes:
 
 
 def metadata(number: int, mailbox_id: int) -> bytes:
+    """Key of the annotations."""
     return _MAILBOX.pack(number, METADATA, mailbox_id)
 
 
 def acl(number: int, mailbox_id: int) -> bytes:
+    """Key of the ACL."""
     return _MAILBOX.pack(number, ACL, mailbox_id)
 
 
 def shared(number: int) -> bytes:
+    """Key of the list of accounts that share mailboxes with this one."""
     return _HEAD.pack(number, SHARED)
 
 
 def domain(name: str) -> bytes:
+    """Key of the counters of a domain."""
     return head(0, DOMAIN) + name.encode()
 
 
 def staged(number: int) -> bytes:
+    """Key of the row of an account that is being moved, or was."""
     return _HEAD.pack(number, STAGED)
 
 
@@ -120,38 +128,47 @@ def prefix(number: int, kind: int, mailbox_id: int) -> bytes:
 
 
 def flags(number: int, mailbox_id: int, uid: int) -> bytes:
+    """Key of the flags row."""
     return _UID.pack(number, FLAGS, mailbox_id, uid)
 
 
 def message(number: int, mailbox_id: int, uid: int) -> bytes:
+    """Key of the message row."""
     return _UID.pack(number, MESSAGE, mailbox_id, uid)
 
 
 def vanished(number: int, mailbox_id: int, modseq: int) -> bytes:
+    """Key of the row of what vanished."""
     return _MODSEQ.pack(number, VANISHED, mailbox_id, modseq)
 
 
 def journal(number: int, mailbox_id: int, modseq: int) -> bytes:
+    """Key of the row of changed flags."""
     return _MODSEQ.pack(number, JOURNAL, mailbox_id, modseq)
 
 
 def blob(number: int) -> bytes:
+    """Key of the blob row."""
     return _NUMBER.pack(0, BLOB, number)
 
 
 def answer(client: int, seq: int) -> bytes:
+    """Key of the stored answer."""
     return _ANSWER.pack(0, ANSWER, client, seq)
 
 
 def dedup(origin: bytes, number: int) -> bytes:
+    """Key of the note of a delivery."""
     return b"\0\0\0\0\4" + origin + number.to_bytes(4, "big")
 
 
 def trash(due_s: int, number: int, mailbox_id: int, uid: int) -> bytes:
+    """Key of the row of an expunged message."""
     return _TRASH.pack(0, TRASH, due_s, number, mailbox_id, uid)
 
 
 def purge(due_s: int, number: int, mailbox_id: int) -> bytes:
+    """Key of the row of a deleted mailbox."""
     return _PURGE.pack(0, PURGE, due_s, number, mailbox_id)
 
 

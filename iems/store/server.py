@@ -93,10 +93,12 @@ class Connection(asyncio.Protocol):
         self._frames = wire.Frames()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
         self.transport = transport  # type: ignore[assignment]
         self.server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone, with what it watched."""
         self.transport = None
         self.server.connections.discard(self)
         for key in self.watched:
@@ -104,6 +106,7 @@ class Connection(asyncio.Protocol):
         self.watched.clear()
 
     def data_received(self, data: bytes) -> None:
+        """Octets of requests."""
         try:
             for frame in self._frames.feed(data):
                 self._request(wire.decode_request(frame), len(frame))

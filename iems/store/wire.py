@@ -82,45 +82,63 @@ class NewMessage(Struct, array_like=True):
 
 
 class Hello(Struct, array_like=True, tag=0):
+    """The first request of a connection: the client's number, under which answers are kept for a repetition."""
+
     client: int
 
 
 class Deliver(Struct, array_like=True, tag=1):
+    """Answer: a Delivered for each, in order."""
+
     batch: list[Delivery]
 
 
 class Forget(Struct, array_like=True, tag=2):
+    """Drop the notes of deliveries (origin, account): their settlements are on the disk."""
+
     pairs: list[tuple[bytes, int]]
 
 
 class Ensure(Struct, array_like=True, tag=3):
+    """Make an account's rows and its special-use mailboxes, if they are not there."""
+
     account: int
 
 
 class Create(Struct, array_like=True, tag=4):
+    """A mailbox, with the levels above it. Answer: it."""
+
     account: int
     name: str
     special_use: str = ""
 
 
 class Delete(Struct, array_like=True, tag=5):
+    """A mailbox; what is in it can be brought back for a while."""
+
     account: int
     name: str
 
 
 class Rename(Struct, array_like=True, tag=6):
+    """A mailbox and all below it; of INBOX, only what is in it."""
+
     account: int
     old: str
     new: str
 
 
 class Subscribe(Struct, array_like=True, tag=7):
+    """Set or take a name from the list of subscriptions."""
+
     account: int
     name: str
     on: bool = True
 
 
 class Append(Struct, array_like=True, tag=8):
+    """Messages, all or none. Answer: (uidvalidity, mailbox id, uids)."""
+
     account: int
     mailbox: str
     messages: list[NewMessage]
@@ -151,6 +169,8 @@ class Expunge(Struct, array_like=True, tag=10):
 
 
 class Copy(Struct, array_like=True, tag=11):
+    """Copy, or move, messages to another mailbox of the account. Answer: (uidvalidity, their uids, their new uids)."""
+
     account: int
     src_id: int
     uids: bytes
@@ -162,21 +182,29 @@ class Copy(Struct, array_like=True, tag=11):
 
 
 class Recent(Struct, array_like=True, tag=12):
+    """Claim what is \\Recent for the session that asks. Answer: the first uid that is."""
+
     account: int
     mailbox_id: int
 
 
 class Watch(Struct, array_like=True, tag=13):
+    """Push a note to this connection whenever the mailbox changes."""
+
     account: int
     mailbox_id: int
 
 
 class Unwatch(Struct, array_like=True, tag=14):
+    """No more notes."""
+
     account: int
     mailbox_id: int
 
 
 class Drop(Struct, array_like=True, tag=15):
+    """The account is removed: so are its rows."""
+
     account: int
 
 
@@ -271,6 +299,8 @@ Body = (
 
 
 class Request(Struct, array_like=True):
+    """seq: of the client, ascending. acked: answers up to this one need not be kept any more."""
+
     seq: int
     acked: int
     body: Body

@@ -25,6 +25,7 @@ def _identifier(arguments: Arguments) -> str:
 
 
 def parse_two(arguments: Arguments) -> tuple[str, str]:
+    """The arguments of DELETEACL and LISTRIGHTS. Raises Bad."""
     name = mailbox_argument(arguments)
     identifier = _identifier(arguments)
     arguments.end()
@@ -32,6 +33,7 @@ def parse_two(arguments: Arguments) -> tuple[str, str]:
 
 
 def parse_set(arguments: Arguments) -> tuple[str, str, bytes]:
+    """The arguments of SETACL. Raises Bad."""
     name, identifier = mailbox_argument(arguments), _identifier(arguments)
     arguments.space()
     text = arguments.astring()
@@ -62,6 +64,7 @@ def _other(session: Session, place: Place, identifier: str) -> Any:
 
 
 def run_get(session: Session, command: Command) -> bytes:
+    """Carry out GETACL; the text of the tagged answer. Raises Refused, StoreError."""
     place = _place(session, command.arguments, "a")
     parts = [astring(place.address.encode()), rights.render(rights.ALL)]
     for address, (_, held) in sorted(session.services.reader.acl(place.account, place.box.id).items()):
@@ -71,6 +74,7 @@ def run_get(session: Session, command: Command) -> bytes:
 
 
 async def run_set(session: Session, command: Command) -> bytes:
+    """Carry out SETACL; the text of the tagged answer. Raises Refused, StoreError."""
     name, identifier, text = command.arguments
     place = _place(session, name, "a")
     account = _other(session, place, identifier)
@@ -81,6 +85,7 @@ async def run_set(session: Session, command: Command) -> bytes:
 
 
 async def run_delete(session: Session, command: Command) -> bytes:
+    """Carry out DELETEACL; the text of the tagged answer. Raises Refused, StoreError."""
     name, identifier = command.arguments
     place = _place(session, name, "a")
     await _store(session, place, _other(session, place, identifier), "")
@@ -101,6 +106,7 @@ async def _store(session: Session, place: Place, account: Any, letters: str) -> 
 
 
 def run_list(session: Session, command: Command) -> bytes:
+    """Carry out LISTRIGHTS; the text of the tagged answer. Raises Refused, StoreError."""
     name, identifier = command.arguments
     place = _place(session, name, "a")
     shown = astring(identifier.encode())
@@ -113,6 +119,7 @@ def run_list(session: Session, command: Command) -> bytes:
 
 
 def run_my(session: Session, command: Command) -> bytes:
+    """Carry out MYRIGHTS; the text of the tagged answer. Raises Refused, StoreError."""
     place = _place(session, command.arguments, "")
     session.send(b"* MYRIGHTS %b %b\r\n" % (session.mailbox_text(place.name), rights.render(place.all_rights)))
     return b"OK MYRIGHTS completed"

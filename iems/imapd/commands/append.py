@@ -299,6 +299,7 @@ async def stored(session: Session, command: Command) -> tuple[int, list[int]]:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out APPEND; the text of the tagged answer. Raises Refused, StoreError."""
     uidvalidity, uids = await stored(session, command)
     return b"OK [APPENDUID %d %b] APPEND completed" % (uidvalidity, sequence.render(uids))
 

@@ -32,6 +32,7 @@ def parse(arguments: Arguments) -> tuple[bytes, bytes | None]:
 
 
 def run(session: Session, command: Command) -> _Result:
+    """Carry out AUTHENTICATE; the text of the tagged answer. Raises Refused, StoreError."""
     mechanism, initial = command.arguments
     if not session.may_login:
         return b"NO [PRIVACYREQUIRED] Passwords are taken over TLS only"

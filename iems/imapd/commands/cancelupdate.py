@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Arguments) -> list[bytes]:
+    """The arguments of CANCELUPDATE. Raises Bad."""
     tags = []
     while not arguments.at_end():
         arguments.space()
@@ -23,6 +24,7 @@ def parse(arguments: Arguments) -> list[bytes]:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out CANCELUPDATE; the text of the tagged answer. Raises Refused, StoreError."""
     view = selected(session)
     kept = view.contexts or {}
     unknown = [tag for tag in command.arguments if tag not in kept]

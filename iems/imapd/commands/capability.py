@@ -47,6 +47,7 @@ def capabilities(session: Session) -> bytes:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out CAPABILITY; the text of the tagged answer. Raises Refused, StoreError."""
     session.send(b"* CAPABILITY " + capabilities(session) + b"\r\n")
     return b"OK CAPABILITY completed"
 

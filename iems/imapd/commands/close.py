@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out CLOSE; the text of the tagged answer. Raises Refused, StoreError."""
     view = selected(session)
     code = b""
     if not view.read_only and (view.rights is None or "e" in view.rights):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Arguments) -> bytes:
+    """The arguments of COMPRESS. Raises Bad."""
     arguments.space()
     algorithm = arguments.word()
     arguments.end()
@@ -19,6 +20,7 @@ def parse(arguments: Arguments) -> bytes:
 
 
 def run(session: Session, command: Command) -> None:
+    """Carry out COMPRESS; the text of the tagged answer. Raises Refused, StoreError."""
     if command.arguments != b"DEFLATE":
         raise Refused("[CANNOT] Unknown compression")
     if session.compressed:

@@ -30,6 +30,7 @@ def copyuid(uidvalidity: int, sources: list[int], targets: list[int]) -> bytes:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out COPY and UID COPY; the text of the tagged answer. Raises Refused, StoreError."""
     view = selected(session)
     ranges, name = command.arguments
     positions = chosen(view, ranges, command.spec.name.startswith(b"UID"))

@@ -19,6 +19,7 @@ _USES = {
 
 
 def parse(arguments: Arguments) -> tuple[str, list[str]]:
+    """The arguments of CREATE. Raises Bad."""
     name = mailbox_argument(arguments)
     uses: list[str] = []
     if arguments.accept(b" ("):
@@ -33,6 +34,7 @@ def parse(arguments: Arguments) -> tuple[str, list[str]]:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out CREATE; the text of the tagged answer. Raises Refused, StoreError."""
     name, uses = command.arguments
     special_use = ""
     if uses:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out DELETE; the text of the tagged answer. Raises Refused, StoreError."""
     name = command.arguments
     if name == "INBOX":
         raise Refused("[CANNOT] INBOX can't be deleted")

@@ -21,6 +21,7 @@ _NAMES = {
 
 
 def parse(arguments: Arguments) -> list[bytes]:
+    """The arguments of ENABLE. Raises Bad."""
     wanted = []
     while True:
         arguments.space()
@@ -30,6 +31,7 @@ def parse(arguments: Arguments) -> list[bytes]:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out ENABLE; the text of the tagged answer. Raises Refused, StoreError."""
     # What is unknown or was enabled before is left out of the answer, not refused (RFC 5161 3.1).
     new = [word for word in dict.fromkeys(command.arguments) if word in _NAMES and word not in session.enabled]
     if b"CONDSTORE" in new or b"QRESYNC" in new:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def parse_uid(arguments: Arguments) -> Ranges:
+    """The arguments of UID EXPUNGE. Raises Bad."""
     arguments.space()
     ranges = arguments.sequence_set()
     arguments.end()
@@ -21,6 +22,7 @@ def parse_uid(arguments: Arguments) -> Ranges:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out EXPUNGE and UID EXPUNGE; the text of the tagged answer. Raises Refused, StoreError."""
     view = writable(session)
     permitted(view, "e")
     uids = None

@@ -81,6 +81,7 @@ class Fetch(Struct, frozen=True):
 
 
 def parse(arguments: Arguments) -> Fetch:
+    """The arguments of FETCH. Raises Bad."""
     arguments.space()
     ranges = arguments.sequence_set()
     arguments.space()
@@ -88,6 +89,7 @@ def parse(arguments: Arguments) -> Fetch:
 
 
 def parse_uid(arguments: Arguments) -> Fetch:
+    """The arguments of UID FETCH. Raises Bad."""
     found = parse(arguments)
     request = found.request
     if b"UID" not in request.simple:
@@ -186,6 +188,7 @@ def _before(view: View, at: int, row: Any, items: bytes) -> bytes:
 
 
 def run(session: Session, command: Command) -> Coroutine[Any, Any, bytes | None]:
+    """Carry out FETCH and UID FETCH; the text of the tagged answer. Raises Refused, StoreError."""
     view = selected(session)
     fetch: Fetch = command.arguments
     uid_form = command.spec.name.startswith(b"UID")

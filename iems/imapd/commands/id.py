@@ -45,6 +45,7 @@ def parse(arguments: Arguments) -> dict[str, str]:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out ID; the text of the tagged answer. Raises Refused, StoreError."""
     said = command.arguments
     if said:
         session.services.log(

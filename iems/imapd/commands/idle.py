@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(session: Session, command: Command) -> None:
+    """Carry out IDLE; the text of the tagged answer. Raises Refused, StoreError."""
     def done(line: bytes) -> None:
         session.idling = False
         if line.upper() == b"DONE":

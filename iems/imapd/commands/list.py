@@ -75,6 +75,7 @@ def _decoded(pattern: bytes, utf8: bool = False) -> str:
 
 
 def parse(arguments: Arguments) -> Request:
+    """The arguments of LIST. Raises Bad."""
     arguments.space()
     extended = False
     selection: frozenset[bytes] = frozenset()
@@ -152,6 +153,7 @@ def _attributes(entry: Entry, request: Request) -> list[bytes]:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out LIST; the text of the tagged answer. Raises Refused, StoreError."""
     request: Request = command.arguments
     if request.patterns == [""] and not request.extended:
         session.send(b'* LIST (\\Noselect) "/" ""\r\n')

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Arguments) -> tuple[bytes, bytes]:
+    """The arguments of LOGIN. Raises Bad."""
     arguments.space()
     login = arguments.astring()
     arguments.space()
@@ -27,6 +28,7 @@ def parse(arguments: Arguments) -> tuple[bytes, bytes]:
 
 
 def run(session: Session, command: Command) -> bytes | Coroutine[Any, Any, bytes | None]:
+    """Carry out LOGIN; the text of the tagged answer. Raises Refused, StoreError."""
     if not session.may_login:
         return b"NO [PRIVACYREQUIRED] Passwords are taken over TLS only"
     login, password = command.arguments

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(session: Session, command: Command) -> None:
+    """Carry out LOGOUT; the text of the tagged answer. Raises Refused, StoreError."""
     session.send(b"* BYE Logging out\r\n" + command.tag + b" OK LOGOUT completed\r\n")
     session.close()
 

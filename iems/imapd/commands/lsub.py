@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Arguments) -> tuple[str, str]:
+    """The arguments of LSUB. Raises Bad."""
     arguments.space()
     reference = _decoded(arguments.astring(), arguments.utf8)
     arguments.space()
@@ -25,6 +26,7 @@ def parse(arguments: Arguments) -> tuple[str, str]:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out LSUB; the text of the tagged answer. Raises Refused, StoreError."""
     reference, text = command.arguments
     if not text:
         session.send(b'* LSUB (\\Noselect) "/" ""\r\n')

@@ -50,6 +50,7 @@ def _entry(arguments: Arguments, depth: bool = False) -> str:
 
 
 def parse_get(arguments: Arguments) -> Get:
+    """The arguments of GETMETADATA. Raises Bad."""
     arguments.space()
     depth, maxsize = 0, None
     given = False
@@ -93,6 +94,7 @@ def parse_get(arguments: Arguments) -> Get:
 
 
 def parse_set(arguments: Arguments) -> tuple[str, dict[str, bytes | None]]:
+    """The arguments of SETMETADATA. Raises Bad."""
     arguments.space()
     name = _name(arguments)
     arguments.space()
@@ -126,6 +128,7 @@ def _mailbox(session: Session, name: str, entries: Iterable[str], right: str) ->
 
 
 async def run_get(session: Session, command: Command) -> bytes:
+    """Carry out GETMETADATA; the text of the tagged answer. Raises Refused, StoreError."""
     request: Get = command.arguments
     place = _mailbox(session, request.name, request.entries, "r")
     kept = session.services.reader.metadata(*place)
@@ -156,6 +159,7 @@ async def run_get(session: Session, command: Command) -> bytes:
 
 
 async def run_set(session: Session, command: Command) -> bytes:
+    """Carry out SETMETADATA; the text of the tagged answer. Raises Refused, StoreError."""
     name, changes = command.arguments
     if not name and any(entry.startswith("/shared/") for entry in changes):
         raise Refused("[NOPERM] Shared annotations of the server are set by the administrator")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out MOVE and UID MOVE; the text of the tagged answer. Raises Refused, StoreError."""
     view = writable(session)
     ranges, name = command.arguments
     positions = chosen(view, ranges, command.spec.name.startswith(b"UID"))

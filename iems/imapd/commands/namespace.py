@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out NAMESPACE; the text of the tagged answer. Raises Refused, StoreError."""
     session.send(b'* NAMESPACE (("" "/")) (("Other Users/" "/")) NIL\r\n')
     return b"OK NAMESPACE completed"
 

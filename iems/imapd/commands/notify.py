@@ -32,6 +32,7 @@ class Request(Struct, frozen=True):
 
 
 def parse(arguments: Arguments) -> Request:
+    """The arguments of NOTIFY. Raises Bad."""
     arguments.space()
     word = arguments.word()
     if word == b"NONE":
@@ -115,6 +116,7 @@ def _events(arguments: Arguments, selected: bool) -> tuple[set[bytes], fetch.Req
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out NOTIFY; the text of the tagged answer. Raises Refused, StoreError."""
     request: Request = command.arguments
     if request.refused:
         raise Refused("[BADEVENT (" + " ".join(event.decode() for event in EVENTS) + ")] Event not supported")

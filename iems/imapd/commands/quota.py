@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def parse_root(arguments: Arguments) -> bytes:
+    """The arguments of GETQUOTA. Raises Bad."""
     arguments.space()
     root = arguments.astring()
     arguments.end()
@@ -23,6 +24,7 @@ def parse_root(arguments: Arguments) -> bytes:
 
 
 def parse_set(arguments: Arguments) -> None:
+    """The arguments of SETQUOTA. Raises Bad."""
     arguments.space()
     arguments.astring()
     arguments.space()
@@ -57,6 +59,7 @@ def _domain(session: Session, owner: Any) -> tuple[bytes, bytes] | None:
 
 
 def run_get(session: Session, command: Command) -> bytes:
+    """Carry out GETQUOTA; the text of the tagged answer. Raises Refused, StoreError."""
     if command.arguments:
         found = _domain(session, session.account)
         if found is not None and command.arguments.lower() == b"@" + session.account.domain.encode():
@@ -68,6 +71,7 @@ def run_get(session: Session, command: Command) -> bytes:
 
 
 def run_root(session: Session, command: Command) -> bytes:
+    """Carry out GETQUOTAROOT; the text of the tagged answer. Raises Refused, StoreError."""
     name = command.arguments
     place = places.find(session, name)
     if place is None:
@@ -84,6 +88,7 @@ def run_root(session: Session, command: Command) -> bytes:
 
 
 def run_set(session: Session, command: Command) -> bytes:
+    """Carry out SETQUOTA; the text of the tagged answer. Raises Refused, StoreError."""
     raise Refused("[NOPERM] Quotas are set by the administrator")
 
 

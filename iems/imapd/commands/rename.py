@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Arguments) -> tuple[str, str]:
+    """The arguments of RENAME. Raises Bad."""
     old = mailbox_argument(arguments)
     new = mailbox_argument(arguments)
     arguments.end()
@@ -22,6 +23,7 @@ def parse(arguments: Arguments) -> tuple[str, str]:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out RENAME; the text of the tagged answer. Raises Refused, StoreError."""
     old, new = command.arguments
     new = names.check_new(new)
     if new == "INBOX":

@@ -50,6 +50,7 @@ class Request(Struct, frozen=True):
 
 
 def parse(arguments: Arguments) -> Request:
+    """The arguments of SEARCH and UID SEARCH. Raises Bad."""
     arguments.space()
     returned = results.parse(arguments)
     charset = arguments.data[arguments.pos : arguments.pos + 8].upper() == b"CHARSET "
@@ -79,6 +80,7 @@ def answers(returned: Returned) -> bool:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out SEARCH and UID SEARCH; the text of the tagged answer. Raises Refused, StoreError."""
     view = selected(session)
     request: Request = command.arguments
     returned = request.returned

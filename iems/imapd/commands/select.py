@@ -80,6 +80,7 @@ def parse(arguments: Arguments) -> tuple[str, bool, Resync | None]:
 
 
 def run(session: Session, command: Command) -> bytes | Coroutine[Any, Any, bytes]:
+    """Carry out SELECT and EXAMINE; the text of the tagged answer. Raises Refused, StoreError."""
     name, condstore, resync = command.arguments
     if resync is not None and b"QRESYNC" not in session.enabled:
         raise Bad("QRESYNC was not enabled")

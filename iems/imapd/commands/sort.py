@@ -47,6 +47,7 @@ class Request(Struct, frozen=True):
 
 
 def parse(arguments: Arguments) -> Request:
+    """The arguments of SORT and UID SORT. Raises Bad."""
     arguments.space()
     returned = results.parse(arguments)
     arguments.expect(b"(")
@@ -104,6 +105,7 @@ async def ordered(
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out SORT and UID SORT; the text of the tagged answer. Raises Refused, StoreError."""
     view = selected(session)
     request: Request = command.arguments
     uid_form = command.spec.name.startswith(b"UID")

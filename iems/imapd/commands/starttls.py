@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def run(session: Session, command: Command) -> None:
+    """Carry out STARTTLS; the text of the tagged answer. Raises Refused, StoreError."""
     if session.stream.secure:
         raise Bad("TLS is already in use")
     context = session.services.tls

@@ -43,6 +43,7 @@ def items(arguments: Arguments) -> tuple[bytes, ...]:
 
 
 def parse(arguments: Arguments) -> tuple[str, tuple[bytes, ...]]:
+    """The arguments of STATUS. Raises Bad."""
     name = mailbox_argument(arguments)
     arguments.space()
     wanted = items(arguments)
@@ -102,6 +103,7 @@ def _recent(session: Session, account: int, box: Any) -> int:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out STATUS; the text of the tagged answer. Raises Refused, StoreError."""
     name, wanted = command.arguments
     place = existing(session, name)
     session.send(response(session, place.account, place.box, place.name, wanted))

@@ -35,6 +35,7 @@ class Request(Struct, frozen=True):
 
 
 def parse(arguments: Arguments) -> Request:
+    """The arguments of STORE and UID STORE. Raises Bad."""
     arguments.space()
     ranges = arguments.sequence_set()
     arguments.space()
@@ -84,6 +85,7 @@ def _permitted(view: View, request: Request) -> list[tuple[str, list[str]]]:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out STORE and UID STORE; the text of the tagged answer. Raises Refused, StoreError."""
     view = writable(session)
     request: Request = command.arguments
     uid = command.spec.name.startswith(b"UID")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 async def subscribe(session: Session, command: Command) -> bytes:
+    """Carry out SUBSCRIBE; the text of the tagged answer. Raises Refused, StoreError."""
     name = names.check_new(command.arguments)
     if places.find(session, name) is None:
         raise Refused("[NONEXISTENT] No such mailbox")
@@ -23,6 +24,7 @@ async def subscribe(session: Session, command: Command) -> bytes:
 
 
 async def unsubscribe(session: Session, command: Command) -> bytes:
+    """Carry out UNSUBSCRIBE; the text of the tagged answer. Raises Refused, StoreError."""
     # Also for a mailbox that is gone: that is how its name leaves the list.
     await session.services.store.unsubscribe(session.number, command.arguments.removesuffix("/"))
     return b"OK UNSUBSCRIBE completed"

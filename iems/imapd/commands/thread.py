@@ -30,6 +30,7 @@ def parse(arguments: Arguments) -> tuple[bytes, Any]:
 
 
 async def run(session: Session, command: Command) -> bytes:
+    """Carry out THREAD and UID THREAD; the text of the tagged answer. Raises Refused, StoreError."""
     view = selected(session)
     algorithm, key = command.arguments
     uid_form = command.spec.name.startswith(b"UID")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(session: Session, command: Command) -> bytes:
+    """Carry out UNSELECT; the text of the tagged answer. Raises Refused, StoreError."""
     session.deselect()
     return b"OK UNSELECT completed"
 

@@ -572,7 +572,7 @@ def _read_ahead(fd: int, offset: int, length: int) -> None:
 class Server:
     """A listening socket in a loop: every accepted socket goes to `factory`.
 
-    Out of descriptors, it answers `refusal` (a last line for the peer, may be b"") on a descriptor kept in reserve
+    Out of descriptors, it answers `refusal` (a last line for the peer, may be b"", or what makes one for its address) on a descriptor kept in reserve
     and stops accepting for a moment, so that the loop does not spin on a connection it can't take.
     """
 
@@ -585,7 +585,7 @@ class Server:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         factory: Callable[[socket.socket], None],
-        refusal: bytes = b"",
+        refusal: bytes | Callable[[str], bytes] = b"",
     ) -> None:
         sock.setblocking(False)
         self._loop = loop
@@ -616,11 +616,12 @@ class Server:
         if self._reserve >= 0:
             os.close(self._reserve)
             with contextlib.suppress(OSError):
-                sock, _address = self._sock.accept()
+                sock, address = self._sock.accept()
                 with sock:
                     sock.setblocking(False)
-                    if self._refusal:
-                        sock.send(self._refusal)
+                    last = self._refusal if isinstance(self._refusal, bytes) else self._refusal(address[0])
+                    if last:
+                        sock.send(last)
             try:
                 self._reserve = os.open("/dev/null", os.O_RDONLY)
             except OSError:
@@ -653,7 +654,7 @@ def serve(
     loop: asyncio.AbstractEventLoop,
     sock: socket.socket,
     factory: Callable[[socket.socket], None],
-    refusal: bytes = b"",
+    refusal: bytes | Callable[[str], bytes] = b"",
 ) -> Server:
     """Accept connections of a listening socket until `Server.close()`; see `Server`."""
     return Server(loop, sock, factory, refusal)

@@ -169,6 +169,15 @@ _BY_RULE = {
         "Use the recipient's plain address, or a mail server that can send such mail.",
         "Nothing to do: the client's fault.",
     ),
+    "flood": Cause(
+        "So many malformed or untimely commands came at once, from so many clients, that one record stands for all of them within a minute. "
+        "The reply shown is that of the first one.",
+        "Nothing to do with a message: have the program that was used looked at if it was yours.",
+        "event `connected` in log/mail.log (log.level = informational) has the clients; `iemsctl ban add` keeps them out.",
+    ),
+    "no-mail-waits": Cause(
+        "A site asked for its mail (ATRN), and nothing waited.", "Nothing to do.", "Nothing to do; `iemsctl queue destinations` shows what waits."
+    ),
     "no-expansion": Cause("Members of a list are not told.", "Nothing to do.", "EXPN is always refused."),
 }
 
@@ -184,6 +193,22 @@ _BY_STATUS = {
     ),
     (5, 3): Cause(
         "The recipient's address stands for too many.", _ASK, "`iemsctl route explain ADDRESS` shows what the alias leads to."
+    ),
+    (5, 1): Cause(
+        "The command is not known, is not done here, or came out of order. One record stands for all such replies to the client within a minute.",
+        "Nothing to do with a message: the program that talked to the server does not keep to SMTP.",
+        "The client's fault. With log.level = sessions its dialogue stands in log/mail.log.",
+    ),
+    (5, 2): Cause(
+        "A line is too long, or does not end as lines have to. One record stands for all such replies to the client within a minute.",
+        "Nothing to do with a message: the program that talked to the server does not keep to SMTP.",
+        "The client's fault. With log.level = sessions its dialogue stands in log/mail.log.",
+    ),
+    (5, 4): Cause(
+        "An argument or parameter of a command can't be read, or has a value that it can't have. One record may stand for all such replies to the "
+        "client within a minute.",
+        "Nothing to do with a message: the program that talked to the server does not keep to SMTP.",
+        "The client's fault. With log.level = sessions its dialogue stands in log/mail.log.",
     ),
     (3, 1): _BY_RULE["system-full"],
     (3, 4): _BY_RULE["too-big"],

@@ -580,7 +580,7 @@ class Engine:
             self.state = _REVERSED
             self._pos = self._end
         elif reply.code == 453:
-            self._out += replies.wire(reply)  # sites ask every few minutes: that nothing waits is no refusal to keep
+            self._out += self._kept(reply)  # no error of the site's: it asks every few minutes
         else:
             self._refuse(reply)
 
@@ -976,7 +976,7 @@ class Engine:
         size = grammar.chunk(argument)
         if isinstance(size, Reply):
             # How many octets follow can't be known, and none of them may be taken for a command.
-            self._out += replies.wire(size)
+            self._out += self._kept(size)
             self.end()
             return None
         self._chunk_left, self._chunk_last = size

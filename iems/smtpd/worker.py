@@ -20,6 +20,7 @@ from iems.net.handover import Given, Pair, Takings
 from iems.net.resolver import Resolver
 from iems.net.stream import Server, Stream, last_descriptor, serve
 from iems.net.tls import bindings
+from iems.refusals.noise import Noise
 from iems.refusals.ring import Ring
 from iems.smtp import replies
 from iems.smtpd import flow, handlers, pace
@@ -89,9 +90,9 @@ class Session(pace.Session):
         self.open(sock)
 
     def _receipt(self, reply: Reply, about: bytes, transaction: Transaction | None) -> bytes:
-        """Keep a refusal; the end of its reply with the id. Noise of syntax and sequence has none."""
-        if reply.code < 505 and reply.code >= 500 and reply.subject != 1:
-            return b""
+        """Keep a refusal; the end of its reply with the id. Of what is only noise alike ones are kept as one."""
+        if reply.code == 453 or (500 <= reply.code < 505 and reply.subject != 1):
+            return self.worker.noise.note(self.listener, self.peer.ip, self.engine.connection.helo, self.engine.connection.user, reply)
         check = subject = ""
         if self.cause is not None:
             check, subject = self.cause
@@ -282,7 +283,7 @@ class Worker:
         #: Whether another role of ours fetches mail and hands its connections in here.
         self.fetches = config.bsmtp.enabled and any(profile.protocol == "odmr" for profile in config.bsmtp.pickup)
         self._takings: Takings | None = None
-        resolver = Resolver.of(config.dns)
+        resolver = Resolver.of(config.dns, ctx.answers)
         self.screen = Screen(config, self.policy, self.directory, resolver, ctx.log)
         spool_path = config.spool_path(ctx.home)
         limited = config.smtpd.sender_hour or config.smtpd.sender_day
@@ -329,6 +330,7 @@ class Worker:
             ctx.loop,
             lambda error: ctx.log.error("refusals can't be kept", error),
         )
+        self.noise = Noise(self.refusals)
         self.sessions: set[Session] = set()
         self.now = ctx.loop.time()
         self._servers: list[Server] = []
@@ -381,7 +383,6 @@ class Worker:
     async def start(self) -> None:
         """Begin to accept."""
         await self.refusals.start()
-        refusal = replies.wire(replies.TOO_MANY_SESSIONS)
         for listener in LISTENERS:
             if listener == "submissions" and self.ctx.tls is None:
                 self.ctx.log.error("no certificate: submission over TLS is not served")
@@ -392,7 +393,7 @@ class Worker:
                         self.ctx.loop,
                         sock,
                         partial(self._accepted, listener),
-                        b"" if listener == "submissions" else refusal,
+                        b"" if listener == "submissions" else partial(self._no_descriptor, listener),
                     )
                 )
         if self.fetches:
@@ -501,6 +502,12 @@ class Worker:
         self.handlers.client_refused(ip, refusal)
         self._turn_away(sock, listener, ip, refusal.reply, refusal.check, refusal.subject)
         return True
+
+    def _no_descriptor(self, listener: str, ip: str) -> bytes:
+        """The last line for a client that could not be taken for want of descriptors."""
+        wire = replies.wire(replies.TOO_MANY_SESSIONS)
+        end = self.refusals.note(listener, ip, b"", None, b"", 0, "", replies.TOO_MANY_SESSIONS) if self.refusals.on else b""
+        return wire[:-2] + end if end else wire
 
     def _turn_away(
         self, sock: socket.socket, listener: str, ip: str, reply: Reply, check: str = "", subject: str = ""

@@ -64,8 +64,12 @@ def asked(home, id):
 def test_refusals_by_their_ids(home):
     talk = Talk(home.port("smtp"))
     assert talk.say(b"EHLO client.test").startswith(b"250")
-    for noise in (b"WHAT", b"RCPT TO:<a1@load.test>", b"NOOP x y", b"RSET now", b"DATA"):
-        assert not ID.search(talk.say(noise))
+    unknown = id_in(talk.say(b"WHAT"))
+    early = [id_in(talk.say(line)) for line in (b"RCPT TO:<a1@load.test>", b"RSET now", b"DATA", b"WHAT")]
+    assert early[3] == unknown and len(set(early)) == 3  # alike ones share a record
+    found = asked(home, early[0])
+    assert (found["reply"], found["client"], found["helo"], found["rule"]) == ("503 5.5.1 MAIL first", "127.0.0.1", "client.test", "need-mail")
+    assert "out of order" in found["cause"]
     banned = id_in(talk.say(b"MAIL FROM:<offer@bulk.test>"))
     large = id_in(talk.say(b"MAIL FROM:<s@x.test> SIZE=99999"))
     broken = id_in(talk.say(b"MAIL FROM:<s@@x.test>"))
@@ -95,6 +99,11 @@ def test_refusals_by_their_ids(home):
     text = home.ctl("refusal", relay.lower())
     assert "Cause: The recipient's domain is not served here" in text and "<x@else.test>" in text and "Administrator:" in text
 
+    talk = Talk(home.port("smtp"))
+    talk.say(b"EHLO client.test")
+    closing = id_in(talk.say(b"BDAT much"))
+    talk.close()
+    assert asked(home, closing)["rule"] == "bad-size"
     listed = [json.loads(line) for line in home.ctl("refusal", "list", "--sender", "s@x.test", "--since", "1h", "--json").splitlines()]
     assert [one["id"] for one in listed] == [large, unknown, relay, none, bare]
     assert home.ctl("refusal", "list", "--client", "192.0.2.").strip() == ""

@@ -1164,6 +1164,10 @@ class Dns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cache_records: Annotated[int, Meta(ge=0, description="Answers kept, per worker; 0: no cache.")] = (
         1_000_000
     )
+    shared_mb: Annotated[
+        int,
+        Meta(ge=0, le=4096, description="Memory for answers that all workers share, in MiB, used as it fills; 0: each worker asks for itself."),
+    ] = 32
     validating: Annotated[
         list[str],
         Meta(

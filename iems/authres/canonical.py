@@ -1,14 +1,19 @@
 """Canonical forms of header fields and bodies (RFC 6376 3.4), and their hashes. Pure; octets in, octets out.
 
-No Python object is made for a line: bytes methods and one regular expression a field do the work.
+No Python object is made for a line: a kernel, bytes methods and one regular expression a field do the work.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
+
+from iems._native import kernel
+from iems._native.canonical_py import squeezed
+
+Relaxed = kernel("canonical").Relaxed
 
 #: Octets of a header that are looked at; a longer one is cut at the last whole field.
 MAX_HEADER: Final = 1 << 20
@@ -38,7 +43,7 @@ def split(header: bytes) -> list[Field]:
 def relaxed_field(name: bytes, raw: bytes) -> bytes:
     """A field in relaxed form (RFC 6376 3.4.2), without CRLF. name: as `split` gives it."""
     value = raw[raw.find(b":") + 1 :].replace(b"\r\n", b"")
-    return name + b":" + _squeezed(value).strip(b" ")
+    return name + b":" + squeezed(value).strip(b" ")
 
 
 def without_b(raw: bytes) -> bytes:
@@ -47,43 +52,39 @@ def without_b(raw: bytes) -> bytes:
     return raw[:start] + _B_VALUE.sub(rb"\1", raw[start:], count=1)
 
 
-def _squeezed(octets: bytes) -> bytes:
-    """Each run of spaces and tabs as one space. Halves runs at each step, so a long run costs no more than its length."""
-    if b"\t" in octets:
-        octets = octets.replace(b"\t", b" ")
-    while b"  " in octets:
-        octets = octets.replace(b"  ", b" ")
-    return octets
-
-
 class BodyHash:
     """SHA-256 of a body in canonical form, fed in pieces. Memory: one piece.
 
     relaxed: the form. limits: for signatures with l=, the octets of canonical body they cover.
     """
 
-    __slots__ = ("_blank", "_held", "_limited", "_relaxed", "_whole", "length")
+    __slots__ = ("_add", "_blank", "_hashed", "_held", "_length", "_limited", "_relaxed", "_whole")
 
     def __init__(self, relaxed: bool, limits: Iterable[int] = ()) -> None:
-        self._relaxed = relaxed
+        self._relaxed = Relaxed() if relaxed else None
         self._whole = hashlib.sha256()
         self._limited = {limit: hashlib.sha256() for limit in limits}
+        self._add: Callable[[bytes], object] = self._limit if self._limited else self._whole.update
+        self._hashed = 0  # counted where there are limits
+        # Of the simple form:
         self._blank = 0  # line ends held back: those at the end of the body do not count
-        self._held = b""  # what could be the beginning of white space at a line's end
-        self.length = 0  # octets of canonical body so far
+        self._held = b""  # a CR at the end of a piece
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        """Octets of canonical body so far."""
+        return self._length if self._relaxed is None else self._relaxed.length
 
     def update(self, octets: bytes) -> None:
         """Take the next piece."""
+        if self._relaxed is not None:
+            self._relaxed.feed(octets, self._add)
+            return
         text = self._held + octets if self._held else octets
-        held = b""
+        self._held = b""
         if text.endswith(b"\r"):
-            text, held = text[:-1], b"\r"
-        if self._relaxed:
-            text = _squeezed(text)
-            if text.endswith(b" "):
-                text, held = text[:-1], b" " + held
-            text = text.replace(b" \r\n", b"\r\n")
-        self._held = held
+            text, self._held = text[:-1], b"\r"
         # The line ends at the end of this piece are kept as a number.
         stripped = len(text.rstrip(b"\r\n"))
         found = _BLANK_LINES.match(text[stripped:][::-1])
@@ -92,33 +93,38 @@ class BodyHash:
         core = text[: len(text) - 2 * count] if count else text
         if core:
             self._flush()
-            self._add(core)
+            self._give(core)
         self._blank += count
 
     def _flush(self) -> None:
         """Line ends that were held back turn out to be inside the body."""
         while self._blank:
             some = min(self._blank, 65_536)
-            self._add(b"\r\n" * some)
+            self._give(b"\r\n" * some)
             self._blank -= some
 
-    def _add(self, octets: bytes) -> None:
+    def _give(self, octets: bytes) -> None:
+        self._add(octets)
+        self._length += len(octets)
+
+    def _limit(self, octets: bytes) -> None:
+        at = self._hashed
+        self._hashed += len(octets)
         for limit, digest in self._limited.items():
-            if self.length < limit:
-                digest.update(octets[: limit - self.length])
+            if at < limit:
+                digest.update(octets[: limit - at])
         self._whole.update(octets)
-        self.length += len(octets)
 
     def finish(self) -> None:
         """The body has ended."""
-        held = self._held
-        if held and held != b" ":  # a space at the end of the last line is none in relaxed form; a lone CR is text
+        if self._relaxed is not None:
+            self._relaxed.finish(self._add)
+            return
+        if self._held:
             self._flush()
-            self._add(held)
-            self._blank = 1
+            self._give(self._held)
         # An empty body is b"" in relaxed form and one CRLF in simple form; any other ends with one CRLF (RFC 6376 3.4.3, 3.4.4).
-        if self.length or not self._relaxed:
-            self._add(b"\r\n")
+        self._give(b"\r\n")
         self._blank = 0
         self._held = b""
 

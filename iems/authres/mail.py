@@ -39,7 +39,13 @@ class Mail:
         self.cut = end is None and size > len(head)
         self.header, self._body = (head, len(head)) if end is None else (head[: end[0]], end[1])
         self.fields: list[Field] = split(self.header)
-        self._hashed: dict[Wanted, tuple[bytes, int]] = {}
+        #: What `body_hashes` found so far. Another view of a message with the same body may be given it.
+        self.hashed: dict[Wanted, tuple[bytes, int]] = {}
+
+    @property
+    def body_at(self) -> int:
+        """Where the body begins."""
+        return self._body
 
     @classmethod
     def of(cls, octets: bytes) -> Mail:
@@ -48,7 +54,7 @@ class Mail:
 
     async def body_hashes(self, wanted: set[Wanted]) -> dict[Wanted, tuple[bytes, int]]:
         """(SHA-256, length of the whole canonical body) for each of `wanted`; the body is read once for all of them."""
-        missing = {(relaxed, limit) for relaxed, limit in wanted if (relaxed, limit) not in self._hashed}
+        missing = {(relaxed, limit) for relaxed, limit in wanted if (relaxed, limit) not in self.hashed}
         if missing:
             hashes = {
                 relaxed: BodyHash(relaxed, [limit for form, limit in missing if form == relaxed and limit is not None])
@@ -71,8 +77,8 @@ class Mail:
                 one.finish()
             for relaxed, limit in missing:
                 one = hashes[relaxed]
-                self._hashed[relaxed, limit] = one.digest(limit), one.length
-        return self._hashed
+                self.hashed[relaxed, limit] = one.digest(limit), one.length
+        return self.hashed
 
 
 def _header_end(head: bytes) -> tuple[int, int] | None:

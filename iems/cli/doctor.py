@@ -523,6 +523,38 @@ def door(home: Home, config: Config) -> Iterator[Finding]:
         )
 
 
+def on_demand(home: Home, config: Config) -> Iterator[Finding]:
+    """Whether mail for domains that sites fetch by ATRN is taken from anyone, and kept for them."""
+    from iems.directory import Directory
+    from iems.model import Channel
+
+    accounts = {domain.lower(): entry.account for entry in config.smtpd.odmr for domain in entry.domains}
+    if not accounts:
+        return
+    if not config.ports.odmr:
+        yield Finding("odmr", "warning", "smtpd.odmr names sites, but nobody can fetch: ports.odmr is 0", "set ports.odmr = 366")
+    kept = 0
+    directory = Directory(home.path / "directory")
+    try:
+        for domain, account in sorted(accounts.items()):
+            mend = f"iemsctl forward set {domain} SMTPC"
+            found = directory.resolve(f"no-such-box@{domain}".encode())
+            if found.local:
+                yield Finding(
+                    "odmr", "warning", f"{domain} is a domain of this server's own: its mail is delivered here, {account} gets none", f"if it is not: {mend}"
+                )
+            elif not found.ours:
+                yield Finding("odmr", "warning", f"{domain} is not in the forwarding table: mail that {account} should fetch is refused (550 5.7.1)", mend)
+            elif any(target.channel != Channel.SMTPC or target.identifier for target in found.targets):
+                ways = ", ".join(f"{Channel(target.channel).name} {target.identifier}".rstrip() for target in found.targets)
+                yield Finding("odmr", "warning", f"{domain} is forwarded to {ways}: {account} gets none of its mail", mend)
+            else:
+                kept += 1
+    finally:
+        directory.close()
+    yield Finding("odmr", "ok", f"mail for {kept} of {len(accounts)} domains is kept until their sites fetch it")
+
+
 CHECKS: list[Check] = [
     descriptors,
     kernel_limits,
@@ -535,6 +567,7 @@ CHECKS: list[Check] = [
     natives,
     open_relay,
     door,
+    on_demand,
 ]
 
 

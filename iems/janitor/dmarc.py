@@ -69,7 +69,7 @@ class DmarcReports:
                 reports.remove(self._ctx.home, day)
 
     async def _send(self, days: list[str]) -> None:
-        resolver = Resolver.of(self._ctx.config.dns)
+        resolver = Resolver.of(self._ctx.config.dns, self._ctx.answers)
         for day in days:
             try:
                 await self._day(resolver, day)

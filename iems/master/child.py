@@ -32,6 +32,7 @@ from msgspec import Struct
 from iems.config import Config
 from iems.log import Log
 from iems.master.board import COUNTER_INDEX, ROLE_CODE, Board, State, blamed, counters_view
+from iems.net.answers import Answers
 from iems.net.certificates import Served
 
 #: Seconds a worker may live on without its master.
@@ -76,6 +77,7 @@ class WorkerContext:
         sockets: dict[str, list[socket.socket]],
         tls: ssl.SSLContext | None,
         client_tls: dict[str, int] | None = None,
+        answers: Answers | None = None,
         log: Log,
         board: Board,
         eventfds: list[int],
@@ -96,6 +98,8 @@ class WorkerContext:
         self.certificates: Served | None = None
         #: Name -> memfd with the chain and key to show to other hosts; role smtpc alone has them.
         self.client_tls = client_tls or {}
+        #: DNS answers shared with all other workers, for `Resolver.of`; None if there are none.
+        self.answers = answers
         self.hostname = config.hostname
         self.log = log
         self.board = board
@@ -219,6 +223,7 @@ class Inherited(Struct):
     alive_fd: int  # end of a pipe whose other end only the master holds
     tls_fd: int  # memory file with all certificates and keys, or -1
     client_tls: dict[str, int]  # memfds with pairs to show to other hosts, by name
+    answers: Answers | None  # DNS answers all workers share
     close_fds: list[int]  # what belongs to the master alone
 
 
@@ -314,6 +319,7 @@ async def _serve(inherited: Inherited) -> int:
         sockets=inherited.sockets,
         tls=served.context if served is not None else None,
         client_tls=inherited.client_tls,
+        answers=inherited.answers,
         log=log,
         board=inherited.board,
         eventfds=inherited.eventfds,

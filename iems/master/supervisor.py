@@ -37,6 +37,7 @@ from iems.master.certificates import LOOK_S, Certificates, PairRefused
 from iems.master.notify import notify
 from iems.master.pool import SECOND, Farm, Kill, Member, Policy, Pool, Retire, Spawn, Wait, decide, died
 from iems.model import id_text
+from iems.net.answers import Answers
 from iems.net.listen import ListenError, activated, has_ipv6, listen, probe
 
 #: Deaths with one message in work after which it is blamed for good (and quarantined by the janitor).
@@ -322,6 +323,8 @@ class Supervisor:
         self.sockets: dict[tuple[str, str, int], list[socket.socket]] = {}
         self.activated: dict[str, list[socket.socket]] = {}
         self.client_pairs: dict[str, int] = {}
+        self.answers: Answers | None = None
+        self._answers_mb = 0
         self.is_ready = False
         self.refused = 0
         self.echo = echo
@@ -364,6 +367,7 @@ class Supervisor:
         self.alarm_of_pairs(wrong)
         trim_blame(self.home)
         self.board = Board.create(run / "board")
+        self.share_answers()
         header = self.board.header()
         self.last_spawn = header.last_spawn
         self.started_ns, self.started_wall_ns = header.started_ns, header.started_wall_ns
@@ -404,6 +408,13 @@ class Supervisor:
         for key in [key for key in self.sockets if key not in wanted]:
             for sock in self.sockets.pop(key):
                 sock.close()
+
+    def share_answers(self) -> None:
+        """Maps the DNS answers that workers forked from now on share; those that run keep theirs."""
+        wanted = self.config.dns.shared_mb
+        if wanted != self._answers_mb:
+            self._answers_mb = wanted
+            self.answers = Answers(wanted << 20) if wanted else None
 
     def alarm_of_pairs(self, problems: list[str]) -> None:
         """Says which TLS pairs can't be used; those before them stay."""
@@ -628,6 +639,7 @@ class Supervisor:
             alive_fd=self.alive_read,
             tls_fd=self.certificates.fd if ROLES[action.role].serves_tls else -1,
             client_tls=self.client_pairs if action.role == "smtpc" else {},
+            answers=self.answers,
             close_fds=[],
         )
         # Until the child has handlers of its own, a signal for it must wait: the master's would swallow it.
@@ -833,6 +845,7 @@ class Supervisor:
         self.log.form = fresh.log.format
         self.log.set_level(fresh.log.level)
         self.apply(fresh)
+        self.share_answers()
         self.close_unused()
         self.write_header()
         self.log.event("reloaded", generation=self.farm.generation)

@@ -1,4 +1,6 @@
-"""DNS for every role: a stub resolver over dnspython's messages, with a bounded cache and equal questions asked once.
+"""DNS for every role: a stub resolver over dnspython's messages, with bounded caches and equal questions asked once.
+
+A worker has a cache of its own; what is not in it is looked for in the one that all workers share (`answers.py`), then asked.
 
 What it promises to callers: a definite answer is a value (`Answer`), anything unsure is `DnsFailure`, which is always
 transient: a server that fails, is silent, or answers nonsense never makes mail bounce (RFC 5321 5.1). No query is sent
@@ -17,8 +19,10 @@ import random
 import re
 import socket
 import struct
+import time
 from collections import OrderedDict
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, Final
 
 import dns.exception
@@ -26,11 +30,14 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
+import msgspec
 from msgspec import Struct
 
 from iems.config import Dns, host_port
+from iems.net.answers import Answers
 
 #: Longest time an answer is kept, whatever its TTL; and a definite "no" (RFC 2308 5 advises 1 to 3 hours at most).
 POSITIVE_S: Final = 86_400.0
@@ -42,6 +49,8 @@ KEPT_RECORDS: Final = 256
 KEPT_OCTETS: Final = 4096
 #: Octets of a UDP answer we announce (DNS flag day 2020: no fragments).
 UDP_OCTETS: Final = 1232
+#: An answer that stands for less is not shared with other workers.
+SHARED_S: Final = 1.0
 #: Queries under way at once; each has a socket.
 MAX_ASKING: Final = 512
 #: Aliases followed for one name.
@@ -133,7 +142,8 @@ class Resolver:
     """Asks servers in turn, caches, and joins equal questions that are under way.
 
     servers: (address, port) in order of preference, or None for /etc/resolv.conf, read at the first query.
-    timeout_s: wait for one answer. attempts: tries in all. cache_records: answers kept, 0 for none.
+    timeout_s: wait for one answer. attempts: tries in all. cache_records: answers kept, 0 for none. answers: those that all workers
+    share; what was asked of other servers is not found there, so nobody takes one server's AD bit for another's.
     Must be used from within one running loop.
     """
 
@@ -145,6 +155,7 @@ class Resolver:
         attempts: int = 4,
         cache_records: int = 1_000_000,
         rng: random.Random | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self._servers = servers or None
         self._timeout_s = timeout_s
@@ -154,16 +165,21 @@ class Resolver:
         self._cache: OrderedDict[tuple[str, str], tuple[float, Answer | None]] = OrderedDict()
         self._asking: dict[tuple[str, str], asyncio.Task[Answer]] = {}
         self._room = asyncio.Semaphore(MAX_ASKING)
+        self._answers = answers if cache_records else None
+        self._view = b""
         self.queries = 0
+        #: Answers that came from the shared table.
+        self.found = 0
 
     @classmethod
-    def of(cls, dns: Dns) -> Resolver:
-        """The resolver that the section [dns] of a configuration describes."""
+    def of(cls, dns: Dns, answers: Answers | None = None) -> Resolver:
+        """The resolver that the section [dns] of a configuration describes. answers: shared by all workers."""
         return cls(
             [host_port(text, 53) for text in dns.servers] or None,
             timeout_s=dns.timeout_s,
             attempts=dns.attempts,
             cache_records=dns.cache_records,
+            answers=answers,
         )
 
     # ---------------------------------------------------------------- questions
@@ -186,6 +202,8 @@ class Resolver:
             del self._cache[key]
         task = self._asking.get(key)
         if task is None:
+            if self._answers is not None and (found := self._shared(key)) is not None:
+                return found
             task = loop.create_task(self._resolve(name, kind))
             self._asking[key] = task
             task.add_done_callback(lambda done: self._answered(key, done, loop.time()))
@@ -200,6 +218,8 @@ class Resolver:
         if cause is None:
             answer = task.result()
             self._keep(key, now_s + answer.ttl_s, answer)
+            if self._answers is not None:
+                self._share(key, answer)
         elif isinstance(cause, DnsFailure):
             self._keep(key, now_s + FAILURE_S, None)
 
@@ -210,6 +230,32 @@ class Resolver:
         self._cache.move_to_end(key)
         while len(self._cache) > self._limit:
             self._cache.popitem(last=False)
+
+    def _shared(self, key: tuple[str, str]) -> Answer | None:
+        """What another worker has learnt; from now on this one has it, too."""
+        assert self._answers is not None
+        now_s = time.monotonic()
+        found = self._answers.get(self._place(key), now_s)
+        answer = _unpacked(found[1], key[1], found[0] - now_s) if found is not None else None
+        if answer is not None:
+            self.found += 1
+            self._keep(key, asyncio.get_running_loop().time() + answer.ttl_s, answer)
+        return answer
+
+    def _share(self, key: tuple[str, str], answer: Answer) -> None:
+        """Let the others have a definite answer; a failure may be this worker's alone."""
+        assert self._answers is not None
+        if answer.ttl_s >= SHARED_S and not _bulky(answer.records):
+            now_s = time.monotonic()
+            self._answers.put(self._place(key), now_s + answer.ttl_s, _packed(answer), now_s)
+
+    def _place(self, key: tuple[str, str]) -> bytes:
+        """The key in the shared table: the question, and who is asked."""
+        if not self._view:
+            if self._servers is None:
+                self._servers = system_servers()
+            self._view = repr(self._servers).encode() + b"\0"
+        return self._view + f"{key[1]} {key[0]}".encode()
 
     async def exchanges(self, domain: str) -> Exchanges:
         """The mail exchangers of a domain (RFC 5321 5.1). Raises DnsFailure, or ValueError if it is no domain name."""
@@ -336,6 +382,40 @@ def _read(reply: dns.message.Message, name: str, kind: str) -> tuple[Answer, str
     if exists and soa is None and end != name:
         return Answer((), True, name, ttl_s, secure), end  # an alias whose target was not looked up
     return Answer((), exists, end, ttl_s, secure), end
+
+
+#: How records stand in the shared table; those of any other type in the form of the wire.
+_RECORDS: Final[dict[str, Any]] = {
+    "MX": tuple[tuple[int, str], ...],
+    "TXT": tuple[bytes, ...],
+    "A": tuple[str, ...],
+    "AAAA": tuple[str, ...],
+    "CNAME": tuple[str, ...],
+    "PTR": tuple[str, ...],
+    "NS": tuple[str, ...],
+}
+_decoders: dict[str, Any] = {kind: msgspec.msgpack.Decoder(GenericAlias(tuple, (str, bool, bool, form))) for kind, form in _RECORDS.items()}
+_wire_decoder = msgspec.msgpack.Decoder(tuple[str, bool, bool, tuple[bytes, ...]])
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def _packed(answer: Answer) -> bytes:
+    records = answer.records
+    if records and isinstance(records[0], dns.rdata.Rdata):
+        records = tuple(record.to_wire() for record in records)
+    return _encode((answer.name, answer.exists, answer.secure, records))
+
+
+def _unpacked(octets: bytes, kind: str, ttl_s: float) -> Answer | None:
+    """The answer in octets of the shared table; None if they are none."""
+    try:
+        name, exists, secure, records = _decoders.get(kind, _wire_decoder).decode(octets)
+        if kind not in _RECORDS:
+            number = dns.rdatatype.from_text(kind)
+            records = tuple(dns.rdata.from_wire(dns.rdataclass.IN, number, one, 0, len(one)) for one in records)
+    except (msgspec.DecodeError, dns.exception.DNSException, ValueError):
+        return None
+    return Answer(records, exists, name, ttl_s, secure)
 
 
 def _bulky(records: tuple[Any, ...]) -> bool:

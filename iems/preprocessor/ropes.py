@@ -16,6 +16,11 @@ def in_front(octets: bytes, rope: Rope) -> Rope:
     return [*(octets[at : at + INLINE_OCTETS] for at in range(0, len(octets), INLINE_OCTETS)), *rope]
 
 
+def behind(rope: Rope, at: int) -> Rope:
+    """What of `rope` stands behind its first `at` octets; equal for two ropes only if it is the same octets in the same place."""
+    return replaced(rope, [(0, at, ())])
+
+
 def replaced(rope: Rope, changes: Sequence[tuple[int, int, Sequence[Extent | bytes]]]) -> Rope:
     """A rope in which ranges of octets are replaced. changes: (start, end, new pieces), ascending, not overlapping; a range may be empty."""
     kept: Rope = []

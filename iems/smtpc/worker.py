@@ -26,6 +26,7 @@ from iems.directory.peers import NONE, Peer
 from iems.errors import SpoolError
 from iems.levels import LEVEL, SESSIONS
 from iems.model import Channel, Extent, Notify, Outcome, Recipient, Reply, Result, id_text, rope_length
+from iems.net.answers import Answers
 from iems.net.resolver import Resolver
 from iems.smtpc import engine, tlsrpt
 from iems.smtpc.backoff import Policy, decide
@@ -323,7 +324,7 @@ class Worker:
         self._tls: ssl.SSLContext = client_tls()
         self._checking: ssl.SSLContext | None = None
         self._need = NEEDS[self._config.tls]
-        self._router = make_router(ctx.config, ctx.home / "conf", ctx.home)
+        self._router = make_router(ctx.config, ctx.home / "conf", ctx.home, answers=ctx.answers)
         self._security = self._make_security()
         if self._tallies is not None and ctx.index == 0:
             self._reporting = self._loop.create_task(self._report())
@@ -529,7 +530,9 @@ class Worker:
             destination.profile = profile
         held = self._hold(item)
         if name in self._on_demand:
-            self._give_up(Work(item, destination), AWAITED, AWAIT_S)
+            work = Work(item, destination)
+            if not self._barred(work):
+                self._give_up(work, AWAITED, AWAIT_S)
             return destination
         if held >= DESTINATION_IN_HAND and name not in self._limited:
             self._limited.add(name)
@@ -577,6 +580,9 @@ class Worker:
         """Put an item where the connection that fetches it finds it. reply: why it may not go over that one, or None."""
         self._hold(item)
         work = Work(item, destination)
+        self._peers = self._profiles.now()
+        if self._barred(work):
+            return
         if reply is not None:
             self._give_up(work, reply, AWAIT_S)
         else:
@@ -599,10 +605,16 @@ class Worker:
 
     def _held_back(self, work: Work, profile: Peer | None) -> bool:
         """Whether a profile ends the attempt before it begins: not to be sent, too large, or to wait for the next run."""
-        item = work.item
-        if profile is not None and profile.queue_first and not item.attempts:
+        if profile is not None and profile.queue_first and not work.item.attempts:
             self._give_up(work, NEXT_RUN, 0.0)
             return True
+        return self._barred(work)
+
+    def _barred(self, work: Work) -> bool:
+        """Answer for recipients whose domain's profile takes no such mail; whether none is left, and the attempt has ended."""
+        if not self._peers:
+            return False
+        item = work.item
         for recipient in item.envelope.recipients:  # of several domains, if a relay host was named for them
             found = self._profile_of(item, recipient)
             reply = refusal_of(found, work.size) if found is not None else None
@@ -1496,8 +1508,8 @@ class Worker:
                 del self._held[name]
 
 
-def make_router(config: Config, *folders: Any) -> Router:
-    """The router of a configuration. folders: where a relative host table is looked for, the last one if it is in none."""
+def make_router(config: Config, *folders: Any, answers: Answers | None = None) -> Router:
+    """The router of a configuration. folders: where a relative host table is looked for, the last one if it is in none. answers: of DNS, shared."""
     smtpc = config.smtpc
     table = None
     if smtpc.host_table:
@@ -1507,7 +1519,7 @@ def make_router(config: Config, *folders: Any) -> Router:
     bind = ports.bind or (["127.0.0.1"] if ports.base else [])
     resolution: Resolution = smtpc.resolution
     return Router(
-        Resolver.of(config.dns),
+        Resolver.of(config.dns, answers),
         resolution=resolution,
         relay_hosts=[host_port(text, smtpc.port) for text in smtpc.relay_hosts],
         table=table,

@@ -17,8 +17,9 @@ from iems.authres.mail import Mail
 from iems.authres.outcome import Outcome
 from iems.model import Channel, Envelope, rope_length
 from iems.preprocessor.modules import Verdict, Work
+from iems.preprocessor.modules.authres import BODY
 from iems.preprocessor.modules.authres import NAME as AUTHRES
-from iems.preprocessor.ropes import in_front
+from iems.preprocessor.ropes import behind, in_front
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
@@ -65,6 +66,8 @@ class Seal:
         signer = next((one for one in signers if one.algorithm.startswith("rsa")), signers[0] if signers else None)
         if signer is None:
             return Verdict()
+        if mail.body_at and (hashed := work.shared.get(BODY)) is not None and hashed[0] == behind(work.rope, mail.body_at):
+            mail.hashed.update(hashed[1])  # nobody changed the body since it was checked
         fields = await seal(signer, mail, chain, self._authserv_id, results, int(time.time()))
         if not fields:
             return Verdict(note="not sealed: the chain is broken or full")

@@ -28,12 +28,14 @@ from iems.authres.reports import Collector, row_of
 from iems.model import Channel, Envelope, Recipient, Reply, Rope, rope_length
 from iems.net.resolver import Resolver
 from iems.preprocessor.modules import Verdict, Work
-from iems.preprocessor.ropes import in_front, replaced
+from iems.preprocessor.ropes import behind, in_front, replaced
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
 
 NAME: Final = "authres"
+#: Under this name `Work.shared` has (the pieces of the body, its hashes) for modules that sign.
+BODY: Final = "body"
 REFUSED: Final = Reply(550, 7, 1, "The domain in From asks to refuse mail that it does not vouch for (DMARC)")
 NO_IDENTITY: Final = Reply(550, 7, 1, "From must have exactly one address")
 #: Answers of DNS that are kept, each of a few KiB at most.
@@ -63,7 +65,7 @@ class Authres:
         self._settings = config.authres
         # Strangers choose the names that are asked: the cache has a size of its own.
         dns = msgspec.structs.replace(config.dns, cache_records=min(config.dns.cache_records, KEPT_ANSWERS))
-        self._lookup: Lookup = Resolver.of(dns) if lookup is None else lookup
+        self._lookup: Lookup = Resolver.of(dns, ctx.answers) if lookup is None else lookup
         self.authserv_id = (config.authres.authserv_id or ctx.hostname).lower()
         self._trusted = [
             ipaddress.ip_network(text, strict=False)
@@ -94,6 +96,8 @@ class Authres:
         found = work.shared.get(NAME)
         if found is None:
             found = work.shared[NAME] = await self._ask(work, mail)
+            if mail.hashed:
+                work.shared[BODY] = (behind(work.rope, mail.body_at), mail.hashed)
         helo = envelope.helo.decode("utf-8", "replace")
         sender = envelope.reverse_path.decode("utf-8", "replace")
         rope = in_front(write(self.authserv_id, outcome.words(found, helo, sender)), rope)

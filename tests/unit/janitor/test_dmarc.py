@@ -55,7 +55,7 @@ def run(home, scenario, faults=None, on=True):
                 dns=Dns(servers=[f"127.0.0.1:{dns.port}"], attempts=1, timeout_s=2.0),
             )  # fmt: skip
             log = SimpleNamespace(event=lambda name, id, **d: events.append(d), error=lambda what, fault: errors.append(fault))
-            ctx = SimpleNamespace(home=home, config=config, hostname=config.hostname, log=log)
+            ctx = SimpleNamespace(home=home, config=config, hostname=config.hostname, log=log, answers=None)
             spool = Spool()
 
             async def look():

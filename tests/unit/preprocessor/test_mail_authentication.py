@@ -42,7 +42,7 @@ ZONE = {
 class Context(SimpleNamespace):
     def __init__(self, home, **settings):
         config = Config(hostname="mx.load.test", domain="load.test", **settings)
-        super().__init__(home=home, config=config, hostname=config.hostname, slot=3, errors=[])
+        super().__init__(home=home, config=config, hostname=config.hostname, slot=3, errors=[], answers=None)
         self.log = SimpleNamespace(error=lambda *a: self.errors.append(a))
 
     def count(self, name, n=1):

@@ -8,7 +8,7 @@ from iems.model import Channel, Recipient
 from iems.net import handover
 from iems.spool import keys
 from tests.support.smtpserver import SmtpServer
-from tests.unit.smtpc.test_smtpc_worker import run, status_of
+from tests.unit.smtpc.test_smtpc_worker import profile, run, status_of
 
 ODMR = Smtpd(odmr=[OdmrAccount(account="a@me.test", domains=["branch.test", "second.test"])])
 
@@ -204,3 +204,41 @@ def test_a_worker_that_ends_gives_all_back(tmp_path):
         return bench.waiting()
 
     assert len(bench_of(tmp_path, scenario)) == 4
+
+
+def test_a_profile_that_sends_nothing_bars_mail_that_sites_fetch(tmp_path):
+    """Refused at once, as for any other domain, and what waited from before at the fetch; others of the message go on."""
+    profile(tmp_path, "small.test", max_out_octets=20)
+    profile(tmp_path, "second.test", transmit=False)
+
+    async def scenario(bench):
+        await bench.queue(b"u@second.test")
+        await bench.until(lambda: bench.ctx.log.of("failed") and not bench.worker._in_hand)
+        await bench.queue(b"u@branch.test", count=2)
+        await bench.until(lambda: len(bench.ctx.log.of("deferred")) == 2 and not bench.worker._in_hand)
+        bench.worker._profiles._directory.set_peer("branch.test", max_out_octets=20)
+        first, second = Site(), Site()
+        await first.fetch(bench)
+        await second.fetch(bench)
+        return first, second, bench.waiting(), bench.notices()
+
+    first, second, waiting, notices = bench_of(tmp_path, scenario)
+    assert first.subjects == [] == second.subjects and waiting == [] and first.lines[-1] == b"QUIT\r\n"
+    said = sorted((status_of(m)[0]["Final-Recipient"], status_of(m)[0]["Status"]) for _, m in notices)
+    assert said == [("rfc822; u@branch.test", "5.3.4")] * 2 + [("rfc822; u@second.test", "5.7.1")]
+
+
+def test_a_size_limit_of_a_profile_lets_smaller_mail_be_fetched(tmp_path):
+    profile(tmp_path, "branch.test", max_out_octets=4000)
+
+    async def scenario(bench):
+        await bench.queue(b"u@branch.test")
+        await bench.until(lambda: len(bench.ctx.log.of("deferred")) == 1 and not bench.worker._in_hand)
+        await bench.queue(b"u@branch.test", content=b"Message-ID: <big@example.test>\r\n\r\n" + b"x" * 5000 + b"\r\n")
+        await bench.until(lambda: bench.ctx.log.of("failed") and not bench.worker._in_hand)
+        site = Site()
+        await site.fetch(bench)
+        return site, bench.waiting(), bench.notices()
+
+    site, waiting, notices = bench_of(tmp_path, scenario)
+    assert len(site.subjects) == 1 and waiting == [] and [status_of(m)[0]["Status"] for _, m in notices] == ["5.3.4"]

@@ -43,6 +43,7 @@ class Context:
 
     role, slot, index, generation = "smtpc", 1, 0, 1
     client_tls: dict[str, int] = {}
+    answers = None
 
     def __init__(self, home, config, loop):
         self.home, self.config, self.loop = home, config, loop

@@ -93,6 +93,7 @@ async def serving(monkeypatch, tls=None, now=None, **smtpd):
         tls=tls,
         log=FakeLog(),
         counts={},
+        answers=None,
     )
     worker = module.Worker(ctx)
     await worker.start()

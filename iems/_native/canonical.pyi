@@ -1,0 +1,6 @@
+from collections.abc import Callable
+
+class Relaxed:
+    length: int
+    def feed(self, octets: bytes | memoryview, add: Callable[[bytes], object]) -> None: ...
+    def finish(self, add: Callable[[bytes], object]) -> None: ...

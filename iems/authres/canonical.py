@@ -21,7 +21,8 @@ MAX_HEADER: Final = 1 << 20
 MAX_FIELDS: Final = 10_000
 
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
-_B_VALUE = re.compile(rb"((?:\A|;)[ \t\r\n]*b[ \t\r\n]*=)[^;]*")
+_B_FIRST = re.compile(rb"[ \t\r\n]*b[ \t\r\n]*=")
+_B_LATER = re.compile(rb";[ \t\r\n]*b[ \t\r\n]*=")
 _BLANK_LINES = re.compile(rb"(?:\n\r)*")
 
 Field = tuple[bytes, bytes]
@@ -49,7 +50,11 @@ def relaxed_field(name: bytes, raw: bytes) -> bytes:
 def without_b(raw: bytes) -> bytes:
     """A signature's field with the value of its b= tag taken out (RFC 6376 3.7)."""
     start = raw.find(b":") + 1
-    return raw[:start] + _B_VALUE.sub(rb"\1", raw[start:], count=1)
+    found = _B_FIRST.match(raw, start) or _B_LATER.search(raw, start)
+    if found is None:
+        return raw
+    end = raw.find(b";", found.end())
+    return raw[: found.end()] + raw[end:] if end >= 0 else raw[: found.end()]
 
 
 class BodyHash:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -66,6 +67,7 @@ class Dmarc(Struct, frozen=True):
     problem: str = ""
 
 
+@lru_cache(maxsize=1024)
 def read_record(text: bytes, domain: str) -> Record | None:
     """The policy in a TXT record of `_dmarc.domain`, or None if it is none. Tags that can't be read stand at their defaults."""
     if len(text) > MAX_RECORD or not _VERSION.match(text):

@@ -144,25 +144,29 @@ def write(authserv_id: str, results: Iterable[MethodResult], name: str = "Authen
 
 def payload(results: Iterable[MethodResult]) -> str:
     """All behind the authserv-id, folded."""
-    lines = []
-    for one in results:
-        words = [f"{one.method}={one.result}"]
-        if one.reason:
-            words.append(f"reason={_value(one.reason, always=True)}")
-        words += [f"{key}={_value(value)}" for key, value in one.properties if value]
-        line, column = "", 8
-        for word in words:
-            if line and column + 1 + len(word) > 76:
-                line, column = line + "\r\n\t", 8
-            elif line:
-                line, column = line + " ", column + 1
-            line, column = line + word, column + len(word)
-        lines.append(line)
-    return "".join(";\r\n\t" + line for line in lines) if lines else "; none"
+    lines = [_line(one) for one in results]
+    return "".join([";\r\n\t" + line for line in lines]) if lines else "; none"
+
+
+def _line(one: MethodResult) -> str:
+    words = [f"{one.method}={one.result}"]
+    if one.reason:
+        words.append(f"reason={_value(one.reason, always=True)}")
+    words += [f"{key}={_value(value)}" for key, value in one.properties if value]
+    line, column = "", 8
+    for word in words:
+        if line and column + 1 + len(word) > 76:
+            line, column = line + "\r\n\t", 8
+        elif line:
+            line, column = line + " ", column + 1
+        line, column = line + word, column + len(word)
+    return line
 
 
 def _value(text: str, always: bool = False) -> str:
     """A value for a header: ASCII without controls, quoted unless it is a token or an address."""
+    if not always and len(text) <= MAX_VALUE and _PLAIN.match(text):
+        return text
     safe = "".join(c if " " <= c <= "~" else "?" for c in text[:MAX_VALUE])
     if _PLAIN.match(safe) and not always:
         return safe

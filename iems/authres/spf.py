@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -44,6 +45,16 @@ class _Permanent(Exception):
     pass
 
 
+@lru_cache(maxsize=4096)
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address in a text, an IPv4 one that is written as IPv6 as such; None if it is none."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 async def check(
     lookup: Lookup, ip: str, helo: str, mail_from: str, *, receiver: str = "unknown", now_s: int = 0
 ) -> Spf:
@@ -51,8 +62,9 @@ async def check(
 
     ip: IPv4 or IPv6. receiver, now_s: for the macros of an explanation. Raises ValueError if `ip` is no address.
     """
-    address = ipaddress.ip_address(ip)
-    address = getattr(address, "ipv4_mapped", None) or address
+    address = address_of(ip)
+    if address is None:
+        raise ValueError(f"no IP address: {ip!r}")
     scope = "mailfrom"
     if not mail_from or mail_from == "<>":
         scope, mail_from = "helo", f"postmaster@{helo}"

@@ -21,6 +21,7 @@ import socket
 import struct
 import time
 from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, Final
@@ -51,6 +52,8 @@ KEPT_OCTETS: Final = 4096
 UDP_OCTETS: Final = 1232
 #: An answer that stands for less is not shared with other workers.
 SHARED_S: Final = 1.0
+#: Characters of a name whose form is remembered.
+KEPT_NAME: Final = 256
 #: Queries under way at once; each has a socket.
 MAX_ASKING: Final = 512
 #: Aliases followed for one name.
@@ -100,6 +103,10 @@ def ascii_name(name: str, loose: bool = False) -> str:
 
     loose: labels may hold any printable character that is not special in the text of a zone.
     """
+    return _kept_name(name, loose) if len(name) < KEPT_NAME else _ascii_name(name, loose)
+
+
+def _ascii_name(name: str, loose: bool) -> str:
     name = name.rstrip(".").lower()
     if not name.isascii():
         try:
@@ -109,6 +116,9 @@ def ascii_name(name: str, loose: bool = False) -> str:
     if len(name) > 253 or not (_LOOSE_NAME if loose else _NAME).fullmatch(name):
         raise ValueError(f"no domain name: {name!r}")
     return name
+
+
+_kept_name = lru_cache(maxsize=16_384)(_ascii_name)
 
 
 def ip_literal(name: str) -> str | None:

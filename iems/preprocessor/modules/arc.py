@@ -66,8 +66,9 @@ class Seal:
         signer = next((one for one in signers if one.algorithm.startswith("rsa")), signers[0] if signers else None)
         if signer is None:
             return Verdict()
-        if mail.body_at and (hashed := work.shared.get(BODY)) is not None and hashed[0] == behind(work.rope, mail.body_at):
-            mail.hashed.update(hashed[1])  # nobody changed the body since it was checked
+        looked_at = work.shared.get(BODY)
+        if looked_at is not None and behind(work.rope, mail.body_at) == behind(looked_at[0], looked_at[1].body_at):
+            mail.hashed.update(looked_at[1].hashed)  # nobody changed the body since it was checked
         fields = await seal(signer, mail, chain, self._authserv_id, results, int(time.time()))
         if not fields:
             return Verdict(note="not sealed: the chain is broken or full")

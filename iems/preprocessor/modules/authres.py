@@ -13,12 +13,15 @@ import asyncio
 import ipaddress
 import re
 import time
-from typing import TYPE_CHECKING, Final
+import types
+from collections.abc import Coroutine, Generator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from iems import model
-from iems.authres import outcome
+from iems.authres import outcome, spf
 from iems.authres.asking import Lookup
 from iems.authres.dmarc import Dmarc
 from iems.authres.header import claimed_id, write
@@ -28,18 +31,22 @@ from iems.authres.reports import Collector, row_of
 from iems.model import Channel, Envelope, Recipient, Reply, Rope, rope_length
 from iems.net.resolver import Resolver
 from iems.preprocessor.modules import Verdict, Work
-from iems.preprocessor.ropes import behind, in_front, replaced
+from iems.preprocessor.ropes import in_front, replaced
 
 if TYPE_CHECKING:
     from iems.master.child import WorkerContext
 
+_T = TypeVar("_T")
+
 NAME: Final = "authres"
-#: Under this name `Work.shared` has (the pieces of the body, its hashes) for modules that sign.
+#: Under this name `Work.shared` has the rope and the `Mail` that were looked at, for modules that sign.
 BODY: Final = "body"
 REFUSED: Final = Reply(550, 7, 1, "The domain in From asks to refuse mail that it does not vouch for (DMARC)")
 NO_IDENTITY: Final = Reply(550, 7, 1, "From must have exactly one address")
 #: Answers of DNS that are kept, each of a few KiB at most.
 KEPT_ANSWERS: Final = 20_000
+#: Clients of which it is remembered whether they are ours.
+KEPT_CLIENTS: Final = 4096
 #: Octets of a header that are searched for forged fields.
 MAX_HEADER: Final = 16 << 20
 #: Forged fields that are left out as spans; with more, the header is written anew.
@@ -51,6 +58,23 @@ MAX_SEEN: Final = 1024
 _FORGED = re.compile(
     rb"(?:\A|(?<=\r\n))(authentication-results[ \t]*:.*?(?:\r\n(?![ \t])|\Z))", re.IGNORECASE | re.DOTALL
 )
+
+
+@types.coroutine
+def _resumed(coroutine: Coroutine[Any, Any, _T], awaited: Any) -> Generator[Any, Any, _T]:
+    """Await a coroutine that was begun already and waits for `awaited`."""
+    try:
+        while True:
+            try:
+                given = yield awaited
+            except BaseException as thrown:
+                awaited = coroutine.throw(thrown)
+            else:
+                awaited = coroutine.send(given)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        coroutine.close()
 
 
 class Authres:
@@ -73,6 +97,7 @@ class Authres:
         ]
         self._loopback = config.smtpd.limit_loopback
         self._sealers = frozenset(domain.lower() for domain in config.authres.trusted_sealers)
+        self._is_outside = lru_cache(maxsize=KEPT_CLIENTS)(self._outside)
         self._seen: dict[bytes, None] = {}
         self._rows = (
             Collector(ctx.home, ctx.slot, config.authres.report_rows_mb << 20) if config.authres.reports else None
@@ -80,12 +105,12 @@ class Authres:
 
     def wants(self, envelope: Envelope) -> bool:
         """Mail from outside."""
-        return envelope.input_channel in _FROM_OUTSIDE and self._outside(envelope.client_ip)
+        return envelope.input_channel in _FROM_OUTSIDE and self._is_outside(envelope.client_ip)
 
     async def examine(self, work: Work) -> Verdict:
         """Strip, check, tell, act."""
         envelope = work.envelope
-        if envelope.input_channel not in _FROM_OUTSIDE or not self._outside(envelope.client_ip):
+        if envelope.input_channel not in _FROM_OUTSIDE or not self._is_outside(envelope.client_ip):
             return Verdict()
         size = rope_length(work.rope)
         mail = Mail(size, lambda start, length: work.read(work.rope, start, length))
@@ -96,8 +121,7 @@ class Authres:
         found = work.shared.get(NAME)
         if found is None:
             found = work.shared[NAME] = await self._ask(work, mail)
-            if mail.hashed:
-                work.shared[BODY] = (behind(work.rope, mail.body_at), mail.hashed)
+            work.shared[BODY] = work.rope, mail
         helo = envelope.helo.decode("utf-8", "replace")
         sender = envelope.reverse_path.decode("utf-8", "replace")
         rope = in_front(write(self.authserv_id, outcome.words(found, helo, sender)), rope)
@@ -148,24 +172,26 @@ class Authres:
 
     async def _ask(self, work: Work, mail: Mail) -> Outcome:
         envelope = work.envelope
+        ip = envelope.client_ip if spf.address_of(envelope.client_ip) is not None else ""
+        evaluating = outcome.evaluate(
+            self._lookup,
+            mail,
+            ip=ip,
+            helo=envelope.helo.decode("utf-8", "replace"),
+            mail_from=envelope.reverse_path.decode("utf-8", "replace"),
+            receiver=self.authserv_id,
+            now_s=int(time.time()),
+            # The id's last octets are random: a fair sample for pct=.
+            sample=int.from_bytes(work.id[-4:], "big") % 100,
+        )
         try:
-            ipaddress.ip_address(envelope.client_ip)
-            ip = envelope.client_ip
-        except ValueError:
-            ip = ""
+            awaited = evaluating.send(None)
+        except StopIteration as done:  # all answers were at hand: no timer is needed
+            found: Outcome = done.value
+            return found
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                return await outcome.evaluate(
-                    self._lookup,
-                    mail,
-                    ip=ip,
-                    helo=envelope.helo.decode("utf-8", "replace"),
-                    mail_from=envelope.reverse_path.decode("utf-8", "replace"),
-                    receiver=self.authserv_id,
-                    now_s=int(time.time()),
-                    # The id's last octets are random: a fair sample for pct=.
-                    sample=int.from_bytes(work.id[-4:], "big") % 100,
-                )
+                return await _resumed(evaluating, awaited)
         except TimeoutError:
             late = Dmarc("temperror", outcome.from_domain(mail)[1], problem="not done in time")
             return Outcome("", None, (), late)

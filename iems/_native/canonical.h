@@ -105,6 +105,21 @@ static size_t relaxed_run(relaxed *s, const unsigned char *src, size_t n, size_t
     return i;
 }
 
+/* A field's value (what is behind the colon) in relaxed form; octets written to `to`, which has room for n. */
+static size_t relaxed_value(const unsigned char *src, size_t n, unsigned char *to) {
+    size_t at = 0;
+    int space = 0;
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = src[i];
+        if (c == '\r' && i + 1 < n && src[i + 1] == '\n') { i++; continue; }
+        if (relaxed_white(c)) { space = 1; continue; }
+        if (space && at) to[at++] = ' ';
+        space = 0;
+        to[at++] = c;
+    }
+    return at;
+}
+
 /* The body has ended: a CR that is held back is text. Whether all of it went out; *written octets are in `to`. */
 static int relaxed_end(relaxed *s, unsigned char *to, size_t room, size_t *written) {
     size_t at = 0;

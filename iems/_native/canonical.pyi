@@ -1,5 +1,7 @@
 from collections.abc import Callable
 
+def relaxed_field(name: bytes, raw: bytes) -> bytes: ...
+
 class Relaxed:
     length: int
     def feed(self, octets: bytes | memoryview, add: Callable[[bytes], object]) -> None: ...

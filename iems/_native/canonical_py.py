@@ -1,4 +1,4 @@
-"""Bodies in relaxed canonical form (RFC 6376 3.4.4), fed in pieces; the reference for `canonical.pyx`."""
+"""Header fields and bodies in relaxed canonical form (RFC 6376 3.4.2, 3.4.4), bodies fed in pieces; the reference for `canonical.pyx`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def squeezed(octets: bytes) -> bytes:
     while b"  " in octets:
         octets = octets.replace(b"  ", b" ")
     return octets
+
+
+def relaxed_field(name: bytes, raw: bytes) -> bytes:
+    """A header field in relaxed form (RFC 6376 3.4.2), without CRLF. name: in lower case; raw: the whole field, with its name."""
+    value = raw[raw.find(b":") + 1 :].replace(b"\r\n", b"")
+    return name + b":" + squeezed(value).strip(b" ")
 
 
 class Relaxed:

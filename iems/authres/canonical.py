@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from iems._native import kernel
-from iems._native.canonical_py import squeezed
 
-Relaxed = kernel("canonical").Relaxed
+_canonical = kernel("canonical")
+Relaxed = _canonical.Relaxed
+#: relaxed_field(name, raw) -> bytes: a field in relaxed form (RFC 6376 3.4.2), without CRLF. name: as `split` gives it.
+relaxed_field: Callable[[bytes, bytes], bytes] = _canonical.relaxed_field
 
 #: Octets of a header that are looked at; a longer one is cut at the last whole field.
 MAX_HEADER: Final = 1 << 20
@@ -39,12 +41,6 @@ def split(header: bytes) -> list[Field]:
         if raw:
             fields.append((raw[:colon].rstrip(b" \t").lower() if colon > 0 else b"", raw))
     return fields[:MAX_FIELDS]
-
-
-def relaxed_field(name: bytes, raw: bytes) -> bytes:
-    """A field in relaxed form (RFC 6376 3.4.2), without CRLF. name: as `split` gives it."""
-    value = raw[raw.find(b":") + 1 :].replace(b"\r\n", b"")
-    return name + b":" + squeezed(value).strip(b" ")
 
 
 def without_b(raw: bytes) -> bytes:

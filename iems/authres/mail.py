@@ -62,9 +62,10 @@ class Mail:
             }
             size = self.size - self._body
             if size <= THREAD_OCTETS:
-                end = self._body + size
-                body = self._head[self._body : end] if end <= len(self._head) else self._read(self._body, size)
-                _update(hashes, body)
+                _update(hashes, self._head[self._body : self.size])
+                if self.size > len(self._head):
+                    rest = max(self._body, len(self._head))
+                    _update(hashes, self._read(rest, self.size - rest))
             else:
                 at = self._body
                 while at < self.size:

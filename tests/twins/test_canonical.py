@@ -68,3 +68,14 @@ def test_pieces_larger_than_what_is_given_at_once():
         assert form(native, [body]) == form(native, cut(rng, body)) == form(canonical_py, [body])
         for at in (32_766, 32_767, 32_768, 32_769, 65_535):
             assert form(native, [body[:at], body[at:]]) == form(canonical_py, [body])
+
+
+def test_fields():
+    rng = random.Random(342)
+    for raw in (b"", b":", b"A:", b"A: X\r\n\tY ", b"no colon", b"B \t:  a \t b\r\r\n\n", b"x: " + b"y" * 5000 + b"  z", b"x:" + b" " * 9000):
+        assert native.relaxed_field(b"a", raw) == canonical_py.relaxed_field(b"a", raw)
+    assert native.relaxed_field(b"subject", b"Subject:  a\r\n\t b \r\n") == b"subject:a b"  # RFC 6376 3.4.2
+    for _ in range(20_000):
+        raw = bytes(rng.choices(b"\r\n \ta:", k=rng.randrange(30)))
+        name = bytes(rng.choices(b"ab", k=rng.randrange(4)))
+        assert native.relaxed_field(name, raw) == canonical_py.relaxed_field(name, raw), raw

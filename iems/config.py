@@ -220,6 +220,16 @@ class Smtpd(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             extra={"check": _networks},
         ),
     ] = field(default_factory=list)
+    barred_networks: Annotated[
+        list[str],
+        Meta(
+            description="Networks whose clients may not relay, not even after a login and within trusted_networks; mail for domains here is taken from them.",
+            extra={"check": _networks},
+        ),
+    ] = field(default_factory=list)
+    reject_remote: Annotated[
+        bool, Meta(description="Refuse recipients in others' domains, whoever asks; those of the forwarding table are not meant.")
+    ] = False
     xclient_networks: Annotated[
         list[str],
         Meta(description="Networks whose clients may use XCLIENT.", extra={"check": _networks}),

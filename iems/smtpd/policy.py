@@ -22,7 +22,7 @@ SUBMISSION = frozenset(("submission", "submissions", "odmr"))
 class Peer(Struct, frozen=True):
     """What the address of a client tells. ip: "" if it has none (it has gone already).
 
-    trusted: may relay. xclient, proxy: may tell of other clients by XCLIENT, by a PROXY header.
+    trusted: may relay. xclient, proxy: may tell of other clients by XCLIENT, by a PROXY header. barred: may not relay, whoever uses it.
     """
 
     ip: str
@@ -30,6 +30,7 @@ class Peer(Struct, frozen=True):
     trusted: bool
     xclient: bool
     proxy: bool
+    barred: bool = False
 
 
 class Policy:
@@ -37,6 +38,8 @@ class Policy:
 
     def __init__(self, config: Config) -> None:
         self._trusted = _networks(config.smtpd.trusted_networks)
+        self._barred = _networks(config.smtpd.barred_networks)
+        self._reject_remote = config.smtpd.reject_remote
         self._xclient = _networks(config.smtpd.xclient_networks)
         self._proxy = _networks(config.smtpd.proxy_networks)
         self.proxies = bool(self._proxy)
@@ -58,6 +61,7 @@ class Policy:
             _within(address, self._trusted),
             _within(address, self._xclient),
             _within(address, self._proxy),
+            _within(address, self._barred),
         )
 
     def limited(self, peer: Peer) -> bool:
@@ -79,7 +83,7 @@ class Policy:
 
     def may_relay(self, peer: Peer, user: str) -> bool:
         """Whether mail for others' domains is taken (design.md 9: loopback is not trusted by itself)."""
-        return bool(user) or peer.trusted
+        return (bool(user) or peer.trusted) and not peer.barred and not self._reject_remote
 
 
 def _networks(texts: list[str]) -> list[_Network]:

@@ -9,6 +9,7 @@ import dkim as dkimpy
 import pytest
 
 from iems.authres import arc, dkim, reports, sign
+from iems.authres.canonical import BodyHash
 from iems.authres.header import parse
 from iems.authres.keyring import Keyring
 from iems.authres.mail import Mail
@@ -295,6 +296,27 @@ def test_sealed_when_it_leaves_again(tmp_path):
     assert part.channel == Channel.SMTPC and (found.result, found.sealer) == ("pass", "d.example")
     assert found.reported == {"spf": "pass", "dkim": "none", "dmarc": "pass"}
     assert asyncio.run(Seal(ctx).examine(work(out=(Channel.SMTPC,))[0])).ropes == []  # nothing was found: mail of ours
+
+
+@pytest.mark.parametrize(("changed", "hashes"), [(False, 1), (True, 2)])
+def test_a_body_is_hashed_once_unless_it_was_changed(tmp_path, monkeypatch, changed, hashes):
+    """For the signature that came and for the seal; whatever is in front of the body may differ."""
+    ring(tmp_path)
+    zone = ZONE | {key.name: {"TXT": [key.record.encode()]} for key in Keyring(tmp_path).find()}
+    ctx = Context(tmp_path, authres=Settings(verify=True), dkim=DkimSettings(seal=True, seal_domain="d.example"))
+    signed = asyncio.run(sign.Signer("d.example", "s", KEY).sign(Mail.of(MAIL), 1_700_000_000)) + MAIL
+    made = []
+    monkeypatch.setattr("iems.authres.mail.BodyHash", lambda *given: made.append(given) or BodyHash(*given))
+    one, disk = work(signed, out=(Channel.SMTPC,))
+    verdict = asyncio.run(Authres(ctx, Zones(zone)).examine(one))
+    assert "dkim=pass" in verdict.note
+    one.rope = verdict.rope
+    if changed:
+        one.rope = [*verdict.rope[:-1], asyncio.run(disk.write(signed.replace(b"Hello", b"Hullo")))]
+    ((_, rope),) = asyncio.run(Seal(ctx).examine(one)).ropes
+    assert len(made) == hashes
+    octets = disk.read(rope, 0, 1 << 20)
+    assert asyncio.run(arc.verify(Zones(zone), Mail.of(octets), 4_000_000_000)).result == "pass"
 
 
 @pytest.mark.parametrize("channel", [Channel.LOCALOUT, Channel.DLOUT, Channel.TNEF])

@@ -76,6 +76,28 @@ def test_trusted_networks_relay_and_loopback_does_not():
         assert out.splitlines()[-1][:3] == b"250"  # in the forwarding table: taken from anyone
 
 
+def relays(options, login=False):
+    """What RCPT says to an address elsewhere, to one in the forwarding table and to one of ours."""
+    server = SmtpServer({"ip": "192.0.2.7", "trusted_networks": "192.0.2.0/24"} | options)
+    server.connect()
+    server.feed(b"EHLO c\r\n")
+    if login:
+        server.engine.connection.user = "john@mx.test"
+    out = server.feed(b"MAIL FROM:<>\r\nRCPT TO:<x@else.test>\r\nRCPT TO:<x@backup.test>\r\nRCPT TO:<john@mx.test>\r\n")
+    return [line[:3] for line in out.splitlines()[-3:]]
+
+
+def test_who_is_barred_from_relaying_and_nobody_may():
+    assert relays({}) == relays({"barred_networks": "192.0.2.8/32"}, True) == [b"250", b"250", b"250"]
+    for login in (False, True):
+        assert relays({"barred_networks": "192.0.2.4/30"}, login) == [b"550", b"250", b"250"]
+        assert relays({"reject_remote": "true"}, login) == [b"550", b"250", b"250"]
+
+
+def test_the_greeting_says_what_is_set():
+    assert SmtpServer({"banner": "at your service"}).connect() == b"220 mx.test ESMTP at your service\r\n"
+
+
 def test_vrfy_when_the_settings_open_it():
     server = SmtpServer({"vrfy": "true"})
     server.connect()

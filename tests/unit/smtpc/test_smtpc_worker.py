@@ -133,7 +133,7 @@ class Bench:
                 self.spool.move(moves)
         return [message.id for message in messages]
 
-    async def until(self, condition, limit_s=8.0):
+    async def until(self, condition, limit_s=60.0):
         end = self.loop.time() + limit_s
         while not condition():
             assert self.loop.time() < end, self.ctx.log.events[-12:]
@@ -142,7 +142,7 @@ class Bench:
     def outcomes(self):
         return [e for e in self.ctx.log.events if e[0] in ("relayed", "deferred", "failed")]
 
-    async def settled(self, count, limit_s=8.0):
+    async def settled(self, count, limit_s=60.0):
         """Wait until so many outcomes are logged and nothing is in hand."""
         await self.until(lambda: len(self.outcomes()) >= count and not self.worker._in_hand, limit_s)
 
@@ -159,7 +159,7 @@ def status_of(message):
     return message.get_payload()[1].get_payload()[1:]
 
 
-def run(home, scenario, *servers, limit_s=18, **settings):
+def run(home, scenario, *servers, limit_s=120, **settings):
     """Runs `scenario(bench, *servers)`; the first server is the relay host unless `smtpc` says otherwise."""
 
     async def main():

@@ -133,3 +133,21 @@ def test_start_refuses_tags_that_a_channel_can_do_nothing_with():
             home.ctl("start")
         home.ctl("cam", "default", "NOTES", "bounce")
         home.start()
+
+        # A reload, by the command or by SIGHUP, is held to the same.
+        conf = home.path / "conf/iems.toml"
+        tagging = conf.read_text()
+        conf.write_text(tagging.replace('check_helo = "tag"', 'check_helo = "off"'))
+        home.ctl("reload")
+        home.ctl("cam", "default", "CCMAIL", "none")
+        conf.write_text(tagging)
+        with pytest.raises(RuntimeError, match="refused: the old settings stay"):
+            home.ctl("reload")
+        assert json.loads(home.ctl("status", "--json"))["generation"] == 2
+        [refused] = events(home, "reload-refused")
+        assert refused["detail"]["problems"] == [
+            "smtpd.check_helo tags mail: say what becomes of it on CCMAIL: iemsctl cam default CCMAIL pass"
+        ]
+        home.ctl("cam", "default", "CCMAIL", "pass")
+        home.ctl("reload")
+        assert json.loads(home.ctl("status", "--json"))["generation"] == 3

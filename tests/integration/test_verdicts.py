@@ -8,11 +8,13 @@ import json
 import smtplib
 import subprocess
 import sys
+import time
 
 import pytest
 from click.testing import CliRunner
 
 from iems.cli.iemsctl import main
+from iems.lmda import unkept
 from iems.message.verdict import recorded
 from iems.perf import queue
 from iems.perf.home import PASSWORD, PrivateHome
@@ -132,6 +134,11 @@ def test_what_outsiders_write_is_removed_and_never_believed(server):
     # Delivery's own lines at the start of a message: behind the Received line they are the sender's.
     send(server, [FILES], "lines", client="192.0.2.77", extra="Return-Path: <a@b>\r\nDelivered-To: a2@load.test\r\n" + FORGED[0])
     assert annotations(server, FILES)["lines"] == record(server, FILES, "lines") != "asked=nothing; to=INBOX"
+    # A rule that asks to whom it was delivered hears what delivery says, and of other systems only.
+    extra = "Delivered-To: a1@load.test\r\nDelivered-To: list@else.test\r\nDelivered-To: <a2@LOAD.test>\r\n"
+    send(server, [FILES], "delivered to", client="192.0.2.77", extra=extra)
+    said = [line for line in mailbox(server, FILES)["delivered to"].splitlines() if line.lower().startswith("delivered-to")]
+    assert said == [f"Delivered-To: {FILES}", "Delivered-To: list@else.test"]
     user(server, "spam", "action", FILES, "file")
 
 
@@ -153,6 +160,11 @@ def run_preview(home, *arguments):
     return found.stdout
 
 
+def noted(home, address, count):
+    """Whether so many messages of a user are known that were not kept."""
+    return any(len(unkept.read(place, 0)) == count for place in (home.path / "store/home" / address).glob("sieve.*"))
+
+
 def preview(home, *arguments):
     lines = [json.loads(line) for line in run_preview(home, *arguments, "--json").splitlines()]
     return {line["subject"]: (line["happened"], line["would"]) for line in lines[:-1]}, lines[-1]["summary"]
@@ -166,6 +178,13 @@ def test_preview_tells_and_changes_nothing(server, tmp_path):
     send(server, [TRIES], "gone", sender="z@other.test")
     user(server, "spam", "action", TRIES, "discard")
     send(server, [TRIES], "thrown away", sender="z@other.test")
+    user(server, "spam", "action", TRIES, "bounce")
+    send(server, [TRIES], "turned away", sender="z@other.test")
+    user(server, "spam", "action", TRIES, "discard")
+    until = time.monotonic() + 60
+    while not noted(server, TRIES, 2):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     with imaplib.IMAP4("127.0.0.1", server.port("imap")) as imap:
         imap.login(TRIES, PASSWORD)
         imap.append("INBOX", "", "", b"Subject: no delivery\r\n\r\nx\r\n")
@@ -182,10 +201,17 @@ def test_preview_tells_and_changes_nothing(server, tmp_path):
         "clean": ("INBOX", "INBOX"),
         "gone": ("INBOX", "(discarded)"),
         "thrown away": ("(discarded)", "(discarded)"),
+        "turned away": ("(refused)", "(discarded)"),
     }
-    assert (summary["messages"], summary["changed"], summary["foreign"]) == (5, 3, 1)
+    assert [summary[name] for name in ("messages", "changed", "foreign", "gone")] == [6, 4, 1, 1]
     found, _ = preview(server, TRIES, "--action", "default")
     assert found["tagged"] == ("Else", "Else") and found["thrown away"] == ("(discarded)", "INBOX")
+    # What was refused goes through score and rules, too.
+    assert found["turned away"] == ("(refused)", "INBOX")
+    assert preview(server, TRIES, "--action", "default", "--bayes-good", "0.001", "--bayes-limit", "0.002", "--bayes-spam", "file=Junk")[0][
+        "turned away"
+    ] == ("(refused)", "Junk")
+    assert preview(server, TRIES, "--allow", "z@other.test")[0]["turned away"] == ("(refused)", "INBOX")
     found, _ = preview(server, TRIES, "--action", "bounce", "--allow", "*@else.test", "--zone", "tag.test=file=Odd")
     assert found["four"] == ("Copies, Else", "Copies, Else") and found["gone"] == ("INBOX", "Odd")
     found, _ = preview(server, TRIES, "--action", "ignore", "--bayes-good", "0.001", "--bayes-limit", "0.002", "--bayes-spam", "file=Junk")
@@ -194,12 +220,17 @@ def test_preview_tells_and_changes_nothing(server, tmp_path):
     script.write_text('require ["fileinto", "vacation", "mailbox"];\nif header :contains "subject" "clean" { fileinto :create "New"; }\nelse { discard; }\n')
     found, summary = preview(server, TRIES, "--action", "ignore", "--script", str(script))
     assert found["clean"] == ("INBOX", "New") and found["tagged"] == ("Else", "(discarded)")
+    assert found["turned away"] == ("(refused)", "(discarded)")
+    by_text = tmp_path / "text.sieve"
+    by_text.write_text('require "body";\nif body :contains "body" { discard; }\n')
+    found, _ = preview(server, TRIES, "--action", "ignore", "--script", str(by_text))
+    assert found["clean"] == ("INBOX", "(discarded)") and found["turned away"] == ("(refused)", "unknown: its text is gone")
     assert {(way["happened"], way["would"]): way["messages"] for way in summary["ways"]}["INBOX", "New"] == 1
     script.write_text("nonsense")
     with pytest.raises(RuntimeError, match="nonsense"):
         run_preview(server, TRIES, "--script", str(script))
     text = run_preview(server, TRIES, "--changed", "--days", "1")
-    assert "'tagged': Else -> (discarded)" in text and "something else would have become of 3" in text and "'clean'" not in text
+    assert "'tagged': Else -> (discarded)" in text and "something else would have become of 4" in text and "judged by headers alone: 1" in text and "'clean'" not in text
     for wrong in (["--action", "burn"], ["--zone", "x"], ["--allow", "a b"], ["--bayes-good", "2"], ["--no-bayes", "--bayes-good", "0.1"], ["--days", "0"]):
         with pytest.raises(RuntimeError):
             run_preview(server, TRIES, *wrong)

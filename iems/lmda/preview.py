@@ -130,7 +130,7 @@ class Preview:
 
     def run(self, since_s: float) -> Iterator[Seen]:
         """The messages that came since then, the oldest first."""
-        for time_s, find in sorted(self._messages(since_s), key=lambda each: each[0]):
+        for _, find in sorted(self._messages(since_s), key=lambda each: each[0]):
             try:
                 found = find()
                 seen = self._one(found) if found is not None else None
@@ -250,7 +250,6 @@ class Preview:
         address = filtered.recipient.address.decode("utf-8", "replace")
         message = ContentMessage(filtered.lines + content, envelope.reverse_path.decode("utf-8", "replace"), address)
         message.size = max(message.size, found.size)
-        number = self._account.number
         environment = Environment(
             now=datetime.fromtimestamp(found.time_s).astimezone(),
             separator=self._settings.separator,

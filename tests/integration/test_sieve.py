@@ -148,7 +148,7 @@ def test_no_crash_forwards_or_answers_twice(server: PrivateHome, three: tuple[st
     A, B, C = three
     user(
         server, "sieve", "put", A, "storm", "--activate",
-        stdin='require ["vacation", "copy"]; vacation :subject "Storm" "x"; redirect :copy "%s";' % C,
+        stdin='require ["vacation", "copy"]; vacation :subject "Storm" "x"; redirect :copy "' + C + '";',
     )  # fmt: skip
     names = [f"storm-{n}" for n in range(30)]
     server.ctl("queue", "hold", "--channel", "LOCAL")

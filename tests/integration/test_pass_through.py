@@ -91,7 +91,7 @@ def test_a_signature_belongs_to_its_message(systems):
     outer, inner, sink = systems
     outer.ctl("peer", "set", "plain.test", "--keep-tags", "on")
     try:
-        send(outer, ["w@plain.test"], "source")
+        send(outer, ["w@plain.test"], "source", extra="Message-ID: <1@else.test>\r\n")
         until = time.monotonic() + 60
         while not (signed := [m[2] for m in sink.messages if b"Subject: source" in m[2]]):
             assert time.monotonic() < until
@@ -101,7 +101,8 @@ def test_a_signature_belongs_to_its_message(systems):
     [tagged] = signed
     field = re.search(rb"(?m)^X-IEMS-AntiSpam:.*(?:\r?\n[ \t].*)*\r?\n", tagged)
     assert field and b"; k=k1" in field[0].replace(b"\r\n\t", b" ")
-    send(inner, ["bob@inner.test"], "moved", client="", extra=field[0].decode().replace("\r\n", "\n").replace("\n", "\r\n"))
+    extra = "Message-ID: <2@else.test>\r\n" + field[0].decode().replace("\r\n", "\n").replace("\n", "\r\n")
+    send(inner, ["bob@inner.test"], "moved", client="", extra=extra)
     assert "antispam" not in arrives(inner, "a1@load.test", "moved").lower(), "to another message"
     with smtplib.SMTP("127.0.0.1", inner.port("smtp")) as smtp:
         smtp.sendmail("x@else.test", ["eve@inner.test"], tagged)

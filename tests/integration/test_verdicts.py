@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import imaplib
 import json
+import shutil
 import smtplib
 import subprocess
 import sys
@@ -292,5 +293,27 @@ def test_every_250_balances(server):
     # Each of the six has one end, and what they caused (report, forwards, answer) is nobody's 250 but is looked for, too.
     assert grown["accepted"] == 12 == grown["delivered"] + grown["relayed"] + grown["dsn"] + grown["discarded"] + grown["queued"]
     assert (grown["discarded"], grown["dsn"], grown["missing"], grown["queued"], after["quarantined"]) == (1, 1, 0, 0, 0)
+    # Ten deliveries, two forwards, an answer and a report, each in a mailbox or let go of by its user.
+    assert (grown["held"] + grown["removed"], after["lost"]) == (10 + 2 + 1 + 1, 0)
     assert sum(subject.startswith("Auto: pass on") for subject in mailbox(server, FILES)) == 1
     assert "Undelivered mail returned to sender" in mailbox(server, FILES)
+
+
+def test_an_older_copy_of_the_mailboxes_is_told(server, tmp_path):
+    """The spool knows of a delivery that the mailboxes don't have: the audit names it, by id and recipient."""
+    send(server, [OWNER], "in both", client="192.0.2.99")
+    server.stop()
+    store = server.path / "store"
+    shutil.copytree(store, tmp_path / "older")
+    server.start()
+    message_id = send(server, [OWNER], "only in the newer", client="192.0.2.99")
+    assert json.loads(server.ctl("audit", "--json"))["lost"] == 0
+    server.stop()
+    store.rename(tmp_path / "newer")
+    (tmp_path / "older").rename(store)
+    with pytest.raises(RuntimeError, match=f"{message_id} was delivered to {OWNER}, and is not in the store"):
+        server.ctl("audit")
+    store.rename(tmp_path / "older")
+    (tmp_path / "newer").rename(store)
+    assert json.loads(server.ctl("audit", "--json"))["lost"] == 0
+    server.start()

@@ -137,6 +137,16 @@ def test_default_of_channels_that_cannot_act(systems):
     outer.ctl("alias", "add", "r2@load.test", "r1@load.test")
     with pytest.raises(RuntimeError, match=r"loop: alias: r1@load\.test -> r2@load\.test -> r1@load\.test"):
         outer.ctl("cam", "prove")
+    outer.ctl("alias", "remove", "r2@load.test", "r1@load.test")
+    # A ring of a rule and two aliases.
+    outer.ctl("alias", "add", "r2@load.test", "a1@load.test")
+    user(outer, "mailsort", "add", "a1@load.test", "--header", "subject", "--contains", "x", "--forward", "r1@load.test")
+    with pytest.raises(RuntimeError, match=r"loop: rule: a1@load\.test -> r1@load\.test -> r2@load\.test -> a1@load\.test"):
+        outer.ctl("cam", "prove")
+    user(outer, "mailsort", "remove", "a1@load.test", "1")
+    assert "no loop" in outer.ctl("cam", "prove")
+    outer.ctl("alias", "remove", "r1@load.test")
+    outer.ctl("alias", "remove", "r2@load.test")
     shown = [json.loads(line) for line in outer.ctl("cam", "show", "antispam", "--json").splitlines()]
     assert len(shown) == 9 * 6 and all(cell["runs"] for cell in shown)
     assert json.loads(outer.ctl("audit", "--json"))["missing"] == 0

@@ -297,6 +297,19 @@ def test_every_250_balances(server):
     assert (grown["held"] + grown["removed"], after["lost"]) == (10 + 2 + 1 + 1, 0)
     assert sum(subject.startswith("Auto: pass on") for subject in mailbox(server, FILES)) == 1
     assert "Undelivered mail returned to sender" in mailbox(server, FILES)
+    # Nothing of ours leaves with a report, and a forward has the lines of its last recipient alone.
+    with imaplib.IMAP4("127.0.0.1", server.port("imap")) as imap:
+        imap.login(FILES, PASSWORD)
+        imap.select("INBOX", readonly=True)
+        [number] = imap.search(None, "SUBJECT", '"Undelivered"')[1][0].split()
+        [report] = [part[1] for part in imap.fetch(number, "(BODY.PEEK[TEXT])")[1] if isinstance(part, tuple)]
+    assert b"pass on tagged" in report and not any(name in report.lower() for name in (b"x-iems-", b"x-spam-status"))
+    with imaplib.IMAP4("127.0.0.1", server.port("imap")) as imap:
+        imap.login(IGNORES, PASSWORD)
+        imap.select("INBOX", readonly=True)
+        found = [imap.fetch(number, "(BODY.PEEK[HEADER])")[1][0][1].lower() for number in imap.search(None, "ALL")[1][0].split()]
+    heads = [head for head in found if b"x-loop: " + OWNER.encode() in head and b"pass on tagged" in head]
+    assert [[head.count(name) for name in (b"x-iems-verdict", b"x-iems-antispam", b"\ndelivered-to")] for head in heads] == [[1, 1, 1]]
 
 
 def test_an_older_copy_of_the_mailboxes_is_told(server, tmp_path):

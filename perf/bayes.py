@@ -1,6 +1,6 @@
 """How well and how fast the Bayesian filter tells a corpus apart, beside bogofilter if it is installed.
 
-    python perf/bayes.py CORPUS [--seeds 1,2,3,4,5] [--train 0.5] [--no-bogofilter] [--growth FILE.svg]
+    python perf/bayes.py CORPUS [--seeds 1,2,3,4,5] [--train 0.5] [--prior 0.5] [--no-bogofilter] [--growth FILE.svg]
 
 CORPUS has the folders `ham` and `spam`, a file for each message. For each seed the corpus is split at random; both
 filters learn the one part (good first, then spam, by their commands) and score the other:
@@ -10,8 +10,9 @@ filters learn the one part (good first, then spam, by their commands) and score 
 - accuracy: on the right side of 0.5. unsure: between our two thresholds. database: octets of the folder over octets learnt.
 - CPU a message: user and system time of the scoring command over its messages; start: the same of a command that scores none.
 
-Then the stream: all messages in the order of their Date field, each judged, then learnt. --growth draws the size of
-the database by the mail given, beside the paper's rule (half of the good mail, a quarter of the spam).
+Then the stream: all messages in the order of their Date field, each judged, then learnt, from nothing. And once more on a site's prior: the
+oldest part of the corpus (--prior) is what the site knows, made by `bayes prior build`; a user who has taught nothing gets the rest.
+--growth draws the size of the database by the mail given, beside the paper's rule (half of the good mail, a quarter of the spam).
 """
 
 from __future__ import annotations
@@ -111,37 +112,56 @@ def dated(path: Path) -> float:
         return 0.0
 
 
-def stream(folder: Path, corpus: list[tuple[Path, bool]], growth: str | None) -> None:
-    """Judge, then learn, in the order of the Date field."""
+def stream(folder: Path, order: list[tuple[Path, bool]], growth: str | None, prior: Path | None = None) -> None:
+    """Judge, then learn, in the order given."""
     from iems import plot
-    from iems.bayes import Trainer
+    from iems.bayes import Prior, Trainer
     from iems.bayes.filter import squeezed
     from iems.bayes.parts import sections
     from iems.bayes.trainer import _bayes
 
-    order = sorted(corpus, key=lambda one: (dated(one[0]), one[0]))
-    wrong: list[int] = []
+    wrong: list[tuple[int, bool]] = []
     curves: dict[str, list[tuple[float, float]]] = {"paper's rule": [], "both tables": [], "good": [], "spam": []}
     octets = [0, 0]
-    with Trainer(folder) as trainer:
+    with Trainer(folder, Prior(prior) if prior else None) as trainer:
         for number, (path, spam) in enumerate(order):
             content = path.read_bytes()
             odds = trainer.odds(_bayes.features(sections(content)))
             if (squeezed(odds) > 0.5) != spam:
-                wrong.append(number)
+                wrong.append((number, spam))
             trainer.learn(content, spam)
             octets[spam] += len(content)
-            if number % 50 == 49:
+            if growth and number % 50 == 49:
                 sizes = [len(side.octets()) for side in trainer.sides]
                 rule = octets[0] / 2 + octets[1] / 4
                 for curve, value in zip(curves.values(), (rule, sum(sizes), *sizes), strict=True):
                     curve.append((sum(octets) / 1e6, value / 1e6))
-    late = sum(number >= len(order) // 2 for number in wrong)
-    print(f"stream: {len(order)} messages, {100 - 100 * len(wrong) / len(order):.2f} % right, "
-          f"second half {100 - 100 * late / (len(order) - len(order) // 2):.2f} %")  # fmt: skip
+    late = sum(number >= len(order) // 2 for number, _ in wrong)
+    passed_on = sum(spam for _, spam in wrong)
+    print(f"{len(order)} messages, {100 - 100 * len(wrong) / len(order):.2f} % right, "
+          f"second half {100 - 100 * late / (len(order) - len(order) // 2):.2f} % "
+          f"({len(wrong)} wrong: {len(wrong) - passed_on} good, {passed_on} spam)", flush=True)  # fmt: skip
     if growth:
         drawn = plot.lines(curves, title="Database by mail given", x="mail given, MB", y="MB", log_y=True)
         Path(growth).write_text(plot.standalone(drawn))
+
+
+def streams(corpus: list[tuple[Path, bool]], share: float, growth: str | None) -> None:
+    """The stream from nothing, and the younger part of it on a prior of the older."""
+    order = sorted(corpus, key=lambda one: (dated(one[0]), one[0]))
+    with tempfile.TemporaryDirectory() as folder:
+        print("stream from nothing: ", end="")
+        stream(Path(folder) / "db", order, growth)
+    cut = int(len(order) * share)
+    if not cut:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for kind in (False, True):
+            (folder / f"{kind}").write_text("".join(f"{path}\n" for path, spam in order[:cut] if spam == kind))
+        run([*IEMSCTL, "prior", "build", str(folder / "prior"), "--good", f"@{folder / 'False'}", "--spam", f"@{folder / 'True'}"])
+        print(f"stream on a prior of the oldest {cut}: ", end="")
+        stream(folder / "db", order[cut:], None, folder / "prior")
 
 
 def main() -> None:
@@ -150,6 +170,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--train", type=float, default=0.5)
+    parser.add_argument("--prior", type=float, default=0.5)
     parser.add_argument("--no-bogofilter", action="store_true")
     parser.add_argument("--growth")
     options = parser.parse_args()
@@ -160,7 +181,7 @@ def main() -> None:
     figures: dict[str, list[list[float]]] = {name: [] for name, _ in rivals}
     head = ("1-AUC %", "FN % at FP 0.1 %", "accuracy %", "unsure %", "database %", "score us", "learn us", "start ms")
     print("seed filter      " + "  ".join(head))
-    for seed in map(int, options.seeds.split(",")):
+    for seed in map(int, filter(None, options.seeds.split(","))):
         order = np.random.default_rng(seed).permutation(len(corpus))
         cut = int(len(corpus) * options.train)
         train, test = [corpus[i] for i in order[:cut]], [corpus[i] for i in order[cut:]]
@@ -176,13 +197,12 @@ def main() -> None:
                    float(got["start_ms"])]  # fmt: skip
             figures[name].append(row)
             show(str(seed), name, row)
-    means = {name: [statistics.mean(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()}
+    means = {name: [statistics.mean(column) for column in zip(*rows, strict=True)] for name, rows in figures.items() if rows}
     for name, row in means.items():
         show("mean", name, row)
     if len(means) == 2:
         print("ratio            " + "  ".join(f"{a / b:.2f}" if b else "-" for a, b in zip(*means.values(), strict=True)))
-    with tempfile.TemporaryDirectory() as folder:
-        stream(Path(folder) / "db", corpus, options.growth)
+    streams(corpus, options.prior, options.growth)
 
 
 def show(seed: str, name: str, row: list[float]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from iems.cli.common import Failed, Group, Home, json_option, pass_home, say, say_json, table
+from iems.cli.common import Failed, Group, Home, json_option, note, pass_home, say, say_json, table
 from iems.cli.policy import directory_of
 from iems.config import tagging_settings
 from iems.directory.tagging import BLIND, DEFAULTS
@@ -15,6 +17,9 @@ from iems.model import Channel
 from iems.preprocessor.matrix import Matrices
 from iems.preprocessor.modules import NAMES
 from iems.preprocessor.proof import alias_loops, forward_loops, unseen
+
+if TYPE_CHECKING:
+    from iems.directory import Directory
 
 INPUTS = [channel for channel in Channel if channel < 32]
 OUTPUTS = [channel for channel in Channel if channel >= 32]
@@ -104,16 +109,24 @@ def cam_default(home: Home, channel: str | None, default: str | None, as_json: b
 @json_option
 @pass_home
 def cam_prove(home: Home, as_json: bool) -> None:
-    """List the ways by which mail leaves unseen by a module, and forwarding loops; exit code 1 if there are any."""
+    """List the ways by which mail leaves unseen by a module, and forwarding loops; exit code 1 if there are any.
+
+    Loops are rings of aliases, of users' rules and both, and forwards to this very host.
+    """
+    config = home.config()
     with directory_of(home) as directory:
         matrices = Matrices(NAMES, directory.matrices())
-        config = home.config()
+        aliases = directory.aliases()
+        rules = _rules(directory, config.store_path(home.path))
         findings = [
             ("unseen", name, " -> ".join(channel.name for channel in way))
             for name in NAMES
             for way in unseen(matrices, name)
         ]
-        findings += [("loop", "alias", " -> ".join(loop)) for loop in alias_loops(directory.aliases())]
+        findings += [("loop", "alias", " -> ".join(loop)) for loop in alias_loops(aliases)]
+        rings = alias_loops([*aliases, *rules])
+        senders = {address for address, _ in rules}
+        findings += [("loop", "rule", " -> ".join(loop)) for loop in rings if not senders.isdisjoint(loop)]
         findings += [
             ("loop", "forward", f"{domain} -> {identifier}")
             for domain, identifier in forward_loops(
@@ -130,6 +143,29 @@ def cam_prove(home: Home, as_json: bool) -> None:
         sys.exit(1)
     if not as_json:
         say("no way past a module, no loop")
+
+
+def _rules(directory: Directory, store: Path) -> list[tuple[str, list[str]]]:
+    """(account, addresses its active script sends mail on to), both as the directory writes them."""
+    from iems.sieve.redirects import redirects
+    from iems.store.scripts import Refused, scripts_of
+
+    found = []
+    for account in directory.list_accounts():
+        if not account.filtered:
+            continue
+        try:
+            kept = scripts_of(directory, store, account).read()
+        except (Refused, OSError) as error:
+            note(f"iemsctl: {account.address}: {error}")
+            continue
+        targets = []
+        for target in redirects(kept.scripts.get(kept.active, "")):
+            owner = directory.account(target)
+            targets.append(owner.address if owner is not None else target.lower())
+        if targets:
+            found.append((account.address, targets))
+    return found
 
 
 @click.group(cls=Group)

@@ -41,16 +41,18 @@ SCRIPT_OCTETS = 1 << 20
 def preview(home: Home, user: str, days: int, script: Path | None, no_script: bool, changed: bool, as_json: bool, **given: Any) -> None:
     """Tell what other settings of USER would have made of the mail of the last days. Changes nothing; the server may run.
 
-    What is not given counts as it is now. Mail that was refused is not in the store and not among it.
+    What is not given counts as it is now. Of mail that was refused, or discarded longer ago than it can be brought back, only the header is
+    there: it is judged by that and by how it came.
     """
     from iems.bayes.filter import Filter
     from iems.bayes.prior import Prior
     from iems.directory.spamcontrol import action_of
+    from iems.lmda import unkept
     from iems.lmda.preview import Preview, Settings, Skipped, since
     from iems.sieve.errors import ScriptError
     from iems.store.homes import bayes_folder
     from iems.store.reader import Reader
-    from iems.store.scripts import Active
+    from iems.store.scripts import Active, folder
 
     if script is not None and no_script:
         raise click.UsageError("--script and --no-script exclude each other")
@@ -79,7 +81,8 @@ def preview(home: Home, user: str, days: int, script: Path | None, no_script: bo
         ways: Counter[tuple[str, str]] = Counter()
         reader = Reader(store)
         try:
-            for seen in Preview(reader, account, directory.account, settings, judge, skipped).run(since(days)):
+            noted = unkept.read(folder(store, account.address, account.number), since(days))
+            for seen in Preview(reader, account, directory.account, settings, judge, skipped, noted).run(since(days)):
                 looked += 1
                 if seen.changed:
                     ways[seen.happened, seen.would] += 1
@@ -95,6 +98,8 @@ def preview(home: Home, user: str, days: int, script: Path | None, no_script: bo
     say(f"{looked} messages of the last {days} days; something else would have become of {total}")
     for (happened, would), count in ways.most_common():
         say(f"{count:7} {printable(happened)} -> {printable(would)}")
+    if skipped.gone:
+        say(f"judged by headers alone: {skipped.gone} that were refused or discarded")
     if skipped.long or skipped.damaged:
         say(f"not tried: {skipped.long} too long, {skipped.damaged} can't be read")
 

@@ -68,15 +68,12 @@ def _decided(home: Home, config: Any) -> None:
     checks = tagging_settings(config)
     if not checks:
         return
-    from iems.cli.policy import directory_of
-    from iems.directory.tagging import undecided
+    from iems.directory.tagging import refusal
 
-    with acting_as(home_user(home.path, config)), directory_of(home) as directory:
-        missing = undecided(directory.tag_defaults())
-    if missing:
-        raise Failed(
-            f"{checks[0]} tags mail: say what becomes of it on {', '.join(missing)}: iemsctl cam default {missing[0]} pass"
-        )
+    with acting_as(home_user(home.path, config)):
+        problem = refusal(home.path, checks)
+    if problem:
+        raise Failed(problem)
 
 
 def _serve(home: Home, config: Any, ready: Callable[[], None], echo: bool) -> int:

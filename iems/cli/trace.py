@@ -9,7 +9,8 @@ import click
 import msgspec
 
 from iems import log as logs
-from iems.cli.common import Failed, Home, json_option, pass_home, say, say_json
+from iems.cli.common import Failed, Home, json_option, note, pass_home, say, say_json
+from iems.cli.policy import directory_of
 from iems.log import printable
 from iems.model import id_octets, id_text
 
@@ -88,21 +89,40 @@ def trace(home: Home, id: str, as_json: bool) -> None:
         raise Failed(f"{shown} is not in the log (log/mail.log and log/mail.log.N)")
 
 
-KEYS = ("accepted", "delivered", "relayed", "dsn", "discarded", "queued", "quarantined", "missing")
+#: Lost deliveries that are named.
+_NAMED = 20
 
 
 @click.command()
 @json_option
 @pass_home
 def audit(home: Home, as_json: bool) -> None:
-    """Balance every recipient answered with 250 against mailbox, relay, DSN, discard and queue. Exit code 1 if any is missing."""
-    from iems.spool import admin
+    """Balance every recipient answered with 250 against mailbox, relay, DSN, discard and queue. Exit code 1 if any is missing or lost.
 
-    found = admin.audit(home.path)
+    held, removed, lost: of the deliveries the spool still knows one by one, those whose message is in the store, those whose message the user
+    (or expiry) has removed since, and those of which nothing is there.
+    """
+    from iems.spool import admin
+    from iems.store.balance import balance
+
+    delivered: set[tuple[bytes, bytes]] = set()
+    found = admin.audit(home.path, delivered)
+    with directory_of(home) as directory:
+
+        def number_of(address: bytes) -> int:
+            account = directory.account(address.decode("utf-8", "surrogateescape"))
+            return account.number if account is not None else 0
+
+        store = balance(
+            home.config().store_path(home.path), delivered, number_of, lambda number: directory.account_by_number(number) is not None
+        )
+    found |= {"held": store.held, "removed": store.removed, "lost": len(store.lost)}
     if as_json:
         say_json(found)
     else:
         for key, value in found.items():
             say(f"{key:12} {value}")
-    if found.get("missing"):
+    for message_id, address in store.lost[:_NAMED]:
+        note(f"iemsctl: {id_text(message_id)} was delivered to {printable(address.decode('utf-8', 'replace'))}, and is not in the store")
+    if found["missing"] or store.lost:
         raise SystemExit(1)

@@ -6,6 +6,8 @@ here. A channel may be left without a default only as long as nothing tags.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from iems.directory import attachmentrules, headerrules, keys
 from iems.directory.entries import SETTINGS, DirectoryRefusal, Entry
 from iems.directory.screening import zones
@@ -54,6 +56,25 @@ def _tagging(view: View) -> list[str]:
 def undecided(defaults: dict[Channel, str]) -> list[str]:
     """Names of blind channels without a default."""
     return [channel.name for channel, default in defaults.items() if default == "none"]
+
+
+def refusal(home: Path, settings: list[str]) -> str:
+    """Why settings under which mail is tagged can't come into force: a blind channel of the home has no default. "" if they can.
+
+    settings: their names, as `tagging_settings` gives them. Opens the directory, so for no process that forks. Raises DirectoryUnavailable.
+    """
+    if not settings:
+        return ""
+    from iems.directory.directory import Directory
+
+    directory = Directory(home / "directory")
+    try:
+        missing = undecided(directory.tag_defaults())
+    finally:
+        directory.close()
+    if not missing:
+        return ""
+    return f"{settings[0]} tags mail: say what becomes of it on {', '.join(missing)}: iemsctl cam default {missing[0]} pass"
 
 
 def require(view: View) -> None:

@@ -20,6 +20,9 @@ from iems.errors import SpoolError, StoreUnavailable
 from iems.lmda.delivery import Made, Planner, Policy, Work, messages_due
 from iems.lmda.delivery import summary as summarized
 from iems.lmda.spamcontrol import Decision
+from iems.lmda.unkept import HEAD_OCTETS as UNKEPT_OCTETS
+from iems.lmda.unkept import Unkept, keep, packed
+from iems.message import verdict
 from iems.model import Channel, Outcome, id_text, rope_length
 from iems.spool.dsn import heard
 from iems.spool.items import Item, Message, Settlement
@@ -28,6 +31,7 @@ from iems.spool.verify import ContentDamaged, Verifier, quarantine
 from iems.store.client import StoreClient
 from iems.store.quota import DomainRoom
 from iems.store.reader import Reader
+from iems.store.scripts import folder
 from iems.store.wire import Delivered, Delivery
 
 if TYPE_CHECKING:
@@ -51,6 +55,7 @@ KEPT_OCTETS = 4 << 20
 #: Of tagged mail, so much is read for the From field.
 HEAD_OCTETS = 64 << 10
 FORGET_PAIRS = 512
+_REFUSED = verdict.item("to", "", "refused")
 
 
 class _Unjudged(NamedTuple):
@@ -126,6 +131,9 @@ class Worker:
 
     def _score(self, item: Item, accounts: list[Any], read: Callable[[Item], bytes]) -> dict[int, Score]:
         self._ctx.working_on(item.id)
+        return self._judged(item, accounts, read)
+
+    def _judged(self, item: Item, accounts: list[Any], read: Callable[[Item], bytes]) -> dict[int, Score]:
         try:
             if self._judge is None:
                 from iems.lmda.bayesian import Judge
@@ -356,6 +364,8 @@ class Worker:
             self._pause("outcomes can't be recorded", error)
             return False
         self._tell(works, outcomes, told)
+        if unkept := [place for place, work in enumerate(works) if work.records and _not_kept(work, outcomes[place])]:
+            self._loop.run_in_executor(self._reader, self._note_unkept, [(works[place], outcomes[place]) for place in unkept])
         for number, all_sent in made.items():
             for sent in all_sent:
                 to = sent.message.envelope.recipients[0].address
@@ -375,6 +385,33 @@ class Worker:
         if self._settled and self._forgetting is None:
             self._forgetting = self._loop.create_task(self._forget_later())
         return True
+
+    def _note_unkept(self, gone: list[tuple[Work, Settlement]]) -> None:
+        """Note, for previews, what was refused or discarded by a decision of its recipient. In the thread."""
+        for work, settlement in gone:
+            item = work.item
+            envelope = item.envelope
+            try:
+                notes: dict[int, tuple[Any, Unkept]] = {}
+                head = packed(self._reader_blobs.read_range(item.rope, 0, UNKEPT_OCTETS))
+                for address in _not_kept(work, settlement):
+                    account = self._directory.account(address.decode("utf-8", "surrogateescape"))
+                    if account is None or account.number in notes:
+                        continue
+                    score = None
+                    if account.bayes is not None:
+                        found = self._judged(item, [account], lambda item: self._reader_blobs.read(item.rope)).get(account.number)
+                        score = found.score if found is not None else None
+                    note = Unkept(
+                        1, item.id, envelope.received_ns // 1_000_000_000, rope_length(item.rope), envelope.reverse_path, address,
+                        envelope.client_ip, envelope.verdicts, tuple(envelope.asked), work.records[address], score, head,
+                    )  # fmt: skip
+                    notes[account.number] = account, note
+                store = self._ctx.config.store_path(self._ctx.home)
+                for account, note in notes.values():
+                    keep(folder(store, account.address, account.number), [note], time.time())
+            except Exception as error:
+                self._ctx.log.error("a preview will not know of a message", error, item.id)
 
     def _notices(self, settlement: Settlement) -> list[Message]:
         """The notifications that follow from an item's results, each carrying its settlement."""
@@ -528,6 +565,16 @@ def _summary(item: Item, verifier: Verifier) -> tuple[tuple[bytes, bytes] | None
     except (OSError, EOFError) as error:
         return None, error, b""
     return *summarized(content), content
+
+
+def _not_kept(work: Work, settlement: Settlement) -> list[bytes]:
+    """Recipients whose mail was refused or discarded by a decision of theirs, not by a fault."""
+    return [
+        result.recipient.address
+        for result in settlement.results
+        if (record := work.records.get(result.recipient.address)) is not None
+        and (result.outcome == Outcome.DISCARDED or (result.outcome == Outcome.FAILED and record.endswith(_REFUSED)))
+    ]
 
 
 def _parts(batch: list[Delivery]) -> Sequence[list[Delivery]]:

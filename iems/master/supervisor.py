@@ -15,6 +15,7 @@ import importlib.util
 import os
 import pwd
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -429,10 +430,9 @@ class Supervisor:
             self.log.event("certificates-changed", refused=len(problems))
             self.alarm_of_pairs(problems)
 
-    def short_lived(self, function: str) -> None:
-        """Runs `iems.spool.recovery.FUNCTION(spool path)` in a child that exits: the master opens no environment."""
-        if importlib.util.find_spec("iems.spool.recovery") is None:
-            return
+    def in_child(self, work: Callable[[], str]) -> tuple[int, str]:
+        """(exit code, what `work` gives: a few lines) of a child that ends with it: the master opens no environment."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -440,21 +440,43 @@ class Supervisor:
                 signal.set_wakeup_fd(-1)
                 os.close(self.pid_file.fd)
                 os.environ.setdefault("IEMS_NATIVE", "native")
-                recovery = importlib.import_module("iems.spool.recovery")
-                call = getattr(recovery, function, None)
-                if call is not None:
-                    call(self.config.spool_path(self.home))
+                os.write(write_end, work().encode("utf-8", "replace")[: select.PIPE_BUF])
                 code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(code)
+        os.close(write_end)
+        with open(read_end, "rb") as pipe:
+            said = pipe.read().decode("utf-8", "replace")
         _, status = os.waitpid(pid, 0)
-        if status:
-            self.log.event("spool-" + function + "-failed", code=os.waitstatus_to_exitcode(status))
+        return os.waitstatus_to_exitcode(status), said
+
+    def short_lived(self, function: str) -> None:
+        """Runs `iems.spool.recovery.FUNCTION(spool path)` in a child that exits."""
+        if importlib.util.find_spec("iems.spool.recovery") is None:
+            return
+
+        def work() -> str:
+            call = getattr(importlib.import_module("iems.spool.recovery"), function, None)
+            if call is not None:
+                call(self.config.spool_path(self.home))
+            return ""
+
+        code, _ = self.in_child(work)
+        if code:
+            self.log.event("spool-" + function + "-failed", code=code)
             if function == "prepare":
                 raise StartError("the spool can't be prepared; see the lines above")
+
+    def require_defaults(self, fresh: Config) -> None:
+        """Raises StartError if settings tag mail and a channel that can't act on tags has no default in the directory, or none can be read."""
+        tagging = settings.tagging_settings(fresh)
+        if tagging:
+            code, problem = self.in_child(lambda: str(importlib.import_module("iems.directory.tagging").refusal(self.home, tagging)))
+            if code or problem:
+                raise StartError(problem or f"{tagging[0]} tags mail, and the directory can't be asked what becomes of it; see the lines above")
 
     # --- the loop
 
@@ -825,6 +847,7 @@ class Supervisor:
             ]
             if fixed:
                 raise StartError(", ".join(fixed) + " can't change while the server runs")
+            self.require_defaults(fresh)
             self.bind(fresh, first=False)
         except (ConfigError, StartError, ListenError) as exc:
             self.refused += 1

@@ -45,7 +45,7 @@ class Worker:
     def __init__(self, ctx: WorkerContext, modules: tuple[Module, ...] | None = None) -> None:
         self.ctx = ctx
         self.directory = Directory(ctx.home / "directory")
-        tags = self._tags = Tags(TagKeys(ctx.home), self.directory.peers)
+        tags = self._tags = Tags(TagKeys(ctx.home), self.directory.peers, self.directory.is_local)
         found = installed(
             ctx.config, ctx.home, self.directory, tags.keeps, lambda name, **detail: ctx.log.event(name, None, **detail), ctx
         ) if modules is None else modules

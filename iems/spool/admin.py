@@ -627,11 +627,11 @@ def submit(path: Path, messages: list[Message]) -> None:
     with_spool(path, work)
 
 
-def audit(path: Path) -> dict[str, int]:
+def audit(path: Path, delivered: set[tuple[bytes, bytes]] | None = None) -> dict[str, int]:
     """The balance of all mail; see `audit.audit`."""
     from iems.spool.audit import audit as run
 
-    return run(path)
+    return run(path, delivered)
 
 
 def fsck(path: Path) -> list[dict[str, Any]]:

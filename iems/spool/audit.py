@@ -17,7 +17,7 @@ import msgspec
 
 from iems.blobs import Blobs, blob_number, large_name, segment_name
 from iems.errors import SpoolError
-from iems.model import Extent, id_text
+from iems.model import Channel, Extent, Outcome, id_text
 from iems.spool import keys, records
 from iems.spool.admin import folder, looking
 from iems.spool.index import Index
@@ -30,17 +30,17 @@ from iems.spool.records import NO_ID, Damaged, Kind, Record, file_crc
 REBUILD_S = 120.0
 
 
-def audit(path: Path) -> dict[str, int]:
+def audit(path: Path, delivered: set[tuple[bytes, bytes]] | None = None) -> dict[str, int]:
     """accepted, delivered, relayed, dsn, discarded, queued, quarantined (recipients) and missing (messages).
 
     accepted: recipients of mail answered with 250. dsn: recipients that failed. A recipient that stands for several (an alias) has
     several outcomes. Notices made here are not in these sums, but are looked for among the missing. path: a home or
-    its spool folder. Raises SpoolError if an index is being built for too long.
+    its spool folder. delivered: gets (id, address) of each delivery to a mailbox that a segment still names. Raises SpoolError if an index is being built for too long.
     """
     spool = folder(path)
     with looking(path) as index:
         _await_rebuild(index)
-        return _Audit(spool, index).run()
+        return _Audit(spool, index, delivered).run()
 
 
 def _await_rebuild(index: Index) -> None:
@@ -52,9 +52,10 @@ def _await_rebuild(index: Index) -> None:
 
 
 class _Audit:
-    def __init__(self, spool: Path, index: Index) -> None:
+    def __init__(self, spool: Path, index: Index, delivered: set[tuple[bytes, bytes]] | None) -> None:
         self.spool = spool
         self.index = index
+        self.delivered = delivered
         self.facts = Facts()
         self.messages: dict[bytes, int] = {}  # id -> generation of the latest copy
         self.read_to: dict[int, int] = {}  # blob -> end of what was read
@@ -122,7 +123,11 @@ class _Audit:
                     self.facts.read(blob, fd, counts)
                 except msgspec.DecodeError:
                     continue
-                add_record(self.totals, fd, counts)
+                settles = add_record(self.totals, fd, counts)
+                if self.delivered is not None:
+                    for done in settles:
+                        if done.channel == Channel.LOCAL:
+                            self.delivered.update((done.id, address) for address, outcome in done.results if outcome == Outcome.DELIVERED)
                 if messages and counts.kind in (Kind.MESSAGE, Kind.MOVED):
                     generation = counts.generation if counts.kind == Kind.MOVED else 0
                     self.messages[counts.id] = max(self.messages.get(counts.id, 0), generation)

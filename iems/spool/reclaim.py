@@ -70,10 +70,10 @@ def tally(fd: int, upto: int | None = None, void: list[tuple[int, int]] | None =
     return totals
 
 
-def add_record(totals: dict[str, int], fd: int, record: Record) -> None:
-    """Add one record to the sums. Damaged ones add nothing."""
+def add_record(totals: dict[str, int], fd: int, record: Record) -> list[Done]:
+    """Add one record to the sums; its outcomes. Damaged ones add nothing."""
     if record.kind not in (Kind.MESSAGE, Kind.SETTLE):
-        return
+        return []
     try:
         payload = records.read_payload(fd, record)
         if record.kind == Kind.MESSAGE:
@@ -86,9 +86,10 @@ def add_record(totals: dict[str, int], fd: int, record: Record) -> None:
         else:
             settles = records.decode_settle(payload)
     except (ValueError, OSError):
-        return
+        return []
     for done in settles:
         add_outcomes(totals, done)
+    return settles
 
 
 _SUM = {

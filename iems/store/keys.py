@@ -12,6 +12,7 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x05 | 0       | due s u32, account u32, mailbox u32, uid u32 | trash: the flags row of an expunged message | |
 | 0x06 | 0       | due s u32, account u32, mailbox u32 | purge: the Mailbox of a deleted mailbox      |         |
 | 0x07 | 0       | name of the domain         | DomainUse, msgpack: what its accounts keep here (format 2) | R  |
+| 0x08 | 0       | origin 16, account u32     | gone: time u32 at which its last octets were let go of | R      |
 | 0x10 | account | -                          | Account, msgpack, 1: counters and usage               | R       |
 | 0x11 | account | mailbox u32                | Mailbox, msgpack, 1: name, counts, keywords           | R       |
 | 0x12 | account | -                          | subscribed names, msgpack list                        | R       |
@@ -40,6 +41,7 @@ DEDUP = 0x04
 TRASH = 0x05
 PURGE = 0x06
 DOMAIN = 0x07
+GONE = 0x08
 ACCOUNT = 0x10
 MAILBOX = 0x11
 SUBSCRIBED = 0x12
@@ -160,6 +162,11 @@ def answer(client: int, seq: int) -> bytes:
 def dedup(origin: bytes, number: int) -> bytes:
     """Key of the note of a delivery."""
     return b"\0\0\0\0\4" + origin + number.to_bytes(4, "big")
+
+
+def gone(origin: bytes, number: int) -> bytes:
+    """Key of the note that a message was let go of for good."""
+    return b"\0\0\0\0\x08" + origin + number.to_bytes(4, "big")
 
 
 def trash(due_s: int, number: int, mailbox_id: int, uid: int) -> bytes:

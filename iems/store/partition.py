@@ -44,6 +44,7 @@ from iems.store.rows import (
     FORMATS_READ,
     KEYWORD_SHIFT,
     KEYWORDS_MAX,
+    MESSAGE_HEAD,
     METADATA_ENTRIES_MAX,
     METADATA_OCTETS_MAX,
     SEEN,
@@ -72,6 +73,8 @@ ACCOUNTS_CACHED = 4_096
 BLOBS_CACHED = 16_384
 INLINE_MAX = 64 << 10
 VANISHED_S = 30 * 86_400
+#: So long after a message came it is noted that it was let go of: longer than the spool knows its outcome.
+GONE_S = 7 * 86_400
 DEDUP_S = 30 * 86_400
 ANSWER_S = 3_600
 ORPHAN_S = 3_600
@@ -225,7 +228,7 @@ class Partition:
         self.handover = Handover(self)
         self._operations |= self.handover.operations
         self.sweep = Sweep(self)
-        self._reclaim = Reclaim(self, ORPHAN_S, DEDUP_S, ANSWER_S)
+        self._reclaim = Reclaim(self, ORPHAN_S, DEDUP_S, ANSWER_S, GONE_S)
         self._open_rows()
 
     def _open_rows(self) -> None:
@@ -1351,6 +1354,15 @@ class Partition:
         value = self._txn.pop(key)
         if value is not None:
             self._count_row(value, -1)
+
+    def let_go(self, key: bytes) -> None:
+        """Delete the row of a message nobody can bring back any more, and note that it was here (for `iemsctl audit`)."""
+        value = self._txn.get(key)
+        self.remove_message(key)
+        if value is not None and len(value) >= MESSAGE_HEAD.size:
+            origin = bytes(value[20:36])
+            if int.from_bytes(origin[:6], "big") // 1_000 + GONE_S >= self._now:
+                self._txn.put(keys.gone(origin, int.from_bytes(key[:4], "big")), _U32.pack(self._now))
 
     def count_message(self, value: bytes) -> None:
         """Count what a message row that is being put names."""

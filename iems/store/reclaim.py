@@ -27,12 +27,13 @@ __all__ = ["Reclaim"]
 class Reclaim:
     """The housekeeping of one partition; `step` does one slice."""
 
-    def __init__(self, partition: Partition, orphan_s: int, dedup_s: int, answer_s: int) -> None:
+    def __init__(self, partition: Partition, orphan_s: int, dedup_s: int, answer_s: int, gone_s: int) -> None:
         self._partition = partition
         self._orphan_s = orphan_s
         self._dedup_s = dedup_s
         self._answer_s = answer_s
-        self._steps = (self._trash, self._purge, self._blobs, self._answers, self._dedup, self._orphans, self._sweep)
+        self._gone_s = gone_s
+        self._steps = (self._trash, self._purge, self._blobs, self._answers, self._dedup, self._gone, self._orphans, self._sweep)
         self._at = 0
         self._blob_from = 0
         self._orphans_next = 0.0
@@ -68,7 +69,7 @@ class Reclaim:
                         break
                     due.append((key, keys.message(account, mailbox, uid)))
             for key, message in due:
-                partition.remove_message(message)
+                partition.let_go(message)
                 txn.delete(key)
         return len(due) == ROWS
 
@@ -92,7 +93,7 @@ class Reclaim:
                         break
                     found.append(row)
             for row in found:
-                partition.remove_message(row)
+                partition.let_go(row)
                 txn.delete(keys.flags(account, mailbox, int.from_bytes(row[-4:], "big")))
             if len(found) < ROWS:
                 left = partition.delete_prefix(keys.prefix(account, keys.VANISHED, mailbox), ROWS)
@@ -162,6 +163,24 @@ class Reclaim:
                     if not key.startswith(prefix) or len(old) == ROWS:
                         break
                     if DEDUP_ROW.unpack(value)[2] + self._dedup_s >= partition.now:
+                        break
+                    old.append(key)
+            for key in old:
+                txn.delete(key)
+        return len(old) == ROWS
+
+    def _gone(self) -> bool:
+        """Delete notes of messages that came long ago; the oldest come first."""
+        partition = self._partition
+        prefix = keys.head(0, keys.GONE)
+        old: list[bytes] = []
+        with partition.transaction() as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(prefix):
+                for key in cursor.iternext(values=False):
+                    if not key.startswith(prefix) or len(old) == ROWS:
+                        break
+                    if int.from_bytes(key[5:11], "big") // 1_000 + self._gone_s >= partition.now:
                         break
                     old.append(key)
             for key in old:

@@ -47,7 +47,7 @@ _decode_account = msgspec.msgpack.Decoder(Account).decode
 _decode_mailbox = msgspec.msgpack.Decoder(Mailbox).decode
 _decode_meta = msgspec.msgpack.Decoder(Meta).decode
 _decode_names = msgspec.msgpack.Decoder(list[str]).decode
-_GLOBAL_OCTETS = {keys.META: 5, keys.BLOB: 13, keys.ANSWER: 21, keys.DEDUP: 25, keys.TRASH: 21, keys.PURGE: 17}
+_GLOBAL_OCTETS = {keys.META: 5, keys.BLOB: 13, keys.ANSWER: 21, keys.DEDUP: 25, keys.TRASH: 21, keys.PURGE: 17, keys.GONE: 25}
 _KINDS = {
     keys.ACCOUNT: 5, keys.MAILBOX: 9, keys.SUBSCRIBED: 5, keys.TOMBSTONE: 13, keys.METADATA: 9, keys.ACL: 9, keys.SHARED: 5,
     keys.STAGED: 5,

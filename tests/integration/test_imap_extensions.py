@@ -20,7 +20,7 @@ MESSAGE = b"Subject: %d\r\nMessage-ID: <%d@x>\r\n\r\nbody %d\r\n"
 
 @pytest.fixture(scope="module")
 def home():
-    with PrivateHome(6) as home:
+    with PrivateHome(7) as home:
         yield home
 
 
@@ -82,7 +82,7 @@ class Client:
 
 
 def test_compress(home):
-    client = Client(home, b"a1@load.test")
+    client = Client(home, b"a7@load.test")
     client.compress()
     large = b"Subject: large\r\n\r\n" + b"0123456789abcde\n" * 40_000
     assert client.append(large)[1].startswith(b"OK")

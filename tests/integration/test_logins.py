@@ -47,10 +47,11 @@ def endpoint():
 def home(endpoint):
     jwks = json.dumps({"keys": [KEY.as_dict(private=False)]})
     settings = SETTINGS | {"auth.oauth_introspection": endpoint.url, "auth.oauth_timeout_s": 2.0}
-    with PrivateHome(3, settings, files={"conf/jwks.json": jwks}) as home:
+    with PrivateHome(4, settings, files={"conf/jwks.json": jwks}) as home:
         directory = Directory(home.path / "directory")
         directory.set_password(USER, "pw", Forms(4096, True))
-        directory.set_password("a2@load.test", "pw")
+        for keyless in ("a2@load.test", "a4@load.test"):
+            directory.set_password(keyless, "pw")
         directory.close()
         yield home
 
@@ -216,7 +217,7 @@ def test_curl(home):
     url = f"smtp://127.0.0.1:{home.port('submission')}"
     assert curl("-u", f"{USER}:", "--oauth2-bearer", token(), "--ssl-reqd", *mail, url)[0] == 0
     # CRAM-MD5 needs a key that only passwords set since have.
-    assert curl("-u", "a2@load.test:pw", "--login-options", "AUTH=CRAM-MD5", doors["imap"])[0] == 67
+    assert curl("-u", "a4@load.test:pw", "--login-options", "AUTH=CRAM-MD5", doors["imap"])[0] == 67
 
 
 @pytest.mark.skipif(shutil.which("swaks") is None, reason="swaks is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import smtplib
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def send(home, recipients, subject, client="192.0.2.8", extra=""):
 
 
 def arrives(home, address, subject, name="INBOX"):
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         found = mailbox(home, address, name)
         if subject in found:
@@ -66,7 +67,7 @@ def test_users_of_the_inner_system_decide(systems):
     assert "ip=192.0.2.8;" in head and "dnsbl=tag.test (127.0.0.9)" in head and "(zone tag.test)" in head
     assert head.lower().count("x-iems-antispam") == 1 and "; s=" not in head, "the signature stays between the systems"
     assert "action=ignore" in arrives(inner, "a2@load.test", "passes")
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not sink.messages and time.monotonic() < until:
         time.sleep(0.05)
     [plain] = [m for m in sink.messages if b"passes" in m[2]]
@@ -84,24 +85,44 @@ def test_forged_tags_are_dropped(systems):
     send(inner, ["bob@inner.test"], "forged", client="", extra=forged)
     head = arrives(inner, "a1@load.test", "forged")
     assert "antispam" not in head.lower() and "X-Spam" not in head
-    # a real signature, moved to another message
-    send(systems[0], ["eve@inner.test"], "source")
-    arrives(inner, "a2@load.test", "source")
+
+
+def test_a_signature_belongs_to_its_message(systems):
+    outer, inner, sink = systems
+    outer.ctl("peer", "set", "plain.test", "--keep-tags", "on")
+    try:
+        send(outer, ["w@plain.test"], "source", extra="Message-ID: <1@else.test>\r\n")
+        until = time.monotonic() + 60
+        while not (signed := [m[2] for m in sink.messages if b"Subject: source" in m[2]]):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        outer.ctl("peer", "remove", "plain.test")
+    [tagged] = signed
+    field = re.search(rb"(?m)^X-IEMS-AntiSpam:.*(?:\r?\n[ \t].*)*\r?\n", tagged)
+    assert field and b"; k=k1" in field[0].replace(b"\r\n\t", b" ")
+    extra = "Message-ID: <2@else.test>\r\n" + field[0].decode().replace("\r\n", "\n").replace("\n", "\r\n")
+    send(inner, ["bob@inner.test"], "moved", client="", extra=extra)
+    assert "antispam" not in arrives(inner, "a1@load.test", "moved").lower(), "to another message"
+    with smtplib.SMTP("127.0.0.1", inner.port("smtp")) as smtp:
+        smtp.sendmail("x@else.test", ["eve@inner.test"], tagged)
+    assert "dnsbl=tag.test (127.0.0.9)" in arrives(inner, "a2@load.test", "source"), "on its own it is believed"
 
 
 def test_default_of_channels_that_cannot_act(systems):
-    outer, _, sink = systems
+    outer, inner, sink = systems
+    user(inner, "spam", "action", "a1@load.test", "file", "--zone", "tag.test")
     with pytest.raises(RuntimeError, match="needs a default while mail is tagged"):
         outer.ctl("cam", "default", "SMTPC", "none")
     outer.ctl("cam", "default", "SMTPC", "discard")
     try:
         send(outer, ["u@plain.test", "bob@inner.test"], "stays here")
-        arrives(systems[1], "a1@load.test", "stays here", "Spam")
+        arrives(inner, "a1@load.test", "stays here", "Spam")
         [gone] = [event for event in events(outer, "discarded") if event["recipient"] == "u@plain.test"]
         assert "dnsbl tag.test" in gone["detail"]["reason"]
         outer.ctl("cam", "set", "antispam", "SMTPD", "SMTPC", "off")
         send(outer, ["v@plain.test"], "switched off")
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not any(b"switched off" in m[2] for m in sink.messages):
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -116,6 +137,16 @@ def test_default_of_channels_that_cannot_act(systems):
     outer.ctl("alias", "add", "r2@load.test", "r1@load.test")
     with pytest.raises(RuntimeError, match=r"loop: alias: r1@load\.test -> r2@load\.test -> r1@load\.test"):
         outer.ctl("cam", "prove")
+    outer.ctl("alias", "remove", "r2@load.test", "r1@load.test")
+    # A ring of a rule and two aliases.
+    outer.ctl("alias", "add", "r2@load.test", "a1@load.test")
+    user(outer, "mailsort", "add", "a1@load.test", "--header", "subject", "--contains", "x", "--forward", "r1@load.test")
+    with pytest.raises(RuntimeError, match=r"loop: rule: a1@load\.test -> r1@load\.test -> r2@load\.test -> a1@load\.test"):
+        outer.ctl("cam", "prove")
+    user(outer, "mailsort", "remove", "a1@load.test", "1")
+    assert "no loop" in outer.ctl("cam", "prove")
+    outer.ctl("alias", "remove", "r1@load.test")
+    outer.ctl("alias", "remove", "r2@load.test")
     shown = [json.loads(line) for line in outer.ctl("cam", "show", "antispam", "--json").splitlines()]
     assert len(shown) == 9 * 6 and all(cell["runs"] for cell in shown)
     assert json.loads(outer.ctl("audit", "--json"))["missing"] == 0
@@ -133,3 +164,21 @@ def test_start_refuses_tags_that_a_channel_can_do_nothing_with():
             home.ctl("start")
         home.ctl("cam", "default", "NOTES", "bounce")
         home.start()
+
+        # A reload, by the command or by SIGHUP, is held to the same.
+        conf = home.path / "conf/iems.toml"
+        tagging = conf.read_text()
+        conf.write_text(tagging.replace('check_helo = "tag"', 'check_helo = "off"'))
+        home.ctl("reload")
+        home.ctl("cam", "default", "CCMAIL", "none")
+        conf.write_text(tagging)
+        with pytest.raises(RuntimeError, match="refused: the old settings stay"):
+            home.ctl("reload")
+        assert json.loads(home.ctl("status", "--json"))["generation"] == 2
+        [refused] = events(home, "reload-refused")
+        assert refused["detail"]["problems"] == [
+            "smtpd.check_helo tags mail: say what becomes of it on CCMAIL: iemsctl cam default CCMAIL pass"
+        ]
+        home.ctl("cam", "default", "CCMAIL", "pass")
+        home.ctl("reload")
+        assert json.loads(home.ctl("status", "--json"))["generation"] == 3

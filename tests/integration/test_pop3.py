@@ -28,7 +28,7 @@ poplib._MAXLINE = 1 << 20
 
 @pytest.fixture(scope="module")
 def server():
-    with PrivateHome(8) as home:
+    with PrivateHome(16) as home:
         yield home
 
 
@@ -163,7 +163,7 @@ def test_large_message_to_a_slow_reader(server, tls):
         + b"\r\n".join(b"." + line if n % 7 == 0 else line for n, line in enumerate(lines))
         + b"\r\n"
     )
-    account = server.users()[4 if tls else 5].decode()
+    account = server.users()[14 if tls else 15].decode()
     send(server, account, plain, dots)
     client = wait_for(server, account, 2)
     client.quit()

@@ -33,7 +33,7 @@ def home(next_hop: SmtpServer) -> Iterator[PrivateHome]:
         "smtpd.size_limit": 100_000,
         "smtpc.srs": True,
     }
-    with PrivateHome(1, settings) as running:
+    with PrivateHome(2, settings) as running:
         yield running
 
 
@@ -52,8 +52,9 @@ def reports(home: PrivateHome) -> list[bytes]:
 
 
 def test_a_profile_acts_at_once(home: PrivateHome, next_hop: SmtpServer) -> None:
+    before = len(next_hop.messages)
     submit(home, "bob@x.test")
-    until(lambda: next_hop.messages)
+    until(lambda: len(next_hop.messages) == before + 1)
     home.ctl("peer", "set", "x.test", "--accept", "off", "--transmit", "off", "--max-in", "200000")
     with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
         code, text = client.ehlo("x.test")
@@ -67,7 +68,7 @@ def test_a_profile_acts_at_once(home: PrivateHome, next_hop: SmtpServer) -> None
     assert shown["domain"] == "x.test" and shown["accept"] is False and shown["max_in_octets"] == 200_000
     home.ctl("peer", "remove", "x.test")
     submit(home, "bob@x.test")
-    until(lambda: len(next_hop.messages) == 2)
+    until(lambda: len(next_hop.messages) == before + 2)
     assert home.ctl("peer", "list", "--json") == ""
 
 
@@ -100,18 +101,18 @@ def test_a_forward_comes_back_by_its_rewritten_path(home: PrivateHome, next_hop:
 def test_a_rule_of_a_user_forwards_with_a_rewritten_path(home: PrivateHome, next_hop: SmtpServer) -> None:
     before = len(next_hop.messages)
     done = subprocess.run(
-        [sys.executable, "-m", "iems.cli.iemsuser", "--home", str(home.path), "mailsort", "add", "a1@load.test",
+        [sys.executable, "-m", "iems.cli.iemsuser", "--home", str(home.path), "mailsort", "add", "a2@load.test",
          "--header", "subject", "--contains", "onward", "--forward", "anna@else.test"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
-        client.sendmail("Bob@out.test", ["a1@load.test"], b"Subject: onward\r\n\r\nx\r\n")
-        client.sendmail("", ["a1@load.test"], b"Subject: onward, a report\r\n\r\nx\r\n")
+        client.sendmail("Bob@out.test", ["a2@load.test"], b"Subject: onward\r\n\r\nx\r\n")
+        client.sendmail("", ["a2@load.test"], b"Subject: onward, a report\r\n\r\nx\r\n")
     until(lambda: len(next_hop.messages) == before + 2)
     paths = sorted(mail.split(b"<")[1].split(b">")[0] for mail, _, _ in next_hop.messages[before:])
     assert paths[0] == b"" and paths[1].startswith(b"SRS0=") and paths[1].endswith(b"=out.test=Bob@load.test")
-    assert all(b"\nX-Loop: a1@load.test" in content for _, _, content in next_hop.messages[before:])
+    assert all(b"\nX-Loop: a2@load.test" in content for _, _, content in next_hop.messages[before:])
 
 
 def test_relay_domains_take_known_recipients_only(home: PrivateHome, next_hop: SmtpServer) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import imaplib
 import json
+import shutil
 import smtplib
 import subprocess
 import sys
+import time
 
 import pytest
 from click.testing import CliRunner
 
 from iems.cli.iemsctl import main
+from iems.lmda import unkept
 from iems.message.verdict import recorded
 from iems.perf import queue
 from iems.perf.home import PASSWORD, PrivateHome
@@ -132,6 +135,11 @@ def test_what_outsiders_write_is_removed_and_never_believed(server):
     # Delivery's own lines at the start of a message: behind the Received line they are the sender's.
     send(server, [FILES], "lines", client="192.0.2.77", extra="Return-Path: <a@b>\r\nDelivered-To: a2@load.test\r\n" + FORGED[0])
     assert annotations(server, FILES)["lines"] == record(server, FILES, "lines") != "asked=nothing; to=INBOX"
+    # A rule that asks to whom it was delivered hears what delivery says, and of other systems only.
+    extra = "Delivered-To: a1@load.test\r\nDelivered-To: list@else.test\r\nDelivered-To: <a2@LOAD.test>\r\n"
+    send(server, [FILES], "delivered to", client="192.0.2.77", extra=extra)
+    said = [line for line in mailbox(server, FILES)["delivered to"].splitlines() if line.lower().startswith("delivered-to")]
+    assert said == [f"Delivered-To: {FILES}", "Delivered-To: list@else.test"]
     user(server, "spam", "action", FILES, "file")
 
 
@@ -153,6 +161,11 @@ def run_preview(home, *arguments):
     return found.stdout
 
 
+def noted(home, address, count):
+    """Whether so many messages of a user are known that were not kept."""
+    return any(len(unkept.read(place, 0)) == count for place in (home.path / "store/home" / address).glob("sieve.*"))
+
+
 def preview(home, *arguments):
     lines = [json.loads(line) for line in run_preview(home, *arguments, "--json").splitlines()]
     return {line["subject"]: (line["happened"], line["would"]) for line in lines[:-1]}, lines[-1]["summary"]
@@ -166,6 +179,13 @@ def test_preview_tells_and_changes_nothing(server, tmp_path):
     send(server, [TRIES], "gone", sender="z@other.test")
     user(server, "spam", "action", TRIES, "discard")
     send(server, [TRIES], "thrown away", sender="z@other.test")
+    user(server, "spam", "action", TRIES, "bounce")
+    send(server, [TRIES], "turned away", sender="z@other.test")
+    user(server, "spam", "action", TRIES, "discard")
+    until = time.monotonic() + 60
+    while not noted(server, TRIES, 2):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     with imaplib.IMAP4("127.0.0.1", server.port("imap")) as imap:
         imap.login(TRIES, PASSWORD)
         imap.append("INBOX", "", "", b"Subject: no delivery\r\n\r\nx\r\n")
@@ -182,10 +202,17 @@ def test_preview_tells_and_changes_nothing(server, tmp_path):
         "clean": ("INBOX", "INBOX"),
         "gone": ("INBOX", "(discarded)"),
         "thrown away": ("(discarded)", "(discarded)"),
+        "turned away": ("(refused)", "(discarded)"),
     }
-    assert (summary["messages"], summary["changed"], summary["foreign"]) == (5, 3, 1)
+    assert [summary[name] for name in ("messages", "changed", "foreign", "gone")] == [6, 4, 1, 1]
     found, _ = preview(server, TRIES, "--action", "default")
     assert found["tagged"] == ("Else", "Else") and found["thrown away"] == ("(discarded)", "INBOX")
+    # What was refused goes through score and rules, too.
+    assert found["turned away"] == ("(refused)", "INBOX")
+    assert preview(server, TRIES, "--action", "default", "--bayes-good", "0.001", "--bayes-limit", "0.002", "--bayes-spam", "file=Junk")[0][
+        "turned away"
+    ] == ("(refused)", "Junk")
+    assert preview(server, TRIES, "--allow", "z@other.test")[0]["turned away"] == ("(refused)", "INBOX")
     found, _ = preview(server, TRIES, "--action", "bounce", "--allow", "*@else.test", "--zone", "tag.test=file=Odd")
     assert found["four"] == ("Copies, Else", "Copies, Else") and found["gone"] == ("INBOX", "Odd")
     found, _ = preview(server, TRIES, "--action", "ignore", "--bayes-good", "0.001", "--bayes-limit", "0.002", "--bayes-spam", "file=Junk")
@@ -194,12 +221,17 @@ def test_preview_tells_and_changes_nothing(server, tmp_path):
     script.write_text('require ["fileinto", "vacation", "mailbox"];\nif header :contains "subject" "clean" { fileinto :create "New"; }\nelse { discard; }\n')
     found, summary = preview(server, TRIES, "--action", "ignore", "--script", str(script))
     assert found["clean"] == ("INBOX", "New") and found["tagged"] == ("Else", "(discarded)")
+    assert found["turned away"] == ("(refused)", "(discarded)")
+    by_text = tmp_path / "text.sieve"
+    by_text.write_text('require "body";\nif body :contains "body" { discard; }\n')
+    found, _ = preview(server, TRIES, "--action", "ignore", "--script", str(by_text))
+    assert found["clean"] == ("INBOX", "(discarded)") and found["turned away"] == ("(refused)", "unknown: its text is gone")
     assert {(way["happened"], way["would"]): way["messages"] for way in summary["ways"]}["INBOX", "New"] == 1
     script.write_text("nonsense")
     with pytest.raises(RuntimeError, match="nonsense"):
         run_preview(server, TRIES, "--script", str(script))
     text = run_preview(server, TRIES, "--changed", "--days", "1")
-    assert "'tagged': Else -> (discarded)" in text and "something else would have become of 3" in text and "'clean'" not in text
+    assert "'tagged': Else -> (discarded)" in text and "something else would have become of 4" in text and "judged by headers alone: 1" in text and "'clean'" not in text
     for wrong in (["--action", "burn"], ["--zone", "x"], ["--allow", "a b"], ["--bayes-good", "2"], ["--no-bayes", "--bayes-good", "0.1"], ["--days", "0"]):
         with pytest.raises(RuntimeError):
             run_preview(server, TRIES, *wrong)
@@ -261,5 +293,40 @@ def test_every_250_balances(server):
     # Each of the six has one end, and what they caused (report, forwards, answer) is nobody's 250 but is looked for, too.
     assert grown["accepted"] == 12 == grown["delivered"] + grown["relayed"] + grown["dsn"] + grown["discarded"] + grown["queued"]
     assert (grown["discarded"], grown["dsn"], grown["missing"], grown["queued"], after["quarantined"]) == (1, 1, 0, 0, 0)
+    # Ten deliveries, two forwards, an answer and a report, each in a mailbox or let go of by its user.
+    assert (grown["held"] + grown["removed"], after["lost"]) == (10 + 2 + 1 + 1, 0)
     assert sum(subject.startswith("Auto: pass on") for subject in mailbox(server, FILES)) == 1
     assert "Undelivered mail returned to sender" in mailbox(server, FILES)
+    # Nothing of ours leaves with a report, and a forward has the lines of its last recipient alone.
+    with imaplib.IMAP4("127.0.0.1", server.port("imap")) as imap:
+        imap.login(FILES, PASSWORD)
+        imap.select("INBOX", readonly=True)
+        [number] = imap.search(None, "SUBJECT", '"Undelivered"')[1][0].split()
+        [report] = [part[1] for part in imap.fetch(number, "(BODY.PEEK[TEXT])")[1] if isinstance(part, tuple)]
+    assert b"pass on tagged" in report and not any(name in report.lower() for name in (b"x-iems-", b"x-spam-status"))
+    with imaplib.IMAP4("127.0.0.1", server.port("imap")) as imap:
+        imap.login(IGNORES, PASSWORD)
+        imap.select("INBOX", readonly=True)
+        found = [imap.fetch(number, "(BODY.PEEK[HEADER])")[1][0][1].lower() for number in imap.search(None, "ALL")[1][0].split()]
+    heads = [head for head in found if b"x-loop: " + OWNER.encode() in head and b"pass on tagged" in head]
+    assert [[head.count(name) for name in (b"x-iems-verdict", b"x-iems-antispam", b"\ndelivered-to")] for head in heads] == [[1, 1, 1]]
+
+
+def test_an_older_copy_of_the_mailboxes_is_told(server, tmp_path):
+    """The spool knows of a delivery that the mailboxes don't have: the audit names it, by id and recipient."""
+    send(server, [OWNER], "in both", client="192.0.2.99")
+    server.stop()
+    store = server.path / "store"
+    shutil.copytree(store, tmp_path / "older")
+    server.start()
+    message_id = send(server, [OWNER], "only in the newer", client="192.0.2.99")
+    assert json.loads(server.ctl("audit", "--json"))["lost"] == 0
+    server.stop()
+    store.rename(tmp_path / "newer")
+    (tmp_path / "older").rename(store)
+    with pytest.raises(RuntimeError, match=f"{message_id} was delivered to {OWNER}, and is not in the store"):
+        server.ctl("audit")
+    store.rename(tmp_path / "older")
+    (tmp_path / "newer").rename(store)
+    assert json.loads(server.ctl("audit", "--json"))["lost"] == 0
+    server.start()

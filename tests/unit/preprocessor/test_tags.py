@@ -55,6 +55,28 @@ def test_foreign_fields_go(keys, name, before):
     assert incoming(tags, b"no header at all") is None and incoming(tags, b"") is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Delivered-To: me+vip@ours.test\r\n",
+        b"DELIVERED-TO :\t<me@OURS.test>\r\n",
+        b"Delivered-To:\r\n me@ours.test\r\n",
+        b"delivered-to: x@far.test,\r\n\tme@ours.test (comment)\r\n",
+        b"Delivered-To: me@ ours.test\r\n",
+    ],
+)
+def test_a_delivery_here_is_nobody_else_s_word(keys, line):
+    asked = []
+    tags = Tags(keys, lambda: NONE, lambda domain: asked.append(domain) or domain.lower() == "ours.test")
+    assert incoming(tags, line + TEXT) == TEXT == incoming(tags, TEXT.replace(b"Subject: x\r\n", line + b"Subject: x\r\n"))
+    others = b"Delivered-To: list@far.test\r\nDelivered-To: me\r\nX-Delivered-To: me@ours.test\r\nDelivered-To: a@ours.test.far.test\r\n"
+    assert incoming(tags, others + TEXT) is None, "what others wrote is how they find their loops"
+    assert incoming(tags, others + line + TEXT) == others + TEXT
+    assert incoming(tags, TEXT + line) is None, "text is no header"
+    asked.clear()
+    assert incoming(tags, b"Delivered-To: a@b.test\r\n" * 9 + TEXT) is None and asked == ["b.test"]
+
+
 def test_signed_tag_goes_into_the_envelope(keys):
     tags = Tags(keys, lambda: NONE)
     secret = keys.add("k1")

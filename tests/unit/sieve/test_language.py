@@ -272,3 +272,15 @@ def test_whatever_stands_in_a_message() -> None:
     script = compile_script(ALL + 'if anyof(header :matches "subject" "*x*", body :contains "y", address :matches "from" "*z") { keep; }')
     for mail in (b"", b"\r\n", b"Subject", b"Subject: =?utf-16?b?2AA=?=\r\n\r\n\xff\xfe", b"From: <<<@@@>>>,,;:\r\n\r\n"):
         assert run(script, ContentMessage(mail, "", "")).actions == [Keep()]
+
+
+def test_where_a_script_sends_mail_on_to():
+    from iems.sieve.redirects import redirects
+
+    text = '''require ["copy", "variables"]; # redirect "comment@x";
+    if true { redirect :copy "A@x"; if false { REDIRECT text:
+b@x
+.
+    ; } } elsif true { redirect "${from}@x"; keep; redirect "a@x"; redirect "A@x"; } fileinto "redirect";'''
+    assert redirects(text) == ["A@x", "b@x", "a@x"]
+    assert redirects("nonsense {{{ redirect") == [] == redirects("")

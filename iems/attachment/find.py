@@ -23,6 +23,8 @@ _mime = kernel("mime")
 
 MAX_FOUND = 10_000
 MAX_DEPTH = 5
+#: Files in one text, of each of the encodings.
+MAX_WITHIN = 500
 #: Of one leaf, so much is decoded to be looked into.
 MAX_DECODED = 64 << 20
 _SNIFFED = 40_000
@@ -38,6 +40,7 @@ _BEFORE = 4_096
 MAX_NAMES = 1_000
 _UU = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ([^\r\n]{1,255})\r?$", re.M)
 _YENC = re.compile(rb"^=ybegin [^\r\n]{0,200}?name=([^\r\n]{1,255})\r?$", re.M)
+_YENC_OCTETS = bytes((octet - 42 & 0xFF) for octet in range(256))
 _BINHEX = re.compile(rb"^\(This file must be converted with BinHex", re.M)
 _STRAY = re.compile(rb"^[ \t]?content-(?:type|disposition)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*){0,20}", re.I | re.M)
 #: A CR alone ends a line for some programs.
@@ -50,7 +53,7 @@ class Found(Struct):
     """One attachment. start, end: its part in the content, header included, or a range within a body (`within`).
 
     types, names: all it goes by, lower-case types. body: it is the text of the message, no file. inner: (name, type) of files inside.
-    within: it is a range in a text, no part of its own. row: of its part.
+    within: it is a range in a text, no part of its own. row: of its part. closed: why not all that is inside could be listed, "" if it could.
     """
 
     start: int
@@ -61,6 +64,7 @@ class Found(Struct):
     inner: list[tuple[str, str]] = field(default_factory=list)
     within: bool = False
     row: int = 0
+    closed: str = ""
 
 
 class Findings(Struct):
@@ -176,18 +180,17 @@ def _leaf(
     body = not names and types[0] in ("text/plain", "text/html") and (not real or real.startswith("text/"))
     found = Found(part.header_start, part.body_end, [*types, *([real] if real and real not in types else [])], names, body, row=part.row)
     if part.kind == _mime.LEAF:
-        found.inner, trouble = inside.listed(octets)
-        if trouble:
-            out.uncertain = out.uncertain or trouble
+        found.inner, found.closed = inside.listed(octets, names)
     if (is_message and (octets is not raw or part.kind == _mime.LEAF)) or (types[0].startswith("multipart/") and octets is not raw):
         # In a transfer encoding the standard forbids it (RFC 2046 5.2.1); programs open it all the same, and what other message/* types hold.
         if depth < MAX_DEPTH:
             deeper = find(octets, depth + 1)
             found.inner += [(name, kind) for one in deeper.attachments for name, kind in _pairs(one)]
+            found.closed = found.closed or next((one.closed for one in deeper.attachments if one.closed), "")
             out.uncertain = out.uncertain or deeper.uncertain
         else:
             out.uncertain = out.uncertain or "messages in messages, too deep"
-    if part.kind != _mime.MESSAGE or names or found.inner:
+    if part.kind != _mime.MESSAGE or names or found.inner or found.closed:
         out.attachments.append(found)
     if types[0].startswith("text/") and part.kind == _mime.LEAF:
         _within(content, part, raw, octets, found, out)
@@ -202,19 +205,40 @@ def _pairs(one: Found) -> list[tuple[str, str]]:
 
 def _within(content: bytes, part: Part, raw: bytes, octets: bytes, found: Found, out: Findings) -> None:
     """Files that stand in a text."""
-    for pattern in (_UU, _YENC):
-        for match in pattern.finditer(octets):
+    for pattern, decoded in ((_UU, _uu), (_YENC, _yenc)):
+        matches = list(itertools.islice(pattern.finditer(octets), MAX_WITHIN + 1))
+        if len(matches) > MAX_WITHIN:
+            out.uncertain = out.uncertain or "too many files in a text"
+        for match, after in itertools.zip_longest(matches, matches[1:]):
             name = decode(match[1]).strip()
+            end = _encoded_end(octets, match.end())
+            file = decoded(octets[match.start() : min(end, after.start()) if after else end])
+            real = sniff.media_type(file)
+            inner, closed = inside.listed(file, [name])
             if octets is not raw:
-                found.inner.append((name, ""))
+                found.inner += [(name, real), *inner]
+                found.closed = found.closed or closed
                 continue
-            end = _encoded_end(raw, match.end())
+            types = ["application/octet-stream", *([real] if real else [])]
+            start = part.body_start
             out.attachments.append(
-                Found(part.body_start + match.start(), part.body_start + end, ["application/octet-stream"], [name], within=True, row=part.row)
+                Found(start + match.start(), start + end, types, [name], inner=inner, within=True, row=part.row, closed=closed)
             )
     if _BINHEX.search(octets):
         found.types.append("application/mac-binhex40")
         found.body = False
+
+
+def _uu(octets: bytes) -> bytes:
+    if octets.startswith(b"begin-base64"):
+        return decode_transfer(octets.partition(b"\n")[2], b"base64")
+    return decode_transfer(octets, b"x-uuencode")
+
+
+def _yenc(octets: bytes) -> bytes:
+    lines = (line for line in octets.splitlines() if not line.startswith((b"=ybegin", b"=ypart", b"=yend")))
+    text = re.sub(rb"=(.)", lambda match: bytes((match[1][0] - 64 & 0xFF,)), b"".join(lines), flags=re.S)
+    return text.translate(_YENC_OCTETS)
 
 
 def _encoded_end(raw: bytes, at: int) -> int:

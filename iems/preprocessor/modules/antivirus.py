@@ -35,12 +35,14 @@ class Scanner(Protocol):
 
 
 class AntiVirus:
-    """scanners: in the order they are asked. infected: `tag`, `bounce`, `quarantine`, `delete` or `strip`. absence: what if one does not answer."""
+    """scanners: in the order they are asked. infected: `tag`, `bounce`, `quarantine`, `delete` or `strip`. absence: what if one does not answer.
+    tell: whether the postmaster hears of what is deleted."""
 
     name = "antivirus"
     on_tags = False
 
-    def __init__(self, scanners: Sequence[Scanner], infected: str, absence: Absence, hostname: str) -> None:
+    def __init__(self, scanners: Sequence[Scanner], infected: str, absence: Absence, hostname: str, tell: bool = False) -> None:
+        self._tell = tell
         self._scanners = scanners
         self._infected = infected
         self._absence = absence
@@ -90,7 +92,7 @@ class AntiVirus:
         if action == "quarantine":
             return Verdict(quarantine=what, note=note)
         if action == "delete":
-            return Verdict(discarded=[(source, what) for source in sources], note=note)
+            return Verdict(discarded=[(source, what) for source in sources], note=note, notice=f"deleted, {what}" if self._tell else "")
         return Verdict(failed=[(source, Reply(550, 7, 1, f"Refused: {what}")) for source in sources], note=note)
 
     async def _infected_parts(self, work: Work, scanner: Scanner, virus: str) -> list[Change]:

@@ -1,0 +1,66 @@
+"""What is in a file packed by gzip, bzip2 or xz: its beginning, and the names of a tar archive. Unpacked is no more than a stated number of octets."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zlib
+from typing import BinaryIO, cast
+
+from iems.attachment import sniff
+from iems.attachment.octets import BadArchive
+
+KINDS = {"application/gzip": gzip.open, "application/x-bzip2": bz2.open, "application/x-xz": lzma.open}
+#: Octets unpacked in the search for names.
+UNPACKED_MAX = 64 << 20
+_SNIFFED = 40_000
+_ENDINGS = {".gz": "", ".bz2": "", ".xz": "", ".z": "", ".tgz": ".tar", ".tbz": ".tar", ".tbz2": ".tar", ".txz": ".tar", ".taz": ".tar"}
+FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError)
+
+
+class _Unpacked(io.RawIOBase):
+    """A stream of so many octets at most."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._left = UNPACKED_MAX
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        found = self._stream.read(min(len(buffer), 1 << 20))
+        self._left -= len(found)
+        if self._left < 0:
+            raise BadArchive("more than is unpacked to be looked into")
+        buffer[: len(found)] = found
+        return len(found)
+
+
+def stem(name: str) -> str:
+    """What a file is called once it is unpacked, "" if its name does not tell."""
+    lower = name.rstrip(". ").lower()
+    for ending, tail in _ENDINGS.items():
+        if lower.endswith(ending):
+            return name[: len(lower) - len(ending)] + tail
+    return ""
+
+
+def beginning(octets: bytes, kind: str) -> str:
+    """The media type of what is packed, "" if it is not known. kind: of KINDS. Raises one of FAULTS."""
+    return sniff.media_type(cast(BinaryIO, KINDS[kind](io.BytesIO(octets))).read(_SNIFFED))
+
+
+def archived(octets: bytes, kind: str, most: int) -> tuple[list[str], str]:
+    """(names of the files, what could not be read or "") of a packed tar archive. Raises one of FAULTS, tarfile.TarError, BadArchive."""
+    names: list[str] = []
+    stream = io.BufferedReader(_Unpacked(cast(BinaryIO, KINDS[kind](io.BytesIO(octets)))), 1 << 16)
+    with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|") as archive:
+        for entry in archive:
+            if len(names) == most:
+                return names, "too many files"
+            names.append(entry.name)
+    return names, ""

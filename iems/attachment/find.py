@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from iems._native import kernel
 from iems.attachment import inside, sniff
+from iems.attachment.packed import Room
 from iems.message.header import fields
 from iems.message.structure import Part, Structure
 from iems.message.text import decode_transfer
@@ -77,8 +78,9 @@ class Findings(Struct):
     stray_types: list[str] = field(default_factory=list)
 
 
-def find(content: bytes, depth: int = 0) -> Findings:
-    """All attachments of a message. Never raises."""
+def find(content: bytes, depth: int = 0, room: Room | None = None) -> Findings:
+    """All attachments of a message. Never raises. room: of the message it is in."""
+    room = room or Room()
     structure = Structure.parse(content)
     out = Findings([])
     if structure.flags & (_mime.CUT_DEPTH | _mime.CUT_PARTS | _mime.CUT_HEADER):
@@ -100,7 +102,7 @@ def find(content: bytes, depth: int = 0) -> Findings:
             continue
         if part.kind == _mime.LEAF and multipart:
             out.uncertain = out.uncertain or "a multipart that can't be taken apart"
-        _leaf(content, part, types, names, encodings, out, depth)
+        _leaf(content, part, types, names, encodings, out, depth, room)
         if len(out.attachments) > MAX_FOUND:
             out.uncertain = out.uncertain or "too many attachments"
             break
@@ -169,7 +171,7 @@ def _raw_names(raw: bytes) -> list[str]:
 
 
 def _leaf(
-    content: bytes, part: Part, types: list[str], names: list[str], encodings: list[str], out: Findings, depth: int
+    content: bytes, part: Part, types: list[str], names: list[str], encodings: list[str], out: Findings, depth: int, room: Room
 ) -> None:
     raw = content[part.body_start : part.body_end]
     octets = raw
@@ -180,11 +182,11 @@ def _leaf(
     body = not names and types[0] in ("text/plain", "text/html") and (not real or real.startswith("text/"))
     found = Found(part.header_start, part.body_end, [*types, *([real] if real and real not in types else [])], names, body, row=part.row)
     if part.kind == _mime.LEAF:
-        found.inner, found.closed = inside.listed(octets, names)
+        found.inner, found.closed = inside.listed(octets, names, room)
     if (is_message and (octets is not raw or part.kind == _mime.LEAF)) or (types[0].startswith("multipart/") and octets is not raw):
         # In a transfer encoding the standard forbids it (RFC 2046 5.2.1); programs open it all the same, and what other message/* types hold.
         if depth < MAX_DEPTH:
-            deeper = find(octets, depth + 1)
+            deeper = find(octets, depth + 1, room)
             found.inner += [(name, kind) for one in deeper.attachments for name, kind in _pairs(one)]
             found.closed = found.closed or next((one.closed for one in deeper.attachments if one.closed), "")
             out.uncertain = out.uncertain or deeper.uncertain
@@ -193,7 +195,7 @@ def _leaf(
     if part.kind != _mime.MESSAGE or names or found.inner or found.closed:
         out.attachments.append(found)
     if types[0].startswith("text/") and part.kind == _mime.LEAF:
-        _within(content, part, raw, octets, found, out)
+        _within(content, part, raw, octets, found, out, room)
 
 
 def _pairs(one: Found) -> list[tuple[str, str]]:
@@ -203,7 +205,7 @@ def _pairs(one: Found) -> list[tuple[str, str]]:
     return own + one.inner
 
 
-def _within(content: bytes, part: Part, raw: bytes, octets: bytes, found: Found, out: Findings) -> None:
+def _within(content: bytes, part: Part, raw: bytes, octets: bytes, found: Found, out: Findings, room: Room) -> None:
     """Files that stand in a text."""
     for pattern, decoded in ((_UU, _uu), (_YENC, _yenc)):
         matches = list(itertools.islice(pattern.finditer(octets), MAX_WITHIN + 1))
@@ -214,7 +216,7 @@ def _within(content: bytes, part: Part, raw: bytes, octets: bytes, found: Found,
             end = _encoded_end(octets, match.end())
             file = decoded(octets[match.start() : min(end, after.start()) if after else end])
             real = sniff.media_type(file)
-            inner, closed = inside.listed(file, [name])
+            inner, closed = inside.listed(file, [name], room)
             if octets is not raw:
                 found.inner += [(name, real), *inner]
                 found.closed = found.closed or closed

@@ -32,8 +32,8 @@ _LOOK_ELSEWHERE = frozenset((
 Listed = tuple[list[tuple[str, str]], str]
 
 
-def listed(octets: bytes, names: Sequence[str] = ()) -> Listed:
-    """((name, type by content or "") of each file inside, what could not be read or ""). names: what the archive itself is called."""
+def listed(octets: bytes, names: Sequence[str] = (), room: packed.Room | None = None) -> Listed:
+    """((name, type by content or "") of each file inside, what could not be read or ""). names: what the archive itself is called. room: of the message."""
     kind = sniff.media_type(octets)
     if len(octets) > MAX_OCTETS:
         return [], "too long to be looked into"
@@ -48,7 +48,7 @@ def listed(octets: bytes, names: Sequence[str] = ()) -> Listed:
         if kind == "application/x-tar":
             return _tar(octets)
         if kind in packed.KINDS:
-            return _packed(octets, kind, names)
+            return _packed(octets, kind, names, room or packed.Room())
         if kind == "application/vnd.ms-cab-compressed":
             return [(name, "") for name in _cabinet(octets)], ""
         for mark, read in ((rar.MARK, rar.listed), (sevenzip.MARK, sevenzip.listed)):
@@ -90,15 +90,15 @@ def _local_names(octets: bytes) -> list[str]:
     return names
 
 
-def _packed(octets: bytes, kind: str, names: Sequence[str]) -> Listed:
+def _packed(octets: bytes, kind: str, names: Sequence[str], room: packed.Room) -> Listed:
     inner = [_gzip_name(octets)] if kind == "application/gzip" else []
     inner = list(dict.fromkeys(name for name in (*inner, *(packed.stem(name) for name in names)) if name))
     try:
-        real = packed.beginning(octets, kind)
+        real = packed.beginning(octets, kind, room)
         found = [(name, real) for name in inner or [""]] if inner or real else []
         if real != "application/x-tar":
             return found, ""
-        there, trouble = packed.archived(octets, kind, MAX_NAMES)
+        there, trouble = packed.archived(octets, kind, MAX_NAMES, room)
         return [*found, *((name, "") for name in there)], trouble
     except (tarfile.TarError, BadArchive, ValueError, *packed.FAULTS) as error:
         return [(name, "") for name in inner], f"a broken archive: {error}"

@@ -8,34 +8,46 @@ import io
 import lzma
 import tarfile
 import zlib
-from typing import BinaryIO, cast
+from collections.abc import Callable
+from typing import Any, BinaryIO, cast
 
 from iems.attachment import sniff
 from iems.attachment.octets import BadArchive
 
-KINDS = {"application/gzip": gzip.open, "application/x-bzip2": bz2.open, "application/x-xz": lzma.open}
-#: Octets unpacked in the search for names.
+KINDS: dict[str, Callable[[BinaryIO], Any]] = {"application/gzip": gzip.open, "application/x-bzip2": bz2.open, "application/x-xz": lzma.open}
+#: Octets unpacked in the search for names, of one message.
 UNPACKED_MAX = 64 << 20
 _SNIFFED = 40_000
 _ENDINGS = {".gz": "", ".bz2": "", ".xz": "", ".z": "", ".tgz": ".tar", ".tbz": ".tar", ".tbz2": ".tar", ".txz": ".tar", ".taz": ".tar"}
 FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError)
 
 
+class Room:
+    """How many octets may still be unpacked."""
+
+    def __init__(self) -> None:
+        self.left = UNPACKED_MAX
+
+    def take(self, octets: int) -> None:
+        """Raises BadArchive if there is no more room."""
+        self.left -= octets
+        if self.left < 0:
+            raise BadArchive("more than is unpacked to be looked into")
+
+
 class _Unpacked(io.RawIOBase):
     """A stream of so many octets at most."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, room: Room) -> None:
         self._stream = stream
-        self._left = UNPACKED_MAX
+        self._room = room
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         found = self._stream.read(min(len(buffer), 1 << 20))
-        self._left -= len(found)
-        if self._left < 0:
-            raise BadArchive("more than is unpacked to be looked into")
+        self._room.take(len(found))
         buffer[: len(found)] = found
         return len(found)
 
@@ -49,15 +61,16 @@ def stem(name: str) -> str:
     return ""
 
 
-def beginning(octets: bytes, kind: str) -> str:
-    """The media type of what is packed, "" if it is not known. kind: of KINDS. Raises one of FAULTS."""
-    return sniff.media_type(cast(BinaryIO, KINDS[kind](io.BytesIO(octets))).read(_SNIFFED))
+def beginning(octets: bytes, kind: str, room: Room) -> str:
+    """The media type of what is packed, "" if it is not known. kind: of KINDS. Raises one of FAULTS, BadArchive."""
+    room.take(_SNIFFED)
+    return sniff.media_type(KINDS[kind](io.BytesIO(octets)).read(_SNIFFED))
 
 
-def archived(octets: bytes, kind: str, most: int) -> tuple[list[str], str]:
+def archived(octets: bytes, kind: str, most: int, room: Room) -> tuple[list[str], str]:
     """(names of the files, what could not be read or "") of a packed tar archive. Raises one of FAULTS, tarfile.TarError, BadArchive."""
     names: list[str] = []
-    stream = io.BufferedReader(_Unpacked(cast(BinaryIO, KINDS[kind](io.BytesIO(octets)))), 1 << 16)
+    stream = io.BufferedReader(_Unpacked(KINDS[kind](io.BytesIO(octets)), room), 1 << 16)
     with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|") as archive:
         for entry in archive:
             if len(names) == most:

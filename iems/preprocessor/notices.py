@@ -100,10 +100,10 @@ class Notices:
         envelope = Envelope(Channel.MTA, b"", [Recipient(octets, octets)], time.time_ns(), sum(map(len, content)))
         try:
             [error] = await self._spool.append([Message(id, envelope, content)])
+            if error is not None:
+                raise error
         except Exception as fault:
-            error = fault
-        if error is not None:
-            ctx.log.error("the postmaster could not be told", error)
+            ctx.log.error("the postmaster could not be told", fault)
             return
         ctx.log.event("notice-mailed", id, address, messages=len(lines) + more)
 

@@ -63,7 +63,8 @@ def test_over_tls(daemon):
 
     async def main():
         known = icap("localhost", folder / "ca.pem")
-        assert await asyncio.gather(*(known.scan(octets(content)) for content in (GOOD, EVIL, EVIL + GOOD, GOOD[:14]))) == ["", *["Test.Eicar.UNOFFICIAL"] * 2, ""]
+        found = await asyncio.gather(*(known.scan(octets(content)) for content in (GOOD, EVIL, EVIL + GOOD, GOOD[:14])))
+        assert [bool(one) for one in found] == [False, True, True, False] and found[1].startswith("Test.Eicar")
         for stranger in (icap("127.0.0.1", folder / "ca.pem"), icap("localhost", None)):
             with pytest.raises(NoAnswer, match="certificate"):
                 await stranger.scan(octets(EVIL))

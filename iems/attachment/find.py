@@ -39,6 +39,7 @@ _UNQUOTED = re.compile(rb"[^;]{1,1000}")
 _BEFORE = 4_096
 #: Names in one field.
 MAX_NAMES = 1_000
+_PLAIN_TYPE = re.compile(rb"\s*([A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)")
 _UU = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ([^\r\n]{1,255})\r?$", re.M)
 _YENC = re.compile(rb"^=ybegin [^\r\n]{0,200}?name=([^\r\n]{1,255})\r?$", re.M)
 _YENC_OCTETS = bytes((octet - 42 & 0xFF) for octet in range(256))
@@ -127,6 +128,10 @@ def _fields_of(content: bytes, part: Part, out: Findings) -> tuple[list[str], li
             if types and kind not in types:
                 out.uncertain = out.uncertain or "a part with two types"
             types.append(kind)
+            # Some read it as far as its characters are those of a type.
+            plain = _PLAIN_TYPE.match(raw)
+            if plain is not None and (short := plain[1].decode().lower()) not in types:
+                types.append(short)
             names += [parameters[name] for name in ("name", "filename") if parameters.get(name)]
             names += _raw_names(raw)
             if sum(1 for _ in re.finditer(rb"\bboundary[*0-9]*[ \t]*=", raw, re.I)) > 1 and b"*" not in raw:

@@ -98,6 +98,9 @@ def test_types_declared_and_real() -> None:
     assert result(liar, [Rule("image/png", "*.png", "ignore"), Rule("*/*", "*", "strip")])[0] == "pass"
     action, left = result(liar, [Rule("*/*", "*", "strip")])
     assert action == "strip" and b"keep me" in left, "the text is no attachment"
+    for ending in (b"\0\xffd", b"\xe7\xae.doc", b"(x)", b"=\t;"):
+        cut = mixed(TEXT, leaf(b"Content-Type: application/x-m" + ending + b"\r\n", b"eHl6"))
+        assert result(cut, [Rule("application/x-m", "*", "strip")])[0] == "strip", ending
     html = b"Content-Type: text/html\r\n\r\n<p>x</p>"
     assert result(mixed(html), [Rule("text/html", "*", "strip")])[0] == "strip"
 

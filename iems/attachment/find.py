@@ -23,6 +23,8 @@ from iems.message.words import content_type, decode, decode_parameters, decode_w
 _mime = kernel("mime")
 
 MAX_FOUND = 10_000
+#: Fields of one part that are looked at.
+MAX_FIELDS = 20_000
 MAX_DEPTH = 5
 #: Files in one text, of each of the encodings.
 MAX_WITHIN = 500
@@ -118,7 +120,10 @@ def _fields_of(content: bytes, part: Part, out: Findings) -> tuple[list[str], li
     types: list[str] = []
     names: list[str] = []
     encodings: list[str] = []
-    for each in fields(content, part.header_start, part.body_start):
+    for number, each in enumerate(fields(content, part.header_start, part.body_start)):
+        if number == MAX_FIELDS:
+            out.uncertain = out.uncertain or "more fields than are looked at"
+            break
         raw = content[each.value : each.end]
         if each.name.startswith(b"content-") and b"\r" in raw.replace(b"\r\n", b""):
             out.uncertain = out.uncertain or "a CR without LF in a field"

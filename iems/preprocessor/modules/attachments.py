@@ -62,10 +62,7 @@ class Attachments:
         octets = rope_length(work.rope)
         if octets > MAX_OCTETS:
             why = "longer than what is looked into"
-            head = work.read(work.rope, 0, HEAD_OCTETS)
-            changes = _emptied(head, why, self._hostname) if unparsable == "strip" else []
-            # The last of them takes the body away, to its end.
-            changes = [*changes[:-1], changes[-1]._replace(end=octets)] if changes else []
+            changes = _emptied(work.read(work.rope, 0, HEAD_OCTETS), why, self._hostname, octets) if unparsable == "strip" else []
             decision = Decision("pass" if unparsable == "tag" else unparsable, why, changes, unread=why if unparsable == "tag" else "")
         else:
             content = work.read(work.rope, 0, octets)
@@ -142,7 +139,7 @@ def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str)
     if unread and unparsable == "bounce":
         return Decision("bounce", unread, tagged=tags)
     if uncertain and unparsable == "strip":
-        return Decision("strip", unread, _emptied(content, uncertain, hostname), tags)
+        return Decision("strip", unread, _emptied(content, uncertain, hostname, len(content)), tags)
     if unparsable != "tag":
         unread = ""
     if not hits:
@@ -193,8 +190,10 @@ def _without(content: bytes, hits: list[_Hit], hostname: str) -> list[Change]:
     return sorted(changes)
 
 
-def _emptied(content: bytes, why: str, hostname: str) -> list[Change]:
-    """The whole body replaced by a notice, and what of the header may be body for others taken away."""
+def _emptied(content: bytes, why: str, hostname: str, octets: int) -> list[Change]:
+    """The whole body replaced by a notice, and what of the header may be body for others taken away. octets: of the message content is the
+    beginning of; what of its header lies beyond HEAD_OCTETS goes with the body."""
+    content = content[:HEAD_OCTETS] if Structure.parse(content).at(0).body_start > HEAD_OCTETS else content
     text = _notice(f"The content could not be read with certainty ({why}); it", hostname)
     changes = sorted(part_replaced(content, Structure.parse(content).at(0), build.text_part(text)))
     lines: list[Change] = []
@@ -207,4 +206,6 @@ def _emptied(content: bytes, why: str, hostname: str) -> list[Change]:
         if b"\r" in line[:-1] and changes[place].start > at:
             lines.append(Change(at, end, b""))
         at = end
+    # The last of them takes the body away, to its end.
+    changes[-1] = changes[-1]._replace(end=octets)
     return sorted([*changes, *lines])

@@ -23,6 +23,7 @@ _mime = kernel("mime")
 CHUNK_OCTETS = 256 << 10
 #: For `strip` the parts are looked at one by one, of messages up to this length.
 STRIP_OCTETS = 64 << 20
+_HEADER_ONLY = 2
 
 
 class Scanner(Protocol):
@@ -93,6 +94,8 @@ class AntiVirus:
             return Verdict(quarantine=what, note=note)
         if action == "delete":
             return Verdict(discarded=[(source, what) for source in sources], note=note, notice=f"deleted, {what}" if self._tell else "")
+        # The report is looked at as well: with the virus in it, nobody would ever be told.
+        work.envelope.ret = _HEADER_ONLY
         return Verdict(failed=[(source, Reply(550, 7, 1, f"Refused: {what}")) for source in sources], note=note)
 
     async def _infected_parts(self, work: Work, scanner: Scanner, virus: str) -> list[Change]:

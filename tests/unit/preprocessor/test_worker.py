@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from iems.config import Config
+from iems.config import Antivirus, Config
 from iems.directory import Directory, passwords
 from iems.errors import DirectoryUnavailable
 from iems.model import INPUT, Channel, Envelope, Notify, Recipient, Reply
@@ -17,6 +17,7 @@ from iems.preprocessor.modules.content import Content
 from iems.preprocessor.worker import Worker
 from iems.scan.checker import Score
 from iems.spool import Message
+from iems.spool.keys import QUARANTINED
 
 
 class Context:
@@ -204,6 +205,23 @@ def test_loop(home):
 
     ctx = run(home, scenario)
     assert [detail["loop"] for name, _, detail in ctx.events if name == "failed"] == [True]
+
+
+def test_loops_go_to_the_postmaster_where_that_is_set(home):
+    from msgspec import structs
+
+    async def scenario(s):
+        s.ctx.config = structs.replace(s.ctx.config, preprocessor=structs.replace(s.ctx.config.preprocessor, loop_to_postmaster=True))
+        await s.post(b"mary@example.test", content=CONTENT.partition(b"Subject")[0] * 25 + b"Subject: x\r\n\r\n")
+        await s.settled()
+        assert taken(s.spool, Channel.SMTPC) == [], "not to the sender"
+        [report] = s.spool.take(Channel.LOCAL, 10)[0]
+        assert [r.address for r in report.envelope.recipients] == [b"john@example.test"] and b"Status: 5.4.6" in s.spool.blobs.read(report.rope)
+
+    directory = Directory(home / "directory")
+    directory.add_alias("postmaster@example.test", "john@example.test")
+    directory.close()
+    run(home, scenario)
 
 
 def test_directory_away_keeps_the_message(home, monkeypatch):
@@ -642,3 +660,18 @@ def test_the_postmaster_hears_of_what_is_deleted(home, monkeypatch):
 
     run(home, off, (module(tell=False),))
     assert sent == []
+
+
+def test_a_scanner_that_finds_a_virus_in_all_loses_nothing(home):
+    """As set out of the box: put aside, each of them, for a person to let out."""
+
+    async def scenario(s):
+        for _ in range(20):
+            await s.post(b"john@example.test", b"eve@other.test")
+        await until(lambda: sum(name == "quarantined" for name, *_ in s.ctx.events) == 20)
+        await s.settled()
+        assert all(taken(s.spool, channel) == [] for channel in (INPUT, Channel.LOCAL, Channel.SMTPC))
+        assert s.spool.index.counts()[INPUT, QUARANTINED] == 20
+
+    ctx = run(home, scenario, (AntiVirus([Finds()], Antivirus().infected, Absence("The virus scanner", "defer", {}, 1.0), "mx.test"),))
+    assert {detail["why"] for name, _, detail in ctx.events if name == "quarantined"} == {"virus Evil.A"} and ctx.errors == []

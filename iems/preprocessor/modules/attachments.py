@@ -7,7 +7,6 @@ follows `attachment.unparsable`, so that nothing slips through between their rea
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ MAX_OCTETS = 256 << 20
 #: Of such a message this much is read; what of its header is longer goes with the body.
 HEAD_OCTETS = 1 << 20
 #: What is packed takes longer to look into than its length tells: gzip, bzip2 and xz, plain or in base64.
-_PACKED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY|\xfd7zXZ|H4sI|QlpoO|Qlpo[0-9]|/Td6WF")
+_PACKED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ", b"H4sI", b"Qlpo", b"/Td6WF")
 _SHOWN = 120
 #: Rules that tag one message.
 _TAGS_MAX = 10
@@ -66,7 +65,7 @@ class Attachments:
             decision = Decision("pass" if unparsable == "tag" else unparsable, why, changes, unread=why if unparsable == "tag" else "")
         else:
             content = work.read(work.rope, 0, octets)
-            if octets > THREAD_OCTETS or _PACKED.search(content):
+            if octets > THREAD_OCTETS or any(mark in content for mark in _PACKED):
                 decision = await asyncio.to_thread(judge, content, rules, unparsable, self._hostname)
             else:
                 decision = judge(content, rules, unparsable, self._hostname)

@@ -22,7 +22,7 @@ from iems.preprocessor.modules import Verdict, Work
 from iems.preprocessor.parts import Change, edited, part_replaced
 
 #: Above this the work is done in a thread.
-THREAD_OCTETS = 128 << 10
+THREAD_OCTETS = 32 << 10
 #: A longer message can't be read with certainty.
 MAX_OCTETS = 256 << 20
 #: Of such a message this much is read; what of its header is longer goes with the body.

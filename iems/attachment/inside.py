@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Sequence
 
 from iems.attachment import packed, rar, sevenzip, sniff
-from iems.attachment.octets import BadArchive, Octets
+from iems.attachment.octets import BadArchive, NoArchive, Octets
 from iems.message import tnef
 
 MAX_NAMES = 10_000
@@ -38,6 +38,7 @@ def listed(octets: bytes, names: Sequence[str] = (), room: packed.Room | None = 
     if len(octets) > MAX_OCTETS:
         return [], "too long to be looked into"
     found: list[tuple[str, str]] = []
+    bare: list[str] = []
     try:
         if kind == "application/ms-tnef":
             return _wrapped(octets)
@@ -46,24 +47,26 @@ def listed(octets: bytes, names: Sequence[str] = (), room: packed.Room | None = 
             names_there, trouble = _zip(octets)
             return list(dict.fromkeys([*found, *((name, "") for name in names_there)])), trouble
         if kind == "application/x-tar":
-            return _tar(octets)
+            trouble = _tar(octets, bare)
+            return [(name, "") for name in bare], trouble
         if kind in packed.KINDS:
             return _packed(octets, kind, names, room or packed.Room())
         if kind == "application/vnd.ms-cab-compressed":
-            return [(name, "") for name in _cabinet(octets)], ""
+            _cabinet(octets, bare)
+            return [(name, "") for name in bare], ""
         for mark, read in ((rar.MARK, rar.listed), (sevenzip.MARK, sevenzip.listed)):
             at = octets.find(mark, 0, BEFORE_OCTETS)
             while at >= 0:
                 try:
-                    there, trouble = read(octets, at, MAX_NAMES)
-                    return [(name, "") for name in there], trouble
-                except BadArchive:
+                    trouble = read(octets, at, MAX_NAMES, bare)
+                    return [(name, "") for name in bare], trouble
+                except NoArchive:
                     # Programs hold such marks, too: only what begins with one says that it is an archive.
                     if not at:
                         raise
                 at = octets.find(mark, at + 1, BEFORE_OCTETS)
     except (zipfile.BadZipFile, tarfile.TarError, BadArchive, ValueError, NotImplementedError, RuntimeError, *packed.FAULTS) as error:
-        return found, f"a broken archive: {error}"
+        return [*found, *((name, "") for name in bare)], f"a broken archive: {error}"
     return [], "an archive of a kind that is not looked into" if kind in _LOOK_ELSEWHERE else ""
 
 
@@ -93,23 +96,24 @@ def _local_names(octets: bytes) -> list[str]:
 def _packed(octets: bytes, kind: str, names: Sequence[str], room: packed.Room) -> Listed:
     inner = [_gzip_name(octets)] if kind == "application/gzip" else []
     inner = list(dict.fromkeys(name for name in (*inner, *(packed.stem(name) for name in names)) if name))
+    there: list[str] = []
+    found = [(name, "") for name in inner]
     try:
         real = packed.beginning(octets, kind, room)
         found = [(name, real) for name in inner or [""]] if inner or real else []
         if real != "application/x-tar":
             return found, ""
-        there, trouble = packed.archived(octets, kind, MAX_NAMES, room)
-        return [*found, *((name, "") for name in there)], trouble
+        trouble = packed.archived(octets, kind, MAX_NAMES, room, there)
     except (tarfile.TarError, BadArchive, ValueError, *packed.FAULTS) as error:
-        return [(name, "") for name in inner], f"a broken archive: {error}"
+        trouble = f"a broken archive: {error}"
+    return [*found, *((name, "") for name in there)], trouble
 
 
-def _cabinet(octets: bytes) -> list[str]:
+def _cabinet(octets: bytes, names: list[str]) -> None:
     """Names in a cabinet's directory."""
     head = Octets(octets)
     fields = struct.unpack("<4sIIIIIBBHHHHH", head.take(36))
     table, count = Octets(octets, min(fields[4], len(octets))), fields[9]
-    names = []
     for _ in range(count):
         attributes = int.from_bytes(table.take(16)[14:16], "little")
         end = octets.find(b"\0", table.at, table.at + 1024)
@@ -117,7 +121,6 @@ def _cabinet(octets: bytes) -> list[str]:
             raise BadArchive("a name without an end")
         names.append(table.take(end - table.at).decode("utf-8" if attributes & 0x80 else "cp437", "replace"))
         table.take(1)
-    return names
 
 
 def _wrapped(octets: bytes) -> Listed:
@@ -132,14 +135,9 @@ def _wrapped(octets: bytes) -> Listed:
     return names, found.defects[0] if found.defects else ""
 
 
-def _tar(octets: bytes) -> Listed:
-    names: list[tuple[str, str]] = []
-    with tarfile.open(fileobj=io.BytesIO(octets), mode="r:") as archive:
-        for entry in archive:
-            if len(names) == MAX_NAMES:
-                return names, "too many files"
-            names.append((entry.name, ""))
-    return names, ""
+def _tar(octets: bytes, names: list[str]) -> str:
+    with tarfile.open(fileobj=io.BytesIO(octets), mode="r:", ignore_zeros=True) as archive:
+        return packed.members(archive, MAX_NAMES, names)
 
 
 def _gzip_name(octets: bytes) -> str:

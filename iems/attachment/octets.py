@@ -7,6 +7,10 @@ class BadArchive(ValueError):
     """What is there is no archive of its kind, or one that can't be read to its end."""
 
 
+class NoArchive(BadArchive):
+    """It does not even begin as one."""
+
+
 class Octets:
     """at: where the next one is read; it never gets behind the end."""
 

@@ -36,17 +36,22 @@ class Room:
 
 
 class _Unpacked(io.RawIOBase):
-    """A stream of so many octets at most."""
+    """A stream of so many octets at most, which ends where it is broken. fault: what is wrong there."""
 
-    def __init__(self, stream: BinaryIO, room: Room) -> None:
+    def __init__(self, stream: Any, room: Room) -> None:
         self._stream = stream
         self._room = room
+        self.fault: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        found = self._stream.read(min(len(buffer), 1 << 20))
+        try:
+            found = self._stream.read1(min(len(buffer), 1 << 20))
+        except FAULTS as fault:
+            self.fault = fault
+            return 0
         self._room.take(len(found))
         buffer[: len(found)] = found
         return len(found)
@@ -62,18 +67,34 @@ def stem(name: str) -> str:
 
 
 def beginning(octets: bytes, kind: str, room: Room) -> str:
-    """The media type of what is packed, "" if it is not known. kind: of KINDS. Raises one of FAULTS, BadArchive."""
+    """The media type of what is packed, "" if it is not known. kind: of KINDS. Raises one of FAULTS if nothing can be unpacked, BadArchive."""
     room.take(_SNIFFED)
-    return sniff.media_type(KINDS[kind](io.BytesIO(octets)).read(_SNIFFED))
+    stream = KINDS[kind](io.BytesIO(octets))
+    found = b""
+    try:
+        while len(found) < _SNIFFED and (piece := stream.read1(512)):
+            found += piece
+    except FAULTS:
+        # What comes before the place where it is broken can be unpacked.
+        if not found:
+            raise
+    return sniff.media_type(found)
 
 
-def archived(octets: bytes, kind: str, most: int, room: Room) -> tuple[list[str], str]:
-    """(names of the files, what could not be read or "") of a packed tar archive. Raises one of FAULTS, tarfile.TarError, BadArchive."""
-    names: list[str] = []
-    stream = io.BufferedReader(_Unpacked(KINDS[kind](io.BytesIO(octets)), room), 1 << 16)
-    with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|") as archive:
-        for entry in archive:
-            if len(names) == most:
-                return names, "too many files"
-            names.append(entry.name)
-    return names, ""
+def archived(octets: bytes, kind: str, most: int, room: Room, names: list[str]) -> str:
+    """What could not be read of a packed tar archive, or "". names: gets those of its files. Raises one of FAULTS, tarfile.TarError, BadArchive."""
+    unpacked = _Unpacked(KINDS[kind](io.BytesIO(octets)), room)
+    with tarfile.open(fileobj=cast(BinaryIO, io.BufferedReader(unpacked, 1 << 16)), mode="r|", ignore_zeros=True) as archive:
+        trouble = members(archive, most, names)
+    if unpacked.fault is not None:
+        raise unpacked.fault
+    return trouble
+
+
+def members(archive: tarfile.TarFile, most: int, names: list[str]) -> str:
+    """The same of one that is open, with `ignore_zeros`: programs look for the next file behind what is broken, and behind an end."""
+    for entry in archive:
+        if len(names) == most:
+            return "too many files"
+        names.append(entry.name)
+    return ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from zlib import crc32
 
-from iems.attachment.octets import BadArchive, Octets
+from iems.attachment.octets import BadArchive, NoArchive, Octets
 
 MARK = b"Rar!\x1a\x07"
 HIDDEN = "an archive whose names are encrypted"
@@ -15,31 +15,31 @@ HIDDEN = "an archive whose names are encrypted"
 _HEADER_MAX = 2 << 20
 
 
-def listed(octets: bytes, at: int, most: int) -> tuple[list[str], str]:
-    """(names of the files, what could not be read or "") of the archive that begins at an offset. most: names at most. Raises BadArchive."""
+def listed(octets: bytes, at: int, most: int, names: list[str]) -> str:
+    """What could not be read of the archive that begins at an offset, or "". names: gets those of its files, `most` at most, also of what comes before
+    the place where it is broken. Raises BadArchive, NoArchive."""
     mark = octets[at + len(MARK) : at + len(MARK) + 2]
     if mark[:1] == b"\0":
-        return _old(octets, at + 7, most)
+        return _old(octets, at + 7, most, names)
     if mark == b"\1\0":
-        return _new(octets, at + 8, most)
-    raise BadArchive("a RAR archive of an unknown version")
+        return _new(octets, at + 8, most, names)
+    raise NoArchive("a RAR archive of an unknown version")
 
 
-def _old(octets: bytes, at: int, most: int) -> tuple[list[str], str]:
+def _old(octets: bytes, at: int, most: int, names: list[str]) -> str:
     """Version 1.5 to 4."""
-    names: list[str] = []
     first = True
     while at < len(octets):
         block = Octets(octets, at)
         checksum, kind, flags, size = block.number(2), block.number(1), block.number(2), block.number(2)
         if size < 7:
-            raise BadArchive("a header without a length")
+            raise (NoArchive if first else BadArchive)("a header without a length")
         head = Octets(Octets(octets, at).take(size), 7)
         if first and (kind != 0x73 or crc32(head.octets[2:13]) & 0xFFFF != checksum):
-            raise BadArchive("no main header")
+            raise NoArchive("no main header")
         first = False
         if kind == 0x73 and flags & 0x80:
-            return names, HIDDEN
+            return HIDDEN
         if kind == 0x7B:
             break
         at += size
@@ -57,8 +57,9 @@ def _old(octets: bytes, at: int, most: int) -> tuple[list[str], str]:
         elif flags & 0x8000:
             at += head.number(4)
         if len(names) > most:
-            return names[:most], "too many files"
-    return names, ""
+            del names[most:]
+            return "too many files"
+    return ""
 
 
 def _names(raw: bytes, wide: bool) -> list[str]:
@@ -105,31 +106,33 @@ def _widened(plain: bytes, packed: bytes) -> str:
     return b"".join(unit.to_bytes(2, "little") for unit in units).decode("utf-16-le", "replace")
 
 
-def _new(octets: bytes, at: int, most: int) -> tuple[list[str], str]:
+def _new(octets: bytes, at: int, most: int, names: list[str]) -> str:
     """Version 5."""
-    names: list[str] = []
+    first = True
     while at < len(octets):
         block = Octets(octets, at)
         checksum, size = block.number(4), _vint(block)
         start = block.at
         if not 0 < size <= _HEADER_MAX:
-            raise BadArchive("a header without a length")
+            raise (NoArchive if first else BadArchive)("a header without a length")
         head = Octets(block.take(size))
         if crc32(octets[at + 4 : start + size]) != checksum:
-            raise BadArchive("a header with a wrong checksum")
+            raise (NoArchive if first else BadArchive)("a header with a wrong checksum")
+        first = False
         kind, flags = _vint(head), _vint(head)
         if flags & 1:
             _vint(head)
         at = start + size + (_vint(head) if flags & 2 else 0)
         if kind == 4:
-            return names, HIDDEN
+            return HIDDEN
         if kind == 5:
             break
         if kind == 2:
             names.append(_name(head))
             if len(names) > most:
-                return names[:most], "too many files"
-    return names, ""
+                del names[most:]
+                return "too many files"
+    return ""
 
 
 def _name(head: Octets) -> str:

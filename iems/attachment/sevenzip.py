@@ -9,7 +9,7 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from iems.attachment.octets import BadArchive, Octets
+from iems.attachment.octets import BadArchive, NoArchive, Octets
 
 MARK = b"7z\xbc\xaf\x27\x1c"
 HIDDEN = "an archive whose names are encrypted"
@@ -41,17 +41,17 @@ class _Streams(Struct):
     folders: list[_Folder] = []
 
 
-def listed(octets: bytes, at: int, most: int) -> tuple[list[str], str]:
-    """(names of the files, what could not be read or "") of the archive that begins at an offset. most: names at most. Raises BadArchive."""
+def listed(octets: bytes, at: int, most: int, names: list[str]) -> str:
+    """What could not be read of the archive that begins at an offset, or "". names: gets those of its files, `most` at most. Raises BadArchive, NoArchive."""
     start = Octets(octets, at)
     head = start.take(32)
     checksum, place, size, its_checksum = struct.unpack("<IQQI", head[8:])
     if crc32(head[12:]) != checksum:
-        raise BadArchive("no start header")
+        raise NoArchive("no start header")
     if not size:
-        return [], ""
+        return ""
     if size > HEADER_MAX:
-        return [], "too long a header"
+        return "too long a header"
     base = start.at
     raw = _range(octets, base + place, size)
     if crc32(raw) != its_checksum:
@@ -60,13 +60,14 @@ def listed(octets: bytes, at: int, most: int) -> tuple[list[str], str]:
         header = Octets(raw)
         kind = header.number(1)
         if kind == _HEADER:
-            names = _files(header)
-            return names[:most], "too many files" if len(names) > most else ""
+            found = _files(header)
+            names += found[:most]
+            return "too many files" if len(found) > most else ""
         if kind != _PACKED_HEADER:
             break
         streams = _streams(header)
         if any(method == _AES for folder in streams.folders for method, _ in folder.coders):
-            return [], HIDDEN
+            return HIDDEN
         raw = _unpacked(octets, base, streams)
     raise BadArchive("no header")
 

@@ -247,9 +247,9 @@ def _archives() -> Target:
             assert isinstance(name, str)
         # Behind a checksum that is right.
         with contextlib.suppress(BadArchive):
-            sevenzip.listed(signed(octets, bytes(40)), 0, 100)
+            sevenzip.listed(signed(octets, bytes(40)), 0, 100, [])
         with contextlib.suppress(BadArchive):
-            rar.listed(rar.MARK + b"\0" + octets, 0, 100)
+            rar.listed(rar.MARK + b"\0" + octets, 0, 100, [])
 
     headers = [octets[32 + int.from_bytes(octets[12:20], "little") :] for octets in SEVENZIP.values()]
     return Target(run, lambda: [rar4(FILES), rar5(FILES), cabinet(FILES), *SEVENZIP.values(), *headers, rar4(FILES)[7:]])

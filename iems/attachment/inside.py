@@ -27,6 +27,7 @@ _ZIP_HIDDEN = 0x2000
 _LOOK_ELSEWHERE = frozenset((
     "application/x-iso9660-image", "application/x-arj", "application/x-ace-compressed", "application/x-lzh-compressed", "application/zstd",
     "application/x-compress", "application/x-lzip", "application/x-ms-wim", "application/x-xar", "application/x-vhd", "application/x-vhdx",
+    "application/x-archive", "application/x-cpio",
 ))  # fmt: skip
 
 Listed = tuple[list[tuple[str, str]], str]

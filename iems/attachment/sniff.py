@@ -39,13 +39,18 @@ _MAGIC = (
     (0, b"GIF8", "image/gif"),
     (257, b"ustar", "application/x-tar"),
     (32769, b"CD001", "application/x-iso9660-image"),
+    (32769, b"BEA01", "application/x-iso9660-image"),
+    (0, b"!<arch>\n", "application/x-archive"),
     (4, b"ftyp", "video/mp4"),
     (0, b"ID3", "audio/mpeg"),
     (0, b"OggS", "application/ogg"),
 )
-#: Marks that text may begin with are looked at more closely: the main header of ARJ, a method of LHA.
+#: Marks that text may begin with are looked at more closely: the main header of ARJ, a method of LHA, a first header of cpio.
 _ARJ = re.compile(rb"\x60\xea.{8}\x02", re.S)
 _LHA = re.compile(rb"..-l[hz][0-9a-z]-", re.S)
+_CPIO = re.compile(rb"07070(?:[12][0-9A-Fa-f]{104}|7[0-7]{70})")
+#: The checksum of a tar header, at octet 148.
+_TAR_SUM = re.compile(rb"[ 0]*([0-7]{1,7})[ \0]")
 _MARKUP = (b"<!doctype html", b"<html", b"<script", b"<svg", b"<?xml")
 
 
@@ -58,6 +63,12 @@ def media_type(octets: bytes) -> str:
         return "application/x-arj"
     if _LHA.match(octets):
         return "application/x-lzh-compressed"
+    if _CPIO.match(octets):
+        return "application/x-cpio"
+    # Tar as it was before it had a mark.
+    total = _TAR_SUM.match(octets, 148)
+    if total is not None and sum(octets[:148]) + 8 * 32 + sum(octets[156:512]) == int(total[1], 8):
+        return "application/x-tar"
     head = octets[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(_MARKUP[:3]):
         return "text/html"

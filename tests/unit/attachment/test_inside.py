@@ -129,7 +129,7 @@ def test_a_zip_archive_with_two_tables() -> None:
 
 @pytest.mark.parametrize("octets", [
     b"\x28\xb5\x2f\xfd" + bytes(90), b"LZIP" + bytes(90), b"\x60\xea" + bytes(8) + b"\2" + bytes(90), bytes(7) + b"**ACE**" + bytes(90),
-    b"\0\0-lh5-" + bytes(90), b"MSWIM\0\0\0" + bytes(90), bytes(32_769) + b"CD001", b"\x1f\x9d\x90" + bytes(90),
+    b"\0\0-lh5-" + bytes(90), b"MSWIM\0\0\0" + bytes(90), bytes(32_769) + b"CD001", bytes(32_769) + b"BEA01", b"!<arch>\n" + bytes(90), b"070701" + b"0" * 104, b"\x1f\x9d\x90" + bytes(90),
 ])  # fmt: skip
 def test_what_is_not_looked_into_says_so(octets: bytes) -> None:
     assert inside.listed(octets) == ([], "an archive of a kind that is not looked into")
@@ -150,6 +150,14 @@ def test_what_comes_before_the_break_is_found(octets: bytes) -> None:
         found, trouble = inside.listed(before + octets[:at] + b"\xff" * 8)
         if not before or octets[:4] == b"Rar!":
             assert "a.exe" in [name for name, _ in found] and ("broken" in trouble or octets[257:262] == b"ustar"), before
+
+
+def test_tar_without_a_mark() -> None:
+    octets = bytearray(tarred("a.exe"))
+    octets[257:265] = bytes(8)
+    octets[148:156] = b"%06o\0 " % (sum(octets[:148]) + 256 + sum(octets[156:512]))
+    assert names(bytes(octets)) == ["a.exe"]
+    assert names(bz2.compress(octets), "x.tbz") == ["x.tar", "a.exe"]
 
 
 def test_files_behind_the_end_of_a_tar_archive() -> None:

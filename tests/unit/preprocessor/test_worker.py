@@ -675,3 +675,23 @@ def test_a_scanner_that_finds_a_virus_in_all_loses_nothing(home):
 
     ctx = run(home, scenario, (AntiVirus([Finds()], Antivirus().infected, Absence("The virus scanner", "defer", {}, 1.0), "mx.test"),))
     assert {detail["why"] for name, _, detail in ctx.events if name == "quarantined"} == {"virus Evil.A"} and ctx.errors == []
+
+
+def test_the_postmaster_hears_of_attachments(home):
+    """Of what was removed and of what was refused, if that is set."""
+    from iems.attachment.rules import Rule
+    from iems.preprocessor.modules.attachments import Attachments
+
+    rules = [Rule("-", "*.exe", "strip"), Rule("-", "*.scr", "bounce")]
+    mail = CONTENT.replace(b"Subject: hi\r\n", b"Subject: hi\r\nContent-Type: application/x; name=NAME\r\n")
+
+    async def scenario(s):
+        for name in (b"a.exe", b"b.scr", b"c.txt"):
+            await s.post(b"john@example.test", content=mail.replace(b"NAME", name))
+        await s.settled()
+        await s.worker._notices.close()
+
+    for tell in (True, False):
+        ctx = run(home, scenario, (Attachments(lambda: rules, "strip", "mx.test", tell),))
+        told = sum(detail["messages"] for name, _, detail in ctx.events if name == "notice-mailed")
+        assert told == (2 if tell else 0) and ctx.errors == []

@@ -466,9 +466,15 @@ class Attachment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What becomes of messages once there is a rule about attachments (`iemsctl attachment`)."""
 
     unparsable: Annotated[
-        Literal["strip", "bounce", "pass"],
-        Meta(description="What becomes of mail that mail programs read differently: its body is removed, it is refused, or nothing."),
+        Literal["strip", "bounce", "tag", "pass"],
+        Meta(
+            description="What becomes of mail that mail programs read differently, and of archives that can't be listed: removed (the body, the archive),"
+            " refused, tagged for users and lists to act on, or nothing."
+        ),
     ] = "strip"
+    tell_postmaster: Annotated[
+        bool, Meta(description="Whether the postmaster is told of attachments that are removed or refused, of many at a time in one message.")
+    ] = False
 
 
 def _scanners(value: list[str]) -> None:
@@ -478,10 +484,10 @@ def _scanners(value: list[str]) -> None:
             continue
         if kind == "clamd":
             host_port(place, 3310)
-        elif kind == "icap" and place.startswith("//") and place.isprintable() and " " not in place:
+        elif kind in ("icap", "icaps") and place.startswith("//") and place.isprintable() and " " not in place:
             host_port(place[2:].partition("/")[0], 1344)
         elif kind != "command" or not place.strip():
-            raise ValueError(f"{text!r} is no scanner: clamd:HOST:PORT, clamd:/PATH/OF/SOCKET, icap://HOST:PORT/SERVICE or command:COMMAND %F")
+            raise ValueError(f"{text!r} is no scanner: clamd:HOST:PORT, clamd:/PATH/OF/SOCKET, icap://HOST:PORT/SERVICE, icaps://HOST:PORT/SERVICE or command:COMMAND %F")
 
 
 def _checker(value: str) -> None:
@@ -535,8 +541,8 @@ class Antivirus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scanners: Annotated[
         list[str],
         Meta(
-            description="clamd:HOST:PORT, clamd:/PATH/OF/SOCKET, icap://HOST:PORT/SERVICE, or command:COMMAND with %F for the message's file and %D for the folder"
-            " with it and its attachments. None: mail is not looked at.",
+            description="clamd:HOST:PORT, clamd:/PATH/OF/SOCKET, icap://HOST:PORT/SERVICE, icaps:// for the same over TLS, or command:COMMAND with %F for the message's"
+            " file and %D for the folder with it and its attachments. None: mail is not looked at.",
             extra={"check": _scanners},
         ),
     ] = field(default_factory=list)
@@ -547,11 +553,17 @@ class Antivirus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             " users and lists to act on."
         ),
     ] = "quarantine"
+    tell_postmaster: Annotated[
+        bool, Meta(description="Whether the postmaster is told of infected mail that is deleted, of many at a time in one message.")
+    ] = False
     on_failure: Annotated[OnFailure, Meta(description=_ON_FAILURE.format("a scanner"))] = "defer"
     channel_failures: ChannelFailures = field(default_factory=list)
     lifetime_s: Annotated[float, Meta(gt=0, description="Age at which mail no longer waits for a scanner.")] = 432_000.0
     timeout_s: Annotated[float, Meta(gt=0, description="Time for one message with one scanner.")] = 60.0
     at_once: Annotated[int, Meta(ge=1, le=256, description="Messages a scanner looks at at the same time, per worker.")] = 8
+    ca_file: Annotated[
+        str, Meta(description="PEM file of the authorities that certificates of icaps servers are checked by; relative to the home. Empty: the system's.")
+    ] = ""
     infected_codes: Annotated[list[int], Meta(description="Exit codes of a command that mean a virus.")] = field(default_factory=lambda: [1])
     clean_codes: Annotated[list[int], Meta(description="Exit codes of a command that mean none.")] = field(default_factory=lambda: [0])
 
@@ -728,7 +740,7 @@ class Smtpc(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, Meta(gt=0, description="Age at which deferred mail is bounced (RFC 5321 4.5.4.1: 4-5 days).")
     ] = 432_000.0
     delay_notice_s: Annotated[
-        float, Meta(ge=0, description="Age at which the sender is told of the delay, once; 0: never.")
+        float, Meta(ge=0, description="Age at which the sender is told of the delay, once, of mail that waits for a scanner, too; 0: never.")
     ] = 14_400.0
     tls: Annotated[
         Literal["off", "may", "encrypt", "verify"],
@@ -1482,6 +1494,7 @@ def tagging_settings(config: Config) -> list[str]:
     modules = {
         "content.action": bool(content.checker) and not actions.isdisjoint(("tag", "subject")),
         "authres.dmarc": config.authres.verify and config.authres.dmarc == "quarantine-tag",
+        "attachment.unparsable": config.attachment.unparsable == "tag",
         "antivirus.infected": bool(config.antivirus.scanners) and config.antivirus.infected == "tag",
         "milter.rejected": bool(config.milter.milters) and config.milter.rejected == "tag",
     }

@@ -23,7 +23,7 @@ _WARNINGS = frozenset(
     {
         "refused", "login-failed", "tls-failed", "sts-fetch-failed", "quarantined", "failed", "discarded", "duplicate-possible",
         "batch_refused", "proxy-header-missing", "lease-expired", "reload-refused", "drain-cut", "dnsbl-well", "recovered", "rebuilt",
-        "repaired", "spool_index_replaced", "started", "ready", "reloaded", "stopping", "stopped", "log-rotated", "log-mailed",
+        "repaired", "spool_index_replaced", "started", "ready", "reloaded", "stopping", "stopped", "log-rotated", "log-mailed", "notice-mailed",
     }
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from iems._native import kernel
 from iems.attachment import inside, sniff
+from iems.attachment.packed import Room
 from iems.message.header import fields
 from iems.message.structure import Part, Structure
 from iems.message.text import decode_transfer
@@ -22,7 +23,11 @@ from iems.message.words import content_type, decode, decode_parameters, decode_w
 _mime = kernel("mime")
 
 MAX_FOUND = 10_000
+#: Fields of one part that are looked at.
+MAX_FIELDS = 20_000
 MAX_DEPTH = 5
+#: Files in one text, of each of the encodings.
+MAX_WITHIN = 500
 #: Of one leaf, so much is decoded to be looked into.
 MAX_DECODED = 64 << 20
 _SNIFFED = 40_000
@@ -36,8 +41,10 @@ _UNQUOTED = re.compile(rb"[^;]{1,1000}")
 _BEFORE = 4_096
 #: Names in one field.
 MAX_NAMES = 1_000
+_PLAIN_TYPE = re.compile(rb"\s*([A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)")
 _UU = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ([^\r\n]{1,255})\r?$", re.M)
 _YENC = re.compile(rb"^=ybegin [^\r\n]{0,200}?name=([^\r\n]{1,255})\r?$", re.M)
+_YENC_OCTETS = bytes((octet - 42 & 0xFF) for octet in range(256))
 _BINHEX = re.compile(rb"^\(This file must be converted with BinHex", re.M)
 _STRAY = re.compile(rb"^[ \t]?content-(?:type|disposition)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*){0,20}", re.I | re.M)
 #: A CR alone ends a line for some programs.
@@ -50,7 +57,7 @@ class Found(Struct):
     """One attachment. start, end: its part in the content, header included, or a range within a body (`within`).
 
     types, names: all it goes by, lower-case types. body: it is the text of the message, no file. inner: (name, type) of files inside.
-    within: it is a range in a text, no part of its own. row: of its part.
+    within: it is a range in a text, no part of its own. row: of its part. closed: why not all that is inside could be listed, "" if it could.
     """
 
     start: int
@@ -61,6 +68,7 @@ class Found(Struct):
     inner: list[tuple[str, str]] = field(default_factory=list)
     within: bool = False
     row: int = 0
+    closed: str = ""
 
 
 class Findings(Struct):
@@ -73,8 +81,9 @@ class Findings(Struct):
     stray_types: list[str] = field(default_factory=list)
 
 
-def find(content: bytes, depth: int = 0) -> Findings:
-    """All attachments of a message. Never raises."""
+def find(content: bytes, depth: int = 0, room: Room | None = None) -> Findings:
+    """All attachments of a message. Never raises. room: of the message it is in."""
+    room = room or Room()
     structure = Structure.parse(content)
     out = Findings([])
     if structure.flags & (_mime.CUT_DEPTH | _mime.CUT_PARTS | _mime.CUT_HEADER):
@@ -96,7 +105,7 @@ def find(content: bytes, depth: int = 0) -> Findings:
             continue
         if part.kind == _mime.LEAF and multipart:
             out.uncertain = out.uncertain or "a multipart that can't be taken apart"
-        _leaf(content, part, types, names, encodings, out, depth)
+        _leaf(content, part, types, names, encodings, out, depth, room)
         if len(out.attachments) > MAX_FOUND:
             out.uncertain = out.uncertain or "too many attachments"
             break
@@ -111,7 +120,10 @@ def _fields_of(content: bytes, part: Part, out: Findings) -> tuple[list[str], li
     types: list[str] = []
     names: list[str] = []
     encodings: list[str] = []
-    for each in fields(content, part.header_start, part.body_start):
+    for number, each in enumerate(fields(content, part.header_start, part.body_start)):
+        if number == MAX_FIELDS:
+            out.uncertain = out.uncertain or "more fields than are looked at"
+            break
         raw = content[each.value : each.end]
         if each.name.startswith(b"content-") and b"\r" in raw.replace(b"\r\n", b""):
             out.uncertain = out.uncertain or "a CR without LF in a field"
@@ -121,6 +133,10 @@ def _fields_of(content: bytes, part: Part, out: Findings) -> tuple[list[str], li
             if types and kind not in types:
                 out.uncertain = out.uncertain or "a part with two types"
             types.append(kind)
+            # Some read it as far as its characters are those of a type.
+            plain = _PLAIN_TYPE.match(raw)
+            if plain is not None and (short := plain[1].decode().lower()) not in types:
+                types.append(short)
             names += [parameters[name] for name in ("name", "filename") if parameters.get(name)]
             names += _raw_names(raw)
             if sum(1 for _ in re.finditer(rb"\bboundary[*0-9]*[ \t]*=", raw, re.I)) > 1 and b"*" not in raw:
@@ -165,7 +181,7 @@ def _raw_names(raw: bytes) -> list[str]:
 
 
 def _leaf(
-    content: bytes, part: Part, types: list[str], names: list[str], encodings: list[str], out: Findings, depth: int
+    content: bytes, part: Part, types: list[str], names: list[str], encodings: list[str], out: Findings, depth: int, room: Room
 ) -> None:
     raw = content[part.body_start : part.body_end]
     octets = raw
@@ -176,21 +192,20 @@ def _leaf(
     body = not names and types[0] in ("text/plain", "text/html") and (not real or real.startswith("text/"))
     found = Found(part.header_start, part.body_end, [*types, *([real] if real and real not in types else [])], names, body, row=part.row)
     if part.kind == _mime.LEAF:
-        found.inner, trouble = inside.listed(octets)
-        if trouble:
-            out.uncertain = out.uncertain or trouble
+        found.inner, found.closed = inside.listed(octets, names, room)
     if (is_message and (octets is not raw or part.kind == _mime.LEAF)) or (types[0].startswith("multipart/") and octets is not raw):
         # In a transfer encoding the standard forbids it (RFC 2046 5.2.1); programs open it all the same, and what other message/* types hold.
         if depth < MAX_DEPTH:
-            deeper = find(octets, depth + 1)
+            deeper = find(octets, depth + 1, room)
             found.inner += [(name, kind) for one in deeper.attachments for name, kind in _pairs(one)]
+            found.closed = found.closed or next((one.closed for one in deeper.attachments if one.closed), "")
             out.uncertain = out.uncertain or deeper.uncertain
         else:
             out.uncertain = out.uncertain or "messages in messages, too deep"
-    if part.kind != _mime.MESSAGE or names or found.inner:
+    if part.kind != _mime.MESSAGE or names or found.inner or found.closed:
         out.attachments.append(found)
     if types[0].startswith("text/") and part.kind == _mime.LEAF:
-        _within(content, part, raw, octets, found, out)
+        _within(content, part, raw, octets, found, out, room)
 
 
 def _pairs(one: Found) -> list[tuple[str, str]]:
@@ -200,21 +215,42 @@ def _pairs(one: Found) -> list[tuple[str, str]]:
     return own + one.inner
 
 
-def _within(content: bytes, part: Part, raw: bytes, octets: bytes, found: Found, out: Findings) -> None:
+def _within(content: bytes, part: Part, raw: bytes, octets: bytes, found: Found, out: Findings, room: Room) -> None:
     """Files that stand in a text."""
-    for pattern in (_UU, _YENC):
-        for match in pattern.finditer(octets):
+    for pattern, decoded in ((_UU, _uu), (_YENC, _yenc)):
+        matches = list(itertools.islice(pattern.finditer(octets), MAX_WITHIN + 1))
+        if len(matches) > MAX_WITHIN:
+            out.uncertain = out.uncertain or "too many files in a text"
+        for match, after in itertools.zip_longest(matches, matches[1:]):
             name = decode(match[1]).strip()
+            end = _encoded_end(octets, match.end())
+            file = decoded(octets[match.start() : min(end, after.start()) if after else end])
+            real = sniff.media_type(file)
+            inner, closed = inside.listed(file, [name], room)
             if octets is not raw:
-                found.inner.append((name, ""))
+                found.inner += [(name, real), *inner]
+                found.closed = found.closed or closed
                 continue
-            end = _encoded_end(raw, match.end())
+            types = ["application/octet-stream", *([real] if real else [])]
+            start = part.body_start
             out.attachments.append(
-                Found(part.body_start + match.start(), part.body_start + end, ["application/octet-stream"], [name], within=True, row=part.row)
+                Found(start + match.start(), start + end, types, [name], inner=inner, within=True, row=part.row, closed=closed)
             )
     if _BINHEX.search(octets):
         found.types.append("application/mac-binhex40")
         found.body = False
+
+
+def _uu(octets: bytes) -> bytes:
+    if octets.startswith(b"begin-base64"):
+        return decode_transfer(octets.partition(b"\n")[2], b"base64")
+    return decode_transfer(octets, b"x-uuencode")
+
+
+def _yenc(octets: bytes) -> bytes:
+    lines = (line for line in octets.splitlines() if not line.startswith((b"=ybegin", b"=ypart", b"=yend")))
+    text = re.sub(rb"=(.)", lambda match: bytes((match[1][0] - 64 & 0xFF,)), b"".join(lines), flags=re.S)
+    return text.translate(_YENC_OCTETS)
 
 
 def _encoded_end(raw: bytes, at: int) -> int:

@@ -42,9 +42,15 @@ def fits(rule: Rule, types: Sequence[str], names: Sequence[str], body: bool) -> 
     return any(fnmatch.fnmatchcase(normal(name), rule.name) for name in names)
 
 
+def place(rules: Sequence[Rule], types: Sequence[str], names: Sequence[str], body: bool = False) -> int:
+    """The place of the first rule that is about an attachment, the number of rules if there is none."""
+    for at, rule in enumerate(rules):
+        if fits(rule, types, names, body):
+            return at
+    return len(rules)
+
+
 def decide(rules: Sequence[Rule], types: Sequence[str], names: Sequence[str], body: bool = False) -> Rule | None:
     """The rule that counts for an attachment, None if there is none or it says to ignore it."""
-    for rule in rules:
-        if fits(rule, types, names, body):
-            return None if rule.action == "ignore" else rule
-    return None
+    at = place(rules, types, names, body)
+    return rules[at] if at < len(rules) and rules[at].action != "ignore" else None

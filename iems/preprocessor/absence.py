@@ -36,7 +36,7 @@ class Absence:
         lifetime_s = min(self._lifetime_s, REPORT_S) if ours else self._lifetime_s
         if work.age_s < lifetime_s and any(self._for(part.channel) != "pass" for part in work.parts):
             seconds = min(max(RETRY_S, work.age_s / 10), RETRY_MAX_S, max(lifetime_s - work.age_s, 1.0))
-            raise TryLater(Reply(451, 4, 7, f"{self._what} is not available"), seconds, str(reason)) from reason
+            raise TryLater(Reply(451, 4, 7, f"{self._what} is not available"), seconds, str(reason), lifetime_s) from reason
         closed = [] if ours else [source for part in work.parts if self._for(part.channel) == "defer" for source in part.sources]
         if closed:
             # Nor does the report bring back what nobody has looked at.

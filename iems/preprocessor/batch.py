@@ -37,6 +37,7 @@ class Plan(Struct):
     dropped: ways of a recipient that has others, taken out of the parts. redirected: (address, recipient and reason) of those whose mail
     goes to an address instead. again: the message starts anew with this input channel and
     content; its parts count no more. quarantine: why it is put aside. later: a module can't answer now. fault: of a module.
+    notices: what the postmaster is told of it.
     """
 
     item: Item
@@ -50,6 +51,7 @@ class Plan(Struct):
     later: TryLater | None = None
     fault: Exception | None = None
     loop: bool = False
+    notices: list[str] = []
 
 
 class Batch(Struct):

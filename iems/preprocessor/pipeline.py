@@ -58,6 +58,8 @@ async def examine(
                 answer = (Tag(name, "", verdict.note[:NOTE_MAX]),)
                 for part in work.parts:
                     part.asked += answer
+            if verdict.notice:
+                plan.notices = [*plan.notices, verdict.notice]
             if verdict.quarantine:
                 plan.quarantine = verdict.quarantine
                 return ran

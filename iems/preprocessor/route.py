@@ -106,4 +106,5 @@ def _aimed(recipient: Recipient, target: Target) -> Recipient:
         recipient.notify,
         target.channel,
         target.identifier,
+        delay_noticed=recipient.delay_noticed,
     )

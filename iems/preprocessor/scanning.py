@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,12 @@ def _absence(what: str, settings: declared.Antivirus | declared.Content | declar
     return Absence(what, settings.on_failure, _by_channel(settings.channel_failures), settings.lifetime_s)
 
 
-def antivirus(config: Config, event: Callable[..., None]) -> AntiVirus:
+def _verifying(home: Path, ca_file: str) -> ssl.SSLContext:
+    """TLS that checks certificate and name. Raises OSError."""
+    return ssl.create_default_context(cafile=str(home / ca_file) if ca_file else None)
+
+
+def antivirus(config: Config, home: Path, event: Callable[..., None]) -> AntiVirus:
     """The module `antivirus`. event: of the log, told when a scanner goes away or comes back."""
     settings = config.antivirus
     scanners: list[Scanner] = []
@@ -49,8 +55,9 @@ def antivirus(config: Config, event: Callable[..., None]) -> AntiVirus:
         breaker = _breaker(text.split(" ")[0], event)
         if kind == "clamd":
             scanners.append(Clamd(place, timeout_s=settings.timeout_s, at_once=settings.at_once, breaker=breaker))
-        elif kind == "icap":
-            scanners.append(Icap(place, timeout_s=settings.timeout_s, at_once=settings.at_once, breaker=breaker))
+        elif kind in ("icap", "icaps"):
+            tls = partial(_verifying, home, settings.ca_file) if kind == "icaps" else None
+            scanners.append(Icap(place, timeout_s=settings.timeout_s, at_once=settings.at_once, breaker=breaker, tls=tls))
         else:
             scanners.append(
                 Command(
@@ -62,7 +69,7 @@ def antivirus(config: Config, event: Callable[..., None]) -> AntiVirus:
                     clean=settings.clean_codes,
                 )
             )
-    return AntiVirus(scanners, settings.infected, _absence("The virus scanner", settings), config.hostname)
+    return AntiVirus(scanners, settings.infected, _absence("The virus scanner", settings), config.hostname, settings.tell_postmaster)
 
 
 def milters(config: Config, event: Callable[..., None]) -> Milters:

@@ -19,6 +19,7 @@ from iems.model import INPUT, Channel, Outcome, Recipient, Reply, Result, id_tex
 from iems.preprocessor.batch import Plan, Planner, again_item, parts_items
 from iems.preprocessor.matrix import Matrices
 from iems.preprocessor.modules import Module, TryLater, installed
+from iems.preprocessor.notices import Notices
 from iems.preprocessor.pipeline import examine
 from iems.preprocessor.tags import Tags
 from iems.spool import ContentWriter, Item, Message, Settlement, Spool, dsn
@@ -36,6 +37,7 @@ PAUSE_S = 1.0
 BROKEN_S = 60.0
 
 TRY_AGAIN = Reply(451, 3, 0, "Internal error")
+NO_DIRECTORY = Reply(451, 4, 3, "The directory does not answer")
 AT_ONCE = Reply(451, 3, 0, "Other recipients were refused first")
 
 
@@ -52,6 +54,7 @@ class Worker:
         self.modules = {module.name: module for module in found}
         self._wants = [module.wants for module in found]
         self.spool = Spool.open(ctx)
+        self._notices = Notices(ctx, self.spool)
         forwards = forwarding(ctx.config, ctx.home, self.directory)
         self.planner = Planner(
             self.directory.resolve if forwards is None else forwards.resolve,
@@ -84,6 +87,7 @@ class Worker:
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=deadline_s)
             self._task.cancel()
+        await self._notices.close()
         self.spool.close()
         self.directory.close()
 
@@ -151,6 +155,8 @@ class Worker:
                 spool.move(moves)
                 for plan in ready:
                     del left[id(plan.item)]
+                    for what in plan.notices:
+                        self._notices.add(plan.item, what)
                 ctx.count("messages_routed_total", len(ready))
             ctx.working_on(None)
             for plan in refused:
@@ -159,16 +165,18 @@ class Worker:
             later, self._later = self._later, []
             for item, reason in later:
                 ctx.log.event("deferred", item.id, None, reply=str(reason), next_attempt_s=reason.seconds)
-                await spool.settle([Settlement(item, [_later(r, reason.reply, reason.seconds) for r in item.envelope.recipients])])
+                await self._put_off(item, reason.reply, reason.seconds, reason.lifetime_s)
                 del left[id(item)]
             for item, fault in batch.broken:
                 ctx.count("errors_total")
                 ctx.log.error("message can't be routed", fault, item.id)
-                await spool.settle(
-                    [Settlement(item, [_later(r, TRY_AGAIN, BROKEN_S) for r in item.envelope.recipients])]
-                )
+                await self._put_off(item, TRY_AGAIN, BROKEN_S)
                 del left[id(item)]
             if batch.later:
+                for item in batch.later:
+                    if self._unheard(item):
+                        await self._put_off(item, NO_DIRECTORY, PAUSE_S)
+                        del left[id(item)]
                 ctx.log.error("directory", DirectoryUnavailable(f"{len(batch.later)} messages wait for it"))
         finally:
             ctx.working_on(None)
@@ -233,6 +241,8 @@ class Worker:
         ctx.count("messages_discarded_total", len(discarded))
         for recipient, reason in plan.discarded:
             ctx.log.event("discarded", item.id, recipient.address, reason=reason)
+        for what in plan.notices:
+            self._notices.add(item, what)
         for result in failed:
             reply = result.reply
             assert reply is not None
@@ -246,6 +256,50 @@ class Worker:
             if not dsn.heard(item.envelope, result.recipient, self._double_bounces):
                 # A notice that can't be delivered ends here: no notice about a notice (RFC 5321 6.1).
                 ctx.log.event("discarded", item.id, result.recipient.address, why="double bounce")
+
+    def _unheard(self, item: Item) -> list[Recipient]:
+        """The recipients of whose delay the sender is to hear now (RFC 3461 4.1), once, as of mail that waits to be relayed."""
+        notice_s = self.ctx.config.smtpc.delay_notice_s
+        if not notice_s or not item.envelope.reverse_path or self.spool.age_s(item) < notice_s:
+            return []
+        return [recipient for recipient in item.envelope.recipients if not recipient.delay_noticed and dsn.wanted(recipient, "delayed")]
+
+    async def _put_off(self, item: Item, reply: Reply, seconds: float, lifetime_s: float | None = None) -> None:
+        """Let a message wait, and tell its sender when that takes long. lifetime_s: age at which it will not wait any more, if that is known."""
+        ctx = self.ctx
+        age_s, notice_s = self.spool.age_s(item), ctx.config.smtpc.delay_notice_s
+        if age_s < notice_s and item.envelope.reverse_path:
+            seconds = min(seconds, max(notice_s - age_s, PAUSE_S))
+        unheard = {id(recipient) for recipient in self._unheard(item)}
+        results = [_later(recipient, reply, seconds) for recipient in item.envelope.recipients]
+        settlement = Settlement(item, results)
+        report = None
+        if unheard:
+            now_ns = time.time_ns()
+            try:
+                head = self.spool.blobs.read_range(item.rope, 0, dsn.HEAD_OCTETS)
+            except (OSError, EOFError) as fault:
+                ctx.log.error("the content can't be read", fault, item.id)
+                head = b""
+            report = dsn.make(
+                item,
+                [result for result in results if id(result.recipient) in unheard],
+                "delayed",
+                hostname=ctx.hostname,
+                postmaster=f"postmaster@{ctx.config.domain or ctx.hostname}",
+                content_head=head,
+                now_ns=now_ns,
+                retry_until_ns=None if lifetime_s is None else now_ns + int(max(lifetime_s - age_s, 0.0) * 1e9),
+            )
+        if report is None:
+            await self.spool.settle([settlement])
+            return
+        for result in results:
+            result.recipient.delay_noticed |= id(result.recipient) in unheard
+        report.settled = [settlement]
+        await self.spool.settle([settlement], [report])
+        ctx.count("dsn_total")
+        ctx.log.event("dsn", report.id, report.envelope.recipients[0].address, parent=id_text(item.id), kind="delayed")
 
     def _report(self, plan: Plan, failed: list[Result]) -> Message | None:
         ctx, item = self.ctx, plan.item

@@ -9,6 +9,7 @@ import re
 import msgspec
 from msgspec import Struct
 
+from iems.config import host_port
 from iems.net.breaker import Breaker, Guard, NoAnswer
 
 _SPAM = re.compile(rb"^Spam:[ \t]*(True|Yes|False|No)[ \t]*;[ \t]*(-?[0-9.]+)[ \t]*/[ \t]*(-?[0-9.]+)", re.I | re.M)
@@ -34,11 +35,11 @@ class Checker:
     """What both have in common. place: HOST:PORT. timeout_s: for one message. at_once: messages at the same time."""
 
     kind = ""
+    port = 0
 
     def __init__(self, place: str, *, timeout_s: float, at_once: int, breaker: Breaker) -> None:
         self.name = f"{self.kind}:{place}"
-        host, _, port = place.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
+        self._host, self._port = host_port(place, self.port)
         self._timeout_s = timeout_s
         self._guard = Guard(self.name, timeout_s=timeout_s, at_once=at_once, breaker=breaker)
 
@@ -55,6 +56,7 @@ class Spamd(Checker):
     """SpamAssassin's daemon (protocol SPAMC/1.5, method SYMBOLS)."""
 
     kind = "spamd"
+    port = 783
 
     async def _ask(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
         reader, writer = await asyncio.open_connection(self._host, self._port)
@@ -88,6 +90,7 @@ class Rspamd(Checker):
     """rspamd's normal worker (POST /checkv2). Spam is what it would reject, rewrite or mark."""
 
     kind = "rspamd"
+    port = 11333
 
     async def _ask(self, content: bytes, ip: str, helo: str, sender: str, recipients: tuple[str, ...]) -> Score:
         return await asyncio.to_thread(self._post, content, ip, helo, sender, recipients)

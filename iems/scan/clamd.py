@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 
 from msgspec import Struct
 
+from iems.config import host_port
 from iems.net.breaker import Breaker, Guard, NoAnswer
 
 #: How long a session without work is kept; clamd ends it after IdleTimeout, 30 s if nothing else is set.
 IDLE_S = 10.0
 #: Content up to this length can be told again, should a kept session have ended just now; longer content gets a new one.
 AGAIN_OCTETS = 256 << 10
+PORT = 3310
 _CHUNK_MAX = 1 << 20
 _ANSWER_MAX = 4096
 _ANSWER = re.compile(rb"([0-9]{1,10}): (.*)\Z", re.S)
@@ -67,8 +69,7 @@ class Clamd:
         if self.place.startswith("/"):
             reader, writer = await asyncio.open_unix_connection(self.place)
         else:
-            host, _, port = self.place.rpartition(":")
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            reader, writer = await asyncio.open_connection(*host_port(self.place, PORT))
         writer.write(b"zIDSESSION\0")
         return _Session(reader, writer)
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from msgspec import Struct
 
+from iems.config import host_port
 from iems.net.breaker import Breaker, Guard, NoAnswer
 from iems.scan import icapwire as wire
 
 #: How long a connection without work is kept.
 IDLE_S = 20.0
+PORT, TLS_PORT = 1344, 11344
 _CHUNK_MAX = 256 << 10
 #: What an answer may be longer than the content.
 _ANSWER_MORE = 1 << 20
@@ -33,13 +36,19 @@ class _Connection(Struct):
 
 
 class Icap:
-    """place: //HOST:PORT/SERVICE. timeout_s: for one message. at_once: messages at the same time, and connections kept."""
+    """place: //HOST:PORT/SERVICE. timeout_s: for one message. at_once: messages at the same time, and connections kept.
 
-    def __init__(self, place: str, *, timeout_s: float, at_once: int, breaker: Breaker) -> None:
-        self.name = f"icap:{place}"
+    tls: makes the context with which its certificate and name are checked, asked for once; None: in the clear.
+    """
+
+    def __init__(
+        self, place: str, *, timeout_s: float, at_once: int, breaker: Breaker, tls: Callable[[], ssl.SSLContext] | None = None
+    ) -> None:
+        self.name = f"{'icap' if tls is None else 'icaps'}:{place}"
         self._host, _, self._service = place.removeprefix("//").partition("/")
-        host, _, port = self._host.rpartition(":")
-        self._address = host.strip("[]"), int(port)
+        self._address = host_port(self._host, PORT if tls is None else TLS_PORT)
+        self._tls = tls
+        self._context: ssl.SSLContext | None = None
         self._guard = Guard(self.name, timeout_s=timeout_s, at_once=at_once, breaker=breaker)
         self._idle: list[_Connection] = []
         self._options: wire.Options | None = None
@@ -103,7 +112,10 @@ class Icap:
             if not connection.reader.at_eof() and time.monotonic() - connection.idle_since < IDLE_S:
                 return connection
             connection.writer.close()
-        reader, writer = await asyncio.open_connection(*self._address)
+        if self._tls is not None and self._context is None:
+            # The system's authorities are many files: not read on the loop.
+            self._context = await asyncio.to_thread(self._tls)
+        reader, writer = await asyncio.open_connection(*self._address, ssl=self._context)
         return _Connection(reader, writer)
 
     async def _one(self, connection: _Connection, options: wire.Options, source: _Source) -> tuple[str, bool]:

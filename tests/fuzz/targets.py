@@ -233,6 +233,28 @@ def _rtf() -> Target:
     return Target(lambda octets: rtf.extract(octets) and None, lambda: examples)
 
 
+def _archives() -> Target:
+    """Names in archives: RAR, 7z, cabinets, zip, tar, what is packed as a whole."""
+    from iems.attachment import inside, rar, sevenzip
+    from iems.attachment.octets import BadArchive
+    from tests.support.archives import cabinet, rar4, rar5
+    from tests.unit.attachment.test_inside import FILES, SEVENZIP, signed
+
+    def run(octets: bytes) -> None:
+        found, trouble = inside.listed(octets, ["a.tgz"])
+        assert len(found) <= 2 * inside.MAX_NAMES + 2 and isinstance(trouble, str)
+        for name, _ in found:
+            assert isinstance(name, str)
+        # Behind a checksum that is right.
+        with contextlib.suppress(BadArchive):
+            sevenzip.listed(signed(octets, bytes(40)), 0, 100, [])
+        with contextlib.suppress(BadArchive):
+            rar.listed(rar.MARK + b"\0" + octets, 0, 100, [])
+
+    headers = [octets[32 + int.from_bytes(octets[12:20], "little") :] for octets in SEVENZIP.values()]
+    return Target(run, lambda: [rar4(FILES), rar5(FILES), cabinet(FILES), *SEVENZIP.values(), *headers, rar4(FILES)[7:]])
+
+
 def _attachments() -> Target:
     from iems.attachment.rules import Rule
     from iems.preprocessor.modules.attachments import judge
@@ -459,6 +481,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "sieve": _sieve,
     "tnef": _tnef,
     "rtf": _rtf,
+    "archives": _archives,
     "attachments": _attachments,
     "words": _words,
     "authentication": _authentication,

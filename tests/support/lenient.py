@@ -17,11 +17,15 @@ _TYPE = re.compile(rb"^content-type[ \t]*:[ \t]*([a-z0-9.+-]+/[a-z0-9.+-]+)", re
 def pythons(content: bytes) -> Iterator[tuple[str, str]]:
     """Python's two readings."""
     for policy in (email.policy.compat32, email.policy.default):
-        for part in email.message_from_bytes(content, policy=policy).walk():
+        try:
+            parts = list(email.message_from_bytes(content, policy=policy).walk())
+        except Exception:  # its own faults on such input are not ours
+            continue
+        for part in parts:
             try:
                 name = part.get_filename()
                 kind = part.get_content_type()
-            except Exception:  # its own faults on such input are not ours
+            except Exception:
                 continue
             yield str(name) if name else "", kind
 

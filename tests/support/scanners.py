@@ -100,10 +100,13 @@ class SpamdDaemon(Daemon):
 
 
 class CicapDaemon(Daemon):
-    """c-icap with its services `echo` and, if a clamd is given, `virus_scan` that asks it."""
+    """c-icap with its services `echo` and, if a clamd is given, `virus_scan` that asks it; over TLS on a port of its own, if a certificate with its key is."""
 
-    def __init__(self, folder: Path, clamd_port: int | None = None, more: str = "") -> None:
+    def __init__(self, folder: Path, clamd_port: int | None = None, more: str = "", pem: Path | None = None) -> None:
         super().__init__(folder)
+        self.tls_port = _free_port() if pem is not None else 0
+        if pem is not None:
+            more += f"TlsPort 127.0.0.1:{self.tls_port} cert={pem} key={pem}\n"
         self._clamd_port = clamd_port
         self._more = more
 

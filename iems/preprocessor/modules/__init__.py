@@ -30,12 +30,14 @@ _T = TypeVar("_T")
 
 
 class TryLater(IemsError):
-    """A module can't answer now: the message waits. reply: for the log and the sender's report in the end. seconds: until it is tried again."""
+    """A module can't answer now: the message waits. reply: for the log and the sender's report in the end. seconds: until it is tried again.
+    lifetime_s: age at which the module lets it wait no more."""
 
-    def __init__(self, reply: Reply, seconds: float, reason: str) -> None:
+    def __init__(self, reply: Reply, seconds: float, reason: str, lifetime_s: float | None = None) -> None:
         super().__init__(reason)
         self.reply = reply
         self.seconds = seconds
+        self.lifetime_s = lifetime_s
 
 
 class Work(Struct):
@@ -69,7 +71,8 @@ class Verdict(Struct, frozen=True):
     input channel by which the message, with its new content, starts again. quarantine: why
     the whole message is put aside for a person to look at, "" if it is not. note: for the log. ropes: content for some parts only; for
     modules that run last, as the ones behind do not see it. redirected: parts that go to an address in the place of their recipients, with the
-    reason for the log; no module looks at them any more. failures: how many of those it asked did not answer, for the metrics.
+    reason for the log; no module looks at them any more. failures: how many of those it asked did not answer, for the metrics. notice: what the
+    postmaster is told of it, "" for nothing.
     """
 
     rope: Rope | None = None
@@ -83,6 +86,7 @@ class Verdict(Struct, frozen=True):
     ropes: list[tuple[Part, Rope]] = []
     redirected: list[tuple[Part, bytes, str]] = []
     failures: int = 0
+    notice: str = ""
 
 
 class Module(Protocol):
@@ -134,10 +138,10 @@ def installed(
     if config.preprocessor.tnef:
         found.append(Tnef())
     if config.antivirus.scanners:
-        found.append(antivirus(config, event))
+        found.append(antivirus(config, home, event))
     if config.milter.milters:
         found.append(milters(config, event))
-    found.append(Attachments(_kept(directory, directory.attachment_rules), config.attachment.unparsable, config.hostname))
+    found.append(Attachments(_kept(directory, directory.attachment_rules), config.attachment.unparsable, config.hostname, config.attachment.tell_postmaster))
     found.append(HeaderRules(_kept(directory, lambda: Rules(directory.header_rules()))))
     if config.content.checker:
         found.append(content(config, home, event))

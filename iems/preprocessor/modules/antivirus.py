@@ -23,6 +23,7 @@ _mime = kernel("mime")
 CHUNK_OCTETS = 256 << 10
 #: For `strip` the parts are looked at one by one, of messages up to this length.
 STRIP_OCTETS = 64 << 20
+_HEADER_ONLY = 2
 
 
 class Scanner(Protocol):
@@ -35,12 +36,14 @@ class Scanner(Protocol):
 
 
 class AntiVirus:
-    """scanners: in the order they are asked. infected: `tag`, `bounce`, `quarantine`, `delete` or `strip`. absence: what if one does not answer."""
+    """scanners: in the order they are asked. infected: `tag`, `bounce`, `quarantine`, `delete` or `strip`. absence: what if one does not answer.
+    tell: whether the postmaster hears of what is deleted."""
 
     name = "antivirus"
     on_tags = False
 
-    def __init__(self, scanners: Sequence[Scanner], infected: str, absence: Absence, hostname: str) -> None:
+    def __init__(self, scanners: Sequence[Scanner], infected: str, absence: Absence, hostname: str, tell: bool = False) -> None:
+        self._tell = tell
         self._scanners = scanners
         self._infected = infected
         self._absence = absence
@@ -90,7 +93,9 @@ class AntiVirus:
         if action == "quarantine":
             return Verdict(quarantine=what, note=note)
         if action == "delete":
-            return Verdict(discarded=[(source, what) for source in sources], note=note)
+            return Verdict(discarded=[(source, what) for source in sources], note=note, notice=f"deleted, {what}" if self._tell else "")
+        # The report is looked at as well: with the virus in it, nobody would ever be told.
+        work.envelope.ret = _HEADER_ONLY
         return Verdict(failed=[(source, Reply(550, 7, 1, f"Refused: {what}")) for source in sources], note=note)
 
     async def _infected_parts(self, work: Work, scanner: Scanner, virus: str) -> list[Change]:

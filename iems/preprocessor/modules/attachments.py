@@ -13,7 +13,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from iems.attachment.find import Found, find
-from iems.attachment.rules import Rule, decide
+from iems.attachment.rules import Rule, decide, place
 from iems.message import build
 from iems.message.structure import Structure
 from iems.model import Envelope, Reply, rope_length
@@ -22,24 +22,28 @@ from iems.preprocessor.modules import Verdict, Work
 from iems.preprocessor.parts import Change, edited, part_replaced
 
 #: Above this the work is done in a thread.
-THREAD_OCTETS = 128 << 10
+THREAD_OCTETS = 32 << 10
 #: A longer message can't be read with certainty.
 MAX_OCTETS = 256 << 20
 #: Of such a message this much is read; what of its header is longer goes with the body.
 HEAD_OCTETS = 1 << 20
+#: What is packed takes longer to look into than its length tells: gzip, bzip2 and xz, plain or in base64.
+_PACKED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ", b"H4sI", b"Qlpo", b"/Td6WF")
 _SHOWN = 120
 #: Rules that tag one message.
 _TAGS_MAX = 10
 
 
 class Attachments:
-    """rules: in the order they count. unparsable: `strip`, `bounce` or `pass`. hostname: in the notices."""
+    """rules: in the order they count. unparsable: `strip`, `bounce`, `tag` or `pass`. hostname: in the notices. tell: whether the postmaster hears of
+    what is removed or refused."""
 
     name = "attachments"
     on_tags = False
 
-    def __init__(self, rules: Callable[[], Sequence[Rule]], unparsable: str, hostname: str) -> None:
+    def __init__(self, rules: Callable[[], Sequence[Rule]], unparsable: str, hostname: str, tell: bool = False) -> None:
         self._rules = rules
+        self._tell = tell
         self._unparsable = unparsable
         self._hostname = hostname
 
@@ -57,58 +61,68 @@ class Attachments:
         octets = rope_length(work.rope)
         if octets > MAX_OCTETS:
             why = "longer than what is looked into"
-            head = work.read(work.rope, 0, HEAD_OCTETS)
-            changes = _emptied(head, why, self._hostname) if unparsable == "strip" else []
-            # The last of them takes the body away, to its end.
-            changes = [*changes[:-1], changes[-1]._replace(end=octets)] if changes else []
-            decision = Decision(unparsable, why, changes)
+            changes = _emptied(work.read(work.rope, 0, HEAD_OCTETS), why, self._hostname, octets) if unparsable == "strip" else []
+            decision = Decision("pass" if unparsable == "tag" else unparsable, why, changes, unread=why if unparsable == "tag" else "")
         else:
             content = work.read(work.rope, 0, octets)
-            if octets > THREAD_OCTETS:
+            if octets > THREAD_OCTETS or any(mark in content for mark in _PACKED):
                 decision = await asyncio.to_thread(judge, content, rules, unparsable, self._hostname)
             else:
                 decision = judge(content, rules, unparsable, self._hostname)
         if decision.action == "bounce":
             reply = Reply(550, 7, 1, f"Refused: {decision.what}")
-            return Verdict(failed=[(source, reply) for part in work.parts for source in part.sources], note=f"bounced: {decision.what}")
+            failed = [(source, reply) for part in work.parts for source in part.sources]
+            return Verdict(failed=failed, note=f"bounced: {decision.what}", notice=f"refused, {decision.what}" if self._tell else "")
         tags = tuple(Tag(self.name, shown, f"rule {rule.type} {rule.name}") for rule, shown in decision.tagged)
-        noted = [f"tagged: {', '.join(shown for _, shown in decision.tagged)}"] if tags else []
+        if decision.unread:
+            tags += (Tag(self.name, "unscannable", decision.unread),)
+        noted = [f"tagged: {', '.join(tag.answer if tag.subject == 'unscannable' else tag.subject for tag in tags)}"] if tags else []
         if decision.action == "strip" and decision.changes:
-            return Verdict(rope=await edited(work, decision.changes), tags=tags, note="; ".join([f"removed: {decision.what}", *noted]))
+            notice = f"removed, {decision.what}" if self._tell else ""
+            return Verdict(rope=await edited(work, decision.changes), tags=tags, note="; ".join([f"removed: {decision.what}", *noted]), notice=notice)
         return Verdict(tags=tags, note="; ".join(noted))
 
 
 class Decision(NamedTuple):
     """action: `pass`, `strip` or `bounce`. what: for the log and the sender. changes: of the content, for `strip`. tagged: (rule, attachment)
-    for which the message is tagged, whatever becomes of others."""
+    for which the message is tagged, whatever becomes of others. unread: why it is tagged as one that can't be read with certainty, or ""."""
 
     action: str
     what: str = ""
     changes: Sequence[Change] = ()
     tagged: Sequence[tuple[Rule, str]] = ()
+    unread: str = ""
+
+
+class _Hit(NamedTuple):
+    """An attachment that ends here. notice: what is said of it, before `was removed`."""
+
+    attachment: Found
+    shown: str
+    notice: str
 
 
 def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str) -> Decision:
     """What becomes of a message."""
     findings = find(content)
-    hits: list[tuple[Found, Rule, str]] = []
-    for one in findings.attachments:
-        rule = decide(rules, one.types, one.names, one.body)
-        shown = one.names[0] if one.names else one.types[0]
-        if rule is None:
-            for name, kind in one.inner:
-                rule = decide(rules, [kind] if kind else [], [name])
-                if rule is not None:
-                    shown = f"{name} in {shown}"
-                    break
-        if rule is not None:
-            hits.append((one, rule, _clean(shown)))
-    for _, rule, shown in hits:
-        if rule.action == "bounce":
-            return Decision("bounce", f"attachment {shown}")
-    tagged = list({rule: (rule, shown) for _, rule, shown in hits if rule.action == "tag"}.values())[:_TAGS_MAX]
-    hits = [hit for hit in hits if hit[1].action != "tag"]
+    hits: list[_Hit] = []
+    tagged: dict[Rule, tuple[Rule, str]] = {}
     uncertain = findings.uncertain
+    closed = ""
+    for one in findings.attachments:
+        rule, shown, doubt = _judged(rules, one)
+        if rule is not None and rule.action == "bounce":
+            return Decision("bounce", f"attachment {shown}")
+        if rule is not None and rule.action == "strip":
+            hits.append(_Hit(one, shown, f"The attachment {shown}"))
+        elif doubt:
+            closed = closed or f"attachment {shown}: {doubt}"
+        if doubt and unparsable == "strip" and (rule is None or rule.action == "tag"):
+            # The rest of the message can be read with certainty: only the attachment goes.
+            hits.append(_Hit(one, f"{shown} ({doubt})", f"The attachment {shown} could not be read with certainty ({doubt}); it"))
+        if rule is not None and rule.action == "tag":
+            tagged.setdefault(rule, (rule, shown))
+    tags = list(tagged.values())[:_TAGS_MAX]
     if not uncertain:
         for name in findings.stray:
             rule = decide([rule for rule in rules if rule.type == "-"], [], [name])
@@ -120,11 +134,33 @@ def judge(content: bytes, rules: Sequence[Rule], unparsable: str, hostname: str)
             if rule is not None:
                 uncertain = uncertain or f"{_clean(kind)} outside of the message's parts"
                 break
-    if uncertain and unparsable != "pass":
-        return Decision(unparsable, f"unreadable MIME ({uncertain})", _emptied(content, uncertain, hostname), tagged)
+    unread = f"unreadable MIME ({uncertain})" if uncertain else closed
+    if unread and unparsable == "bounce":
+        return Decision("bounce", unread, tagged=tags)
+    if uncertain and unparsable == "strip":
+        return Decision("strip", unread, _emptied(content, uncertain, hostname, len(content)), tags)
+    if unparsable != "tag":
+        unread = ""
     if not hits:
-        return Decision("pass", tagged=tagged)
-    return Decision("strip", ", ".join(shown for _, _, shown in hits[:10]), _without(content, hits, hostname), tagged)
+        return Decision("pass", tagged=tags, unread=unread)
+    return Decision("strip", ", ".join(hit.shown for hit in hits[:10]), _without(content, hits, hostname), tags, unread)
+
+
+def _judged(rules: Sequence[Rule], one: Found) -> tuple[Rule | None, str, str]:
+    """(the rule that counts for an attachment or for what is inside, what it is called, why a rule before that one may be about what can't be listed).
+
+    A rule about the attachment itself, one to ignore it, too, leaves what comes after it nothing to say.
+    """
+    shown = _clean(one.names[0] if one.names else one.types[0])
+    best = place(rules, one.types, one.names, one.body)
+    called = shown
+    for name, kind in one.inner:
+        at = place(rules[:best], [kind] if kind else [], [name])
+        if at < best and rules[at].action != "ignore":
+            best, called = at, f"{_clean(name)} in {shown}"
+    rule = rules[best] if best < len(rules) and rules[best].action != "ignore" else None
+    doubt = one.closed if any(earlier.action != "ignore" for earlier in rules[:best]) else ""
+    return rule, called, _clean(doubt)
 
 
 def _clean(text: str) -> str:
@@ -135,15 +171,15 @@ def _notice(what: str, hostname: str) -> str:
     return f"{what} was removed from this message by {hostname}, as its rules for attachments say.\r\n"
 
 
-def _without(content: bytes, hits: list[tuple[Found, Rule, str]], hostname: str) -> list[Change]:
+def _without(content: bytes, hits: list[_Hit], hostname: str) -> list[Change]:
     """Each attachment replaced by a notice; what stands within a removed part goes with it."""
     structure = Structure.parse(content)
     changes: list[Change] = []
     gone: list[tuple[int, int]] = []
-    for one, _, shown in sorted(hits, key=lambda hit: (hit[0].start, hit[0].within)):
+    for one, _, what in sorted(hits, key=lambda hit: (hit.attachment.start, hit.attachment.within)):
         if any(start <= one.start < end for start, end in gone):
             continue
-        notice = _notice(f"The attachment {shown}", hostname)
+        notice = _notice(what, hostname)
         if one.within:
             changes.append(Change(one.start, one.end, f"[{notice.strip()}]\r\n".encode("ascii", "replace")))
             gone.append((one.start, one.end))
@@ -153,8 +189,10 @@ def _without(content: bytes, hits: list[tuple[Found, Rule, str]], hostname: str)
     return sorted(changes)
 
 
-def _emptied(content: bytes, why: str, hostname: str) -> list[Change]:
-    """The whole body replaced by a notice, and what of the header may be body for others taken away."""
+def _emptied(content: bytes, why: str, hostname: str, octets: int) -> list[Change]:
+    """The whole body replaced by a notice, and what of the header may be body for others taken away. octets: of the message content is the
+    beginning of; what of its header lies beyond HEAD_OCTETS goes with the body."""
+    content = content[:HEAD_OCTETS] if Structure.parse(content).at(0).body_start > HEAD_OCTETS else content
     text = _notice(f"The content could not be read with certainty ({why}); it", hostname)
     changes = sorted(part_replaced(content, Structure.parse(content).at(0), build.text_part(text)))
     lines: list[Change] = []
@@ -167,4 +205,6 @@ def _emptied(content: bytes, why: str, hostname: str) -> list[Change]:
         if b"\r" in line[:-1] and changes[place].start > at:
             lines.append(Change(at, end, b""))
         at = end
+    # The last of them takes the body away, to its end.
+    changes[-1] = changes[-1]._replace(end=octets)
     return sorted([*changes, *lines])

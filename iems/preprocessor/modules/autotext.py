@@ -6,6 +6,7 @@ unless set otherwise, mail that came in with a DKIM signature, which would break
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 from collections.abc import Callable, Mapping
@@ -23,8 +24,11 @@ from iems.preprocessor.parts import Change, edited
 
 _mime = kernel("mime")
 
-#: A longer message is passed on as it is: its body would have to be held in memory.
+#: A longer message is passed on as it is: its body would have to be held in memory. So is one with a longer header.
 MAX_OCTETS = 32 << 20
+HEADER_MAX = 1 << 20
+#: Above this the work is done in a thread.
+THREAD_OCTETS = 128 << 10
 #: A body that must be encoded anew, at most.
 MAX_BODY = 2 << 20
 _SEALED = ("multipart/signed", "multipart/encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime")
@@ -61,7 +65,11 @@ class AutoTextInsertion:
         if octets > MAX_OCTETS:
             return Verdict(note="too long for a text")
         content = work.read(work.rope, 0, octets)
-        found = insert(content, self._texts()[work.envelope.input_channel], self._signed)
+        texts = self._texts()[work.envelope.input_channel]
+        if octets > THREAD_OCTETS:
+            found = await asyncio.to_thread(insert, content, texts, self._signed)
+        else:
+            found = insert(content, texts, self._signed)
         if isinstance(found, str):
             return Verdict(note=found)
         return Verdict(rope=await edited(work, found), note="text added")
@@ -70,6 +78,8 @@ class AutoTextInsertion:
 def insert(content: bytes, texts: AutoText, signed: bool) -> list[Change] | str:
     """What to change in a message, or why nothing is."""
     end = header.header_end(content)
+    if end > HEADER_MAX:
+        return "the header is too long"
     if not signed and header.values(content, b"dkim-signature", 0, end):
         return "signed by DKIM"
     structure = Structure.parse(content)

@@ -24,6 +24,8 @@ from iems.scan.checker import Checker, Score
 #: Channels behind which users and lists decide about tags; there a tag becomes the header field at delivery.
 _DECIDE = (Channel.LOCAL, Channel.DL)
 HEAD_OCTETS = 64 << 10
+#: Characters kept of a word in a subject that gets a mark.
+WORD_MAX = 400
 
 
 class Content:
@@ -121,5 +123,7 @@ def _marked(content: bytes, mark: str) -> list[Change]:
             text = "".join(char for char in decode_words(content[field.value : field.end]).strip() if char.isprintable())
             if text.startswith(mark.strip()):
                 return []
+            # A word that is longer than a line may be can't be folded.
+            text = " ".join(word[:WORD_MAX] for word in text.split(" "))
             return [Change(field.start, field.end, build.field("Subject", f"{mark}{text}"[:2000]))]
     return [Change(0, 0, build.field("Subject", mark))]

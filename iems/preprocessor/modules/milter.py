@@ -173,7 +173,7 @@ class Milters:
         if not reply.transient:
             return reply
         if age_s < self._lifetime_s:
-            raise TryLater(reply, min(max(RETRY_S, age_s / 4), RETRY_MAX_S), reason)
+            raise TryLater(reply, min(max(RETRY_S, age_s / 4), RETRY_MAX_S), reason, self._lifetime_s)
         return Reply(554, 4, 7, f"Put off for too long: {reply.text}")
 
     def _end(

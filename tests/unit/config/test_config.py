@@ -226,6 +226,7 @@ def test_what_tags_mail():
     for section, values, named in (
         ("smtpd", {"check_helo": "tag"}, "smtpd.check_helo"),
         ("antivirus", {"infected": "tag", "scanners": ["clamd:/x"]}, "antivirus.infected"),
+        ("attachment", {"unparsable": "tag"}, "attachment.unparsable"),
         ("milter", {"rejected": "tag", "milters": ["unix:/x"]}, "milter.rejected"),
         ("content", {"checker": "spamd:h:1"}, "content.action"),
         ("content", {"checker": "spamd:h:1", "action": "bounce", "channel_actions": ["LOCAL subject"]}, "content.action"),

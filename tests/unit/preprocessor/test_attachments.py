@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import email
 import email.policy
 import io
@@ -25,6 +26,7 @@ from iems.preprocessor.modules import Verdict, Work, attachments
 from iems.preprocessor.modules.attachments import Attachments, judge
 from iems.preprocessor.ropes import replaced
 from iems.preprocessor.route import Part
+from tests.support.archives import cabinet, rar4, rar5
 from tests.support.tnef import attachment, stream
 
 EXE = [Rule("-", "*.exe", "strip")]
@@ -96,6 +98,9 @@ def test_types_declared_and_real() -> None:
     assert result(liar, [Rule("image/png", "*.png", "ignore"), Rule("*/*", "*", "strip")])[0] == "pass"
     action, left = result(liar, [Rule("*/*", "*", "strip")])
     assert action == "strip" and b"keep me" in left, "the text is no attachment"
+    for ending in (b"\0\xffd", b"\xe7\xae.doc", b"(x)", b"=\t;"):
+        cut = mixed(TEXT, leaf(b"Content-Type: application/x-m" + ending + b"\r\n", b"eHl6"))
+        assert result(cut, [Rule("application/x-m", "*", "strip")])[0] == "strip", ending
     html = b"Content-Type: text/html\r\n\r\n<p>x</p>"
     assert result(mixed(html), [Rule("text/html", "*", "strip")])[0] == "strip"
 
@@ -265,6 +270,77 @@ def test_nothing_breaks_it(octets: bytes) -> None:
     sniff.media_type(octets)
     for mark in (b"PK\x05\x06", b"\x1f\x8b\x08\x08", b"x" * 257 + b"ustar"):
         inside.listed(mark + octets)
+
+
+SECRET = rar5([], hidden=True)
+
+
+def packed(octets: bytes, name: bytes) -> bytes:
+    return leaf(b"Content-Type: application/x; name=" + name + b"\r\n", base64.encodebytes(octets).replace(b"\n", b"\r\n"))
+
+
+@pytest.mark.parametrize("make", [rar4, rar5, cabinet])
+def test_files_inside_of_other_archives(make) -> None:
+    good, bad = packed(make([(b"read.me", b"x")]), b"a.dat"), packed(make([(b"read.me", b"x"), (b"x/A.exe", b"MZ")]), b"b.dat")
+    assert result(mixed(TEXT, good)) == ("pass", mixed(TEXT, good))
+    action, left = result(mixed(TEXT, good, bad))
+    assert action == "strip" and b"A.exe in b.dat was removed" in left and good in left and TEXT in left
+
+
+def test_an_archive_that_cannot_be_listed_follows_the_setting() -> None:
+    """It alone: the rest of the message can be read."""
+    good = packed(b"%PDF-1", b"b.pdf")
+    content = mixed(TEXT, packed(SECRET, b"a.rar"), good)
+    action, left = result(content)
+    assert action == "strip" and TEXT in left and good in left and base64.b64encode(SECRET)[:40] not in left
+    assert b"The attachment a.rar could not be read with certainty (an archive whose names are" in left.replace(b"=\r\n", b"") and result(left)[0] == "pass"
+    assert judge(content, EXE, "bounce", "mx").what == "attachment a.rar: an archive whose names are encrypted"
+    assert result(content, EXE, "pass") == ("pass", content)
+    tagged = judge(content, EXE, "tag", "mx")
+    assert (tagged.action, tagged.unread, tagged.changes) == ("pass", "attachment a.rar: an archive whose names are encrypted", ())
+    # Without a rule that could be about what is inside, nobody asks. One about the archive itself, which comes first, has said what is to be done.
+    assert result(content, [Rule("-", "*.exe", "ignore")])[0] == "pass"
+    assert result(content, [Rule("-", "*.rar", "ignore"), *EXE]) == ("pass", content)
+    assert result(content, [*EXE, Rule("-", "*.rar", "ignore")])[0] == "strip"
+    assert b"a.rar was removed" in result(content, [Rule("-", "*.rar", "strip"), *EXE])[1]
+    # Within a message that stands in a transfer encoding.
+    inner = leaf(b"Content-Type: message/rfc822\r\n", base64.encodebytes(content))
+    assert result(mixed(TEXT, inner))[0] == "strip" and TEXT in result(mixed(TEXT, inner))[1]
+
+
+def test_an_ignored_archive_is_left_with_what_is_in_it() -> None:
+    content = mixed(TEXT, packed(rar5([(b"a.exe", b"MZ")]), b"tools.rar"))
+    assert result(content, [Rule("-", "tools.rar", "ignore"), *EXE]) == ("pass", content)
+    assert result(content, [*EXE, Rule("-", "tools.rar", "ignore")])[0] == "strip", "the first that fits counts"
+    assert result(content, [Rule("-", "read.me", "ignore"), *EXE])[0] == "strip", "an exception within is one for that file"
+    decision = judge(content, [Rule("-", "*.exe", "bounce"), Rule("-", "*.rar", "strip")], "strip", "mx")
+    assert decision.action == "bounce" and decision.what == "attachment a.exe in tools.rar"
+
+
+def test_unreadable_mail_is_tagged_where_the_setting_says_so() -> None:
+    content = b"Content-Type: multipart/mixed; boundary=A; boundary=B\r\n\r\n--B\r\nContent-Type: a/b; name=a.pdf\r\n\r\nx\r\n--B--\r\n"
+    decision = judge(content, EXE, "tag", "mx")
+    assert (decision.action, decision.unread) == ("pass", "unreadable MIME (a part with two boundaries)")
+    recipient = Recipient(b"u@x")
+    work = Work(b"", Envelope(Channel.SMTPD, b"s@t", [recipient], 0), [Part(Channel.LOCAL, "", [recipient], [recipient])], [content],
+                lambda rope, start, length: content[start : start + length], None)  # type: ignore[arg-type]  # fmt: skip
+    found = asyncio.run(Attachments(lambda: EXE, "tag", "mx.test").examine(work))
+    assert found == Verdict(tags=(Tag("attachments", "unscannable", decision.unread),), note=f"tagged: {decision.unread}")
+
+
+def test_files_in_a_text_are_looked_into() -> None:
+    archive = rar5([(b"a.exe", b"MZ")])
+    lines = b"".join(binascii.b2a_uu(archive[at : at + 45]) for at in range(0, len(archive), 45)).replace(b"\n", b"\r\n")
+    text = b"Subject: s\r\n\r\nbefore\r\nbegin 644 a.rar\r\n" + lines + b"`\r\nend\r\nafter\r\n"
+    action, left = result(text)
+    assert action == "strip" and lines not in left and left.endswith(b"after\r\n")
+    escaped = b"".join(b"=" + bytes(((octet + 106) & 255,)) if (octet + 42) & 255 in b"\0\r\n=" else bytes(((octet + 42) & 255,)) for octet in archive)
+    yenc = b"Subject: s\r\n\r\n=ybegin line=999 size=9 name=a.rar\r\n" + escaped + b"\r\n=yend size=9\r\n"
+    assert result(yenc)[0] == "strip" and escaped not in result(yenc)[1]
+    plain = b"Subject: s\r\n\r\nbegin-base64 644 a.png\r\n" + base64.b64encode(b"MZ" + bytes(60)) + b"\r\n====\r\n"
+    assert result(plain, [Rule("application/x-msdownload", "*", "strip")])[0] == "strip"
+    many = b"Subject: s\r\n\r\n" + b"begin 644 a.txt\r\nend\r\n" * 600
+    assert result(many)[0] == "strip" and b"too many files in a text" in result(many)[1]
 
 
 def test_a_rule_that_tags_leaves_the_content() -> None:

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from iems.config import Config
+from iems.config import Antivirus, Config
 from iems.directory import Directory, passwords
 from iems.errors import DirectoryUnavailable
-from iems.model import INPUT, Channel, Envelope, Recipient, Reply
+from iems.model import INPUT, Channel, Envelope, Notify, Recipient, Reply
 from iems.net.breaker import NoAnswer
 from iems.preprocessor.absence import Absence
 from iems.preprocessor.modules import Verdict
@@ -17,6 +17,7 @@ from iems.preprocessor.modules.content import Content
 from iems.preprocessor.worker import Worker
 from iems.scan.checker import Score
 from iems.spool import Message
+from iems.spool.keys import QUARANTINED
 
 
 class Context:
@@ -204,6 +205,23 @@ def test_loop(home):
 
     ctx = run(home, scenario)
     assert [detail["loop"] for name, _, detail in ctx.events if name == "failed"] == [True]
+
+
+def test_loops_go_to_the_postmaster_where_that_is_set(home):
+    from msgspec import structs
+
+    async def scenario(s):
+        s.ctx.config = structs.replace(s.ctx.config, preprocessor=structs.replace(s.ctx.config.preprocessor, loop_to_postmaster=True))
+        await s.post(b"mary@example.test", content=CONTENT.partition(b"Subject")[0] * 25 + b"Subject: x\r\n\r\n")
+        await s.settled()
+        assert taken(s.spool, Channel.SMTPC) == [], "not to the sender"
+        [report] = s.spool.take(Channel.LOCAL, 10)[0]
+        assert [r.address for r in report.envelope.recipients] == [b"john@example.test"] and b"Status: 5.4.6" in s.spool.blobs.read(report.rope)
+
+    directory = Directory(home / "directory")
+    directory.add_alias("postmaster@example.test", "john@example.test")
+    directory.close()
+    run(home, scenario)
 
 
 def test_directory_away_keeps_the_message(home, monkeypatch):
@@ -521,3 +539,159 @@ def test_spam_goes_to_the_inspector(home):
 
     ctx = run(home, nobody, (content_module({Channel.LOCAL: "forward"}, inspector="none@example.test"),))
     assert [detail["why"] for name, _, detail in ctx.events if name == "quarantined"] == ["nobody to forward to: none@example.test"]
+
+
+async def until(true, limit_s=15.0):
+    """Wait for a condition."""
+    for _ in range(int(limit_s / 0.005)):
+        if true():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it does not come true")
+
+
+def test_the_sender_hears_once_of_mail_that_waits(home, monkeypatch):
+    """For a scanner, as for a host that is away (RFC 3461 4.1): at the setting's age, unless he asked not to be told."""
+    monkeypatch.setattr("iems.preprocessor.absence.RETRY_S", 0.02)
+    monkeypatch.setattr("iems.preprocessor.absence.RETRY_MAX_S", 0.02)
+    module = AntiVirus([Away()], "quarantine", Absence("The virus scanner", "defer", {}, 432_000.0), "mx.test")
+
+    async def scenario(s):
+        def count(name):
+            return sum(event == name for event, *_ in s.ctx.events)
+
+        wishes = {b"john@example.test": 0, b"mary@example.test": Notify.NEVER, b"eve@other.test": Notify.DELAY, b"joe@other.test": Notify.FAILURE}
+        recipients = [Recipient(address, address, notify=notify) for address, notify in wishes.items()]
+        message = Message(s.spool.new_id(), Envelope(Channel.SMTPD, b"me@out.test", recipients, 1, envid=b"E+31"), [CONTENT + b"evil\r\n"])
+        assert await s.spool.append([message]) == [None]
+        await until(lambda: count("deferred") > 2)
+        assert not count("dsn"), "it is young"
+        s.spool.age_s = lambda item: 20_000.0
+        await until(lambda: count("dsn"))
+        before = count("deferred")
+        await until(lambda: count("deferred") > before + 3)
+        [report] = s.spool.take(Channel.SMTPC, 10)[0]
+        text = s.spool.blobs.read(report.rope)
+        assert report.envelope.reverse_path == b"" and [r.address for r in report.envelope.recipients] == [b"me@out.test"]
+        assert b"Action: delayed" in text and b"Status: 4.4.7" in text and b"Will-Retry-Until:" in text and b"Original-Envelope-Id: E1" in text
+        assert b"john@" in text and b"eve@" in text and b"mary@" not in text and b"joe@" not in text
+        assert b"Subject: hi" in text and b"evil" not in text
+        # It is remembered on the way out, too: nobody hears twice.
+        module._scanners = []
+        await until(lambda: count("routed") == 5)
+        await s.settled()
+        found = [item for channel in (Channel.LOCAL, Channel.SMTPC) for item in s.spool.take(channel, 10)[0]]
+        noticed = {r.address: r.delay_noticed for item in found for r in item.envelope.recipients}
+        assert noticed == {b"john@example.test": True, b"mary@example.test": False, b"eve@other.test": True, b"joe@other.test": False}
+
+    ctx = run(home, scenario, (module,))
+    assert [detail["kind"] for name, _, detail in ctx.events if name == "dsn"] == ["delayed"] and ctx.counters["dsn_total"] == 1
+    assert ctx.errors == []
+
+
+def test_the_sender_hears_of_mail_that_waits_for_the_directory(home, monkeypatch):
+    monkeypatch.setattr("iems.preprocessor.worker.PAUSE_S", 0.02)
+
+    async def scenario(s):
+        resolve = s.worker.planner.resolve
+
+        def away(address):
+            if address.endswith(b"@out.test"):
+                return resolve(address)
+            raise DirectoryUnavailable("gone")
+
+        s.worker.planner.resolve = away
+        s.spool.age_s = lambda item: 20_000.0
+        await s.post(b"john@example.test")
+        await s.post(b"mary@example.test", reverse_path=b"")
+        await until(lambda: len(s.ctx.errors) > 5)
+        s.worker.planner.resolve = resolve
+        await until(lambda: sum(name == "routed" for name, *_ in s.ctx.events) == 3)
+        [report] = s.spool.take(Channel.SMTPC, 10)[0]
+        assert b"The directory does not answer" in s.spool.blobs.read(report.rope)
+
+    ctx = run(home, scenario)
+    assert ctx.counters["dsn_total"] == 1
+
+
+class Finds:
+    """Everything is infected."""
+
+    name = "finds"
+
+    async def scan(self, content):
+        return "Evil.A"
+
+
+def test_the_postmaster_hears_of_what_is_deleted(home, monkeypatch):
+    """The first at once, what comes within the hour in one message, the rest as the worker ends; of notices, of reports and of a setting that is off nothing."""
+    sent = []
+
+    async def scenario(s):
+        append = s.spool.append
+
+        async def seen(messages):
+            sent.extend(b"".join(m.content) for m in messages if m.envelope.input_channel == Channel.MTA and b"ended or changed" in b"".join(m.content))
+            return await append(messages)
+
+        s.spool.append = seen
+        await s.post(b"john@example.test", b"mary@example.test", reverse_path=b"x\r\n@evil.test")
+        await until(lambda: sent)
+        for _ in range(300):
+            await s.post(b"mary@example.test")
+        await s.post(b"john@example.test", channel=Channel.MTA, reverse_path=b"")
+        await s.settled()
+        assert len(sent) == 1
+
+    def module(tell=True):
+        return AntiVirus([Finds()], "delete", Absence("The virus scanner", "defer", {}, 1.0), "mx.test", tell)
+
+    ctx = run(home, scenario, (module(),))
+    first, last = sent
+    assert b"deleted, virus Evil.A; from <x @evil.test> to <john@example.test>, <mary@example.test>" in first.replace(b"=\r\n", b"") and b"Subject: 1 messages" in first
+    assert b"Subject: 300 messages" in last and last.count(b"Evil.A") == 200 and b"and 100 more" in last and b"MTA" not in last
+    assert ctx.errors == [] and [detail["messages"] for name, _, detail in ctx.events if name == "notice-mailed"] == [1, 300]
+
+    sent.clear()
+
+    async def off(s):
+        await s.post(b"john@example.test")
+        await s.settled()
+
+    run(home, off, (module(tell=False),))
+    assert sent == []
+
+
+def test_a_scanner_that_finds_a_virus_in_all_loses_nothing(home):
+    """As set out of the box: put aside, each of them, for a person to let out."""
+
+    async def scenario(s):
+        for _ in range(20):
+            await s.post(b"john@example.test", b"eve@other.test")
+        await until(lambda: sum(name == "quarantined" for name, *_ in s.ctx.events) == 20)
+        await s.settled()
+        assert all(taken(s.spool, channel) == [] for channel in (INPUT, Channel.LOCAL, Channel.SMTPC))
+        assert s.spool.index.counts()[INPUT, QUARANTINED] == 20
+
+    ctx = run(home, scenario, (AntiVirus([Finds()], Antivirus().infected, Absence("The virus scanner", "defer", {}, 1.0), "mx.test"),))
+    assert {detail["why"] for name, _, detail in ctx.events if name == "quarantined"} == {"virus Evil.A"} and ctx.errors == []
+
+
+def test_the_postmaster_hears_of_attachments(home):
+    """Of what was removed and of what was refused, if that is set."""
+    from iems.attachment.rules import Rule
+    from iems.preprocessor.modules.attachments import Attachments
+
+    rules = [Rule("-", "*.exe", "strip"), Rule("-", "*.scr", "bounce")]
+    mail = CONTENT.replace(b"Subject: hi\r\n", b"Subject: hi\r\nContent-Type: application/x; name=NAME\r\n")
+
+    async def scenario(s):
+        for name in (b"a.exe", b"b.scr", b"c.txt"):
+            await s.post(b"john@example.test", content=mail.replace(b"NAME", name))
+        await s.settled()
+        await s.worker._notices.close()
+
+    for tell in (True, False):
+        ctx = run(home, scenario, (Attachments(lambda: rules, "strip", "mx.test", tell),))
+        told = sum(detail["messages"] for name, _, detail in ctx.events if name == "notice-mailed")
+        assert told == (2 if tell else 0) and ctx.errors == []

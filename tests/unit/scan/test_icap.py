@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 
 import pytest
 
-from iems.config import ConfigError, parse
+from iems.config import Antivirus, Config, ConfigError, parse
 from iems.net.breaker import Breaker, NoAnswer
+from iems.preprocessor.scanning import antivirus
 from iems.scan import icapwire as wire
 from iems.scan.icap import Icap
 
@@ -317,7 +319,10 @@ def test_mutated_answers():
 
 
 def test_as_a_setting():
-    assert parse(b'[antivirus]\nscanners = ["icap://127.0.0.1:1344/av", "icap://scan.test/x"]\n', "c").antivirus.scanners
-    for place in ("icap:127.0.0.1:1344/av", "icap://", "icap://h:x/y", "icap://h/a b"):
+    assert parse(b'[antivirus]\nscanners = ["icap://127.0.0.1:1344/av", "icap://scan.test/x", "icaps://scan.test/x"]\n', "c").antivirus.scanners
+    made = antivirus(Config(hostname="mx", antivirus=Antivirus(scanners=["icap://scan.test/x", "icaps://[::1]:5/x", "clamd:scan.test"])), Path("/"), print)
+    assert [scanner._address for scanner in made._scanners[:2]] == [("scan.test", 1344), ("::1", 5)] and made._scanners[2].name == "clamd:scan.test"
+    assert [scanner.name for scanner in made._scanners[:2]] == ["icap://scan.test/x", "icaps://[::1]:5/x"]
+    for place in ("icaps:scan.test/x", "icap:127.0.0.1:1344/av", "icap://", "icap://h:x/y", "icap://h/a b"):
         with pytest.raises(ConfigError):
             parse(b'[antivirus]\nscanners = ["%b"]\n' % place.encode(), "c")

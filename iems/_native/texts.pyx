@@ -39,6 +39,9 @@ cdef enum:
     L_CHARSETS = 16
     L_NAME = 32
     FIRST = 0x80
+    # Octets that are read at once where contents lie close together, and what may lie between two.
+    L_STRETCH = 131072
+    L_GAP = 2048
     L_FOLDS = 0x2200  # characters below it are in the table of folds
     # Charsets that are no table; -1 is an exception.
     NONE_NAMED = -5
@@ -633,6 +636,39 @@ def judge(const unsigned char[::1] content not None, keys):
         _end(&state)
 
 
+cdef struct Window:
+    Octets octets
+    int fd
+    uint64_t offset  # of what is in `octets`
+
+
+cdef const unsigned char *_stretch(Window *window, const uint64_t[:, ::1] places, const int32_t[::1] fds, Py_ssize_t at) except? NULL nogil:
+    """The octets of a place out of its file, NULL if they can't be read. Those of the places that follow it closely in the file are read with it."""
+    cdef uint64_t start = places[at, P_OFFSET], stop = start + places[at, P_LENGTH], offset, length, own = stop - start
+    cdef int window_fd = fds[at]
+    if window_fd < 0 or stop < start:
+        return NULL
+    if not (window_fd == window.fd and start >= window.offset and stop <= window.offset + window.octets.length):
+        window.fd = -1
+        window.offset = start
+        while at + 1 < places.shape[0] and fds[at + 1] == window_fd and stop - start < L_STRETCH:
+            at += 1
+            offset, length = places[at, P_OFFSET], places[at, P_LENGTH]
+            if places[at, P_KNOWN] != 1 or length > L_STRETCH or offset < stop or offset - stop > L_GAP:
+                at -= 1
+                break
+            stop = offset + length
+        length = stop - start
+        _room(&window.octets, length + 1)
+        if not _read(window_fd, window.octets.data, start, length):
+            length = own
+            if not _read(window_fd, window.octets.data, start, length):
+                return NULL
+        window.octets.length = length
+        window.fd = window_fd
+    return window.octets.data + (start - window.offset)
+
+
 cdef bint _read(int fd, unsigned char *to, uint64_t offset, uint64_t length) noexcept nogil:
     cdef Py_ssize_t got
     while length:
@@ -648,11 +684,15 @@ cdef bint _read(int fd, unsigned char *to, uint64_t offset, uint64_t length) noe
 def sift(const uint64_t[:, ::1] places not None, const unsigned char[::1] heads not None, const int32_t[::1] fds not None, keys,
          Py_ssize_t start, Py_ssize_t octets, unsigned char[:, ::1] out not None):
     cdef State state
+    cdef Window window
+    cdef const unsigned char *piece
     cdef Py_ssize_t n = places.shape[0], at = start, total
     cdef uint64_t head, head_length, length
     cdef int k
     cdef bint there
     cdef list held = _begin(&state, keys)
+    memset(&window, 0, sizeof(window))
+    window.fd = -1
     try:
         if (places.shape[1] != P_COLUMNS or start < 0 or start > n or fds.shape[0] != n or out.shape[0] != n or out.shape[1] != state.count):
             raise ValueError("arrays of different lengths")
@@ -666,7 +706,11 @@ def sift(const uint64_t[:, ::1] places not None, const unsigned char[::1] heads 
                     _room(&state.content, total + 1)
                     if head_length:
                         memcpy(state.content.data, &heads[head], head_length)
-                    there = length == 0 or (fds[at] >= 0 and _read(fds[at], state.content.data + head_length, places[at, P_OFFSET], length))
+                    if length:
+                        piece = _stretch(&window, places, fds, at)
+                        there = piece != NULL
+                        if there:
+                            memcpy(state.content.data + head_length, piece, length)
                 if there:
                     _judge(&state, state.content.data, total)
                 for k in range(state.count):
@@ -674,4 +718,5 @@ def sift(const uint64_t[:, ::1] places not None, const unsigned char[::1] heads 
                 at += 1
         return at
     finally:
+        free(window.octets.data)
         _end(&state)

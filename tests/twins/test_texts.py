@@ -201,6 +201,8 @@ def test_messages_where_they_lie(tmp_path: Path, module: Any) -> None:
         (0, 0, 0, 0, 0, 0),  # of another shape
         (1, 0, 5, 7, at - 3, 100),  # cut short
         (1, 0, len(heads) + 100, 7, 0, 1),
+        (1, 0, 5, 7, 2, len(contents[0]) - 5),  # can be read, though what follows it can't
+        (1, 0, 5, 7, at, 100),
         (1, 0, 5, 8, 2, 5),  # a file that can't be opened
     ]
     table = np.array(places, np.uint64)
@@ -214,7 +216,7 @@ def test_messages_where_they_lie(tmp_path: Path, module: Any) -> None:
             at = module.sift(table, heads + whole, fds, [(b"offer", True), (b"offer", False)], at, 1, out)
     finally:
         os.close(fd)
-    wanted = [[YES, YES], [NO, NO], [YES, NO], [UNSURE] * 2, [YES, NO], *[[UNSURE] * 2] * 4]
+    wanted = [[YES, YES], [NO, NO], [YES, NO], [UNSURE] * 2, [YES, NO], *[[UNSURE] * 2] * 3, [YES, YES], *[[UNSURE] * 2] * 2]
     assert out.tolist() == (wanted if module is texts else [[UNSURE] * 2] * len(table))
 
 

@@ -20,6 +20,9 @@ from libc.string cimport memchr, memcpy, memset
 
 from iems._native.buffer cimport Buffer
 
+cdef extern from *:
+    void __builtin_prefetch(const void *place) nogil
+
 cdef enum:
     PAGE_HEAD = 16
     NODE_HEAD = 8
@@ -28,6 +31,7 @@ cdef enum:
     ROW_HEAD = 36     # octets before the rope in a message row
     PLACE = 16
     OUTSIDE = 2
+    FAR = 256         # octets of a value from which on the next row is fetched ahead
     # Rows between two wanted ones that are walked over before the cursor is asked for the next.
     GAP = 64
 
@@ -72,8 +76,10 @@ cdef class _Walk:
     cdef int seek(self, bytes wanted) except -1:
         """The first row at or after a key."""
         self.count = 0
-        if not self.cursor.set_range(wanted):
-            return 0
+        return self.here() if self.cursor.set_range(wanted) else 0
+
+    cdef int here(self) except -1:
+        """The row the cursor stands at."""
         if self.page_size:
             self.item = self.cursor.key()
             if type(self.item) is memoryview:
@@ -118,13 +124,25 @@ cdef class _Walk:
         self.at += 1
         self.key, self.key_length = node + NODE_HEAD, key_length
         self.value, self.length = node + NODE_HEAD + key_length, length
+        if length > FAR and self.at + 1 < self.count:
+            # Rows lie in any order: what will be looked at of the next one is fetched meanwhile.
+            node = self.page + (_u16(self.page + PAGE_HEAD + 2 * (self.at + 1)) & (self.page_size - 1))
+            __builtin_prefetch(node)
+            __builtin_prefetch(node + 64)
+            __builtin_prefetch(node + 128)
+            __builtin_prefetch(node + 192)
         return True
 
     cdef int step(self) except -1:
         """The row after this one."""
         if self.following():
             return 1
-        return self.seek(PyBytes_FromStringAndSize(<const char *>self.key, self.key_length) + b"\0")
+        cdef bytes last = PyBytes_FromStringAndSize(<const char *>self.key, self.key_length)
+        # The cursor stands in this page: the way to the next one is shorter than from the root.
+        if self.count and self.cursor.set_key(last):
+            self.count = 0
+            return self.here() if self.cursor.next() else 0
+        return self.seek(last + b"\0")
 
     cdef bint under(self, bytes prefix) noexcept:
         """Whether the key begins with `prefix`."""

@@ -38,6 +38,7 @@ cdef enum:
     L_KEYS = 16
     L_CHARSETS = 16
     L_NAME = 32
+    L_VALUE = 65536  # octets of a value with encoded words
     FIRST = 0x80
     # Octets that are read at once where contents lie close together, and what may lie between two.
     L_STRETCH = 131072
@@ -47,6 +48,7 @@ cdef enum:
     NONE_NAMED = -5
     UTF8 = -2
     OTHER = -3
+    STRANGE = -6  # no name of a charset
     SHIFTED = -4  # one whose ASCII octets may mean something else
     # Columns of a place.
     P_KNOWN = 0
@@ -141,6 +143,10 @@ cdef struct State:
     Octets decoded
     Octets folded
     Octets name
+    # Of a header that is put down: a value without its line ends, octets of encoded words, the charset of the last one.
+    Octets line
+    Octets word
+    Octets before
 
 
 cdef list _begin(State *state, keys):
@@ -180,6 +186,9 @@ cdef void _end(State *state) noexcept nogil:
     free(state.decoded.data)
     free(state.folded.data)
     free(state.name.data)
+    free(state.line.data)
+    free(state.word.data)
+    free(state.before.data)
 
 
 cdef inline int _room(Octets *out, Py_ssize_t count) except -1 nogil:
@@ -378,7 +387,11 @@ cdef int _fold_wide(State *state, const unsigned char *text, Py_ssize_t size, in
 
 cdef int _header(State *state, const unsigned char *text, Py_ssize_t size, bint own) except -1 nogil:
     if iems_odd_header(text, size):
-        if _wanted(state, own, False, text, size):
+        if not _wanted(state, own, False, text, size):
+            return 0
+        if _plainly(state, text, size) == 1 and _fold_wide(state, state.decoded.data, state.decoded.length, UTF8) == 1:
+            _compare(state, own)
+        else:
             _unsure(state, own)
         return 0
     if _wanted(state, own, True, text, size):
@@ -412,6 +425,228 @@ cdef int _body(State *state, const unsigned char *text, Py_ssize_t size, int cha
     return 0
 
 
+# Headers that are more than ASCII in lines are put down in UTF-8, encoded words undone, before they are folded.
+
+cdef inline int _add(Octets *out, const unsigned char *text, Py_ssize_t size) except -1 nogil:
+    if out.length + size > out.capacity:
+        _grow(<void **> &out.data, &out.capacity, out.length + size + 256, 1)
+    if size:
+        memcpy(out.data + out.length, text, size)
+    out.length += size
+    return 0
+
+
+cdef int _plainly(State *state, const unsigned char *text, Py_ssize_t size) except -1 nogil:
+    """Put a header down in `decoded`, a field a line; 0 if something in it is left to the reference."""
+    cdef Py_ssize_t at = 0, after, end, first = -1, value = 0, colon
+    state.decoded.length = 0
+    while at < size:
+        after = at
+        while after < size and text[after] != 10:
+            after += 1
+        end = after
+        after = min(after + 1, size)
+        if end > at and text[end - 1] == 13:
+            end -= 1
+        if end == at:
+            break
+        if first < 0 or (text[at] != 32 and text[at] != 9):
+            if first >= 0 and not _field(state, text, first, value, at):
+                return 0
+            first = at
+            colon = at
+            while colon < end and text[colon] != 58:
+                colon += 1
+            value = colon + 1 if colon < end else at
+        at = after
+    if first >= 0 and not _field(state, text, first, value, at):
+        return 0
+    return 1
+
+
+cdef int _field(State *state, const unsigned char *text, Py_ssize_t first, Py_ssize_t value, Py_ssize_t end) except -1 nogil:
+    """One field: its name, a space, its value as `words.decode_words` reads it."""
+    cdef Octets *line = &state.line
+    cdef Py_ssize_t i, at, start, stop, size
+    cdef int charset = NONE_NAMED, named
+    cdef bint after_word = False
+    if iems_wide(text + first, value - first):
+        return 0
+    _add(&state.decoded, text + first, value - first)
+    _add(&state.decoded, <const unsigned char *> b" ", 1)
+    while value < end and (text[value] == 32 or text[value] == 9 or text[value] == 13 or text[value] == 10):
+        value += 1
+    _room(line, end - value)
+    for i in range(value, end):
+        if text[i] != 13 and text[i] != 10:
+            line.data[line.length] = text[i]
+            line.length += 1
+    size = line.length
+    while size and (line.data[size - 1] == 32 or line.data[size - 1] == 9):
+        size -= 1
+    at = i = 0
+    state.word.length = 0
+    while i + 1 < size:
+        if line.data[i] != 61 or line.data[i + 1] != 63:
+            i += 1
+            continue
+        if size > L_VALUE:
+            return 0
+        start = stop = i + 2
+        while stop < size and line.data[stop] != 63 and line.data[stop] != 61 and not _blank(line.data[stop]):
+            stop += 1
+        # charset, "?", B or Q, "?", text, "?="
+        if (stop == start or stop - start > 75 or stop + 2 >= size or line.data[stop] != 63 or line.data[stop + 2] != 63
+                or not (iems_lower(line.data[stop + 1]) == 98 or iems_lower(line.data[stop + 1]) == 113)):
+            i += 1
+            continue
+        value = stop + 3
+        while value < size and line.data[value] != 63:
+            value += 1
+        if value + 1 >= size or line.data[value + 1] != 61:
+            i += 1
+            continue
+        if not (after_word and _only_blanks(line.data + at, i - at)):
+            if not _put_text(&state.decoded, state.word.data, state.word.length, charset):
+                return 0
+            state.word.length = 0
+            if not _put_text(&state.decoded, line.data + at, i - at, NONE_NAMED):
+                return 0
+        _room(&state.name, 80)
+        while start < stop and line.data[start] != 42:  # a language follows (RFC 2231 5)
+            state.name.data[state.name.length] = line.data[start]
+            state.name.length += 1
+            start += 1
+        named = _named(&state.name)
+        if named == STRANGE:
+            return 0
+        # Neighbours of one charset are decoded as one text.
+        if state.word.length and not _same_name(state):
+            if not _put_text(&state.decoded, state.word.data, state.word.length, charset):
+                return 0
+            state.word.length = 0
+        charset = named
+        _add_name(state)
+        if not _word(&state.word, line.data + stop + 3, value - stop - 3, iems_lower(line.data[stop + 1]) == 98):
+            return 0
+        at = i = value + 2
+        after_word = True
+    if not _put_text(&state.decoded, state.word.data, state.word.length, charset):
+        return 0
+    if not _put_text(&state.decoded, line.data + at, size - at, NONE_NAMED):
+        return 0
+    _add(&state.decoded, <const unsigned char *> b"\n", 1)
+    return 1
+
+
+cdef inline bint _blank(unsigned char octet) noexcept nogil:
+    return octet == 32 or 9 <= octet <= 13
+
+
+cdef bint _only_blanks(const unsigned char *text, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(size):
+        if text[i] != 32 and text[i] != 9:
+            return False
+    return True
+
+
+cdef bint _same_name(State *state) noexcept nogil:
+    return state.name.length == state.before.length and memcmp(state.name.data, state.before.data, state.name.length) == 0
+
+
+cdef int _add_name(State *state) except -1 nogil:
+    """Remember the charset of a word for the next one."""
+    state.before.length = 0
+    return _add(&state.before, state.name.data, state.name.length)
+
+
+cdef int _word(Octets *out, const unsigned char *text, Py_ssize_t size, bint base64) except -1 nogil:
+    """Add the octets of an encoded word; 0 for base64 that is cut."""
+    cdef Py_ssize_t i = 0
+    cdef unsigned char octet
+    cdef Octets one
+    cdef int done
+    if base64:
+        memset(&one, 0, sizeof(one))
+        done = _unbase64(&one, text, size)
+        if done:
+            _add(out, one.data, one.length)
+        free(one.data)
+        return done
+    while i < size:
+        octet = text[i]
+        if octet == 95:
+            octet = 32
+        elif octet == 61 and i + 2 < size and HEX[text[i + 1]] >= 0 and HEX[text[i + 2]] >= 0:
+            octet = <unsigned char> (HEX[text[i + 1]] << 4 | HEX[text[i + 2]])
+            i += 2
+        _add(out, &octet, 1)
+        i += 1
+    return 1
+
+
+cdef bint _utf8(const unsigned char *text, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t i = 0, k
+    cdef uint32_t c
+    cdef int more
+    while i < size:
+        if text[i] < 128:
+            i += 1
+            continue
+        if text[i] < 0xC2 or text[i] > 0xF4:
+            return False
+        more = 1 if text[i] < 0xE0 else 2 if text[i] < 0xF0 else 3
+        if i + more >= size:
+            return False
+        c = text[i] & (0x3F >> more)
+        for k in range(1, more + 1):
+            if text[i + k] & 0xC0 != 0x80:
+                return False
+            c = c << 6 | (text[i + k] & 0x3F)
+        if (more == 2 and (c < 0x800 or 0xD800 <= c <= 0xDFFF)) or (more == 3 and (c < 0x10000 or c > 0x10FFFF)):
+            return False
+        i += more + 1
+    return True
+
+
+cdef int _put_text(Octets *out, const unsigned char *text, Py_ssize_t size, int charset) except -1 nogil:
+    """Add octets of a charset in UTF-8; 0 where they are left to the reference."""
+    cdef Py_ssize_t i
+    cdef uint16_t c
+    cdef unsigned char octets[3]
+    cdef int count
+    if size == 0:
+        return 1
+    if charset == SHIFTED or (charset == OTHER and (iems_wide(text, size) or iems_find_word(text, size, <const unsigned char *> b"\x1b", 1) >= 0)):
+        return 0
+    if charset < 0 and _utf8(text, size):
+        _add(out, text, size)
+        return 1
+    if charset == UTF8:
+        return 0
+    if charset < 0:
+        charset = 0
+    for i in range(size):
+        if text[i] < 128:
+            _add(out, text + i, 1)
+            continue
+        c = CHARSETS[charset].characters[text[i]]
+        if c < 0x80:
+            return 0
+        if c < 0x800:
+            octets[0] = <unsigned char> (0xC0 | c >> 6)
+            octets[1] = <unsigned char> (0x80 | (c & 0x3F))
+            count = 2
+        else:
+            octets[0] = <unsigned char> (0xE0 | c >> 12)
+            octets[1] = <unsigned char> (0x80 | (c >> 6 & 0x3F))
+            octets[2] = <unsigned char> (0x80 | (c & 0x3F))
+            count = 3
+        _add(out, octets, count)
+    return 1
+
+
 cdef bint _is(const unsigned char *text, Py_ssize_t length, const char *word, Py_ssize_t word_length) noexcept nogil:
     cdef Py_ssize_t k
     if length != word_length:
@@ -430,8 +665,7 @@ cdef int _charset(State *state, Text text, Media *media, Py_ssize_t end, int *fo
     """What the parameter says; found is 0 where it is written in a way that is left to the reference."""
     cdef Parameter parameter
     cdef Octets *name = &state.name
-    cdef Py_ssize_t k
-    cdef int i
+    cdef int charset
     memset(&parameter, 0, sizeof(parameter))
     parameter.at = media.after
     found[0] = 1
@@ -445,11 +679,22 @@ cdef int _charset(State *state, Text text, Media *media, Py_ssize_t end, int *fo
             _put_value(name, text, &parameter)
     if name.length <= 0:
         return NONE_NAMED
+    charset = _named(name)
+    if charset == STRANGE:
+        found[0] = 0
+    return charset
+
+
+cdef int _named(Octets *name) noexcept nogil:
+    """What a name of a charset means, STRANGE for one that is no name; it is put in lower case."""
+    cdef Py_ssize_t k
+    cdef int i
     for k in range(name.length):
         if name.data[k] <= 32 or name.data[k] >= 127 or name.data[k] in b"?='\"":
-            found[0] = 0
-            return OTHER
+            return STRANGE
         name.data[k] = iems_lower(name.data[k])
+    if name.length == 0:
+        return NONE_NAMED
     if _is(name.data, name.length, b"utf-8", 5) or _is(name.data, name.length, b"utf8", 4):
         return UTF8
     if _is(name.data, name.length, b"us-ascii", 8) or _is(name.data, name.length, b"ascii", 5):

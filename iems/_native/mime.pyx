@@ -45,36 +45,6 @@ MAX_COMMENTS = 100
 MAX_QUOTED = 1_000
 MAX_STRING = 65_536
 
-cdef enum:
-    C_PARENT = 0
-    C_DEPTH = 1
-    C_NUMBER = 2
-    C_KIND = 3
-    C_FLAGS = 4
-    C_HEADER_START = 5
-    C_BODY_START = 6
-    C_BODY_END = 7
-    C_LINES = 8
-    C_TYPE_START = 9
-    C_TYPE_END = 10
-    C_ENCODING_START = 11
-    C_ENCODING_END = 12
-    C_COLUMNS = 13
-    K_LEAF = 0
-    K_MULTIPART = 1
-    K_MESSAGE = 2
-    L_DEPTH = 100
-    L_PARTS = 10000
-    L_FIELDS = 10000
-    L_HEADER = 1048576
-    L_ADDRESSES = 10000
-    L_PARAMETERS = 1000
-    L_BOUNDARY = 1000
-    L_SEGMENTS = 16
-    L_COMMENTS = 100
-    L_QUOTED = 1000
-    L_STRING = 65536
-
 # Fields of interest. Content-* fields come last: of those the first one counts.
 cdef enum:
     F_NONE = -1
@@ -130,16 +100,8 @@ cdef void _classify() noexcept:
 
 _classify()
 
-ctypedef const unsigned char *Text
-
 
 # Growing vectors. All of them are freed by _drop.
-
-cdef struct Octets:
-    unsigned char *data
-    Py_ssize_t length
-    Py_ssize_t capacity
-
 
 cdef int _grow(void **data, Py_ssize_t *capacity, Py_ssize_t need, size_t size) except -1 nogil:
     cdef Py_ssize_t room = capacity[0] * 2
@@ -189,51 +151,6 @@ cdef int _put_number(Octets *out, long long number) except -1 nogil:
     return _put(out, &digits[at], 24 - at)
 
 
-cdef struct Field:
-    int name
-    Py_ssize_t start
-    Py_ssize_t end
-
-
-cdef struct Row:
-    long long cells[C_COLUMNS]
-    Py_ssize_t fields_start  # its fields are fields[fields_start:fields_end] of the parse
-    Py_ssize_t fields_end
-    Py_ssize_t children
-    Py_ssize_t first_child  # -1: none
-    Py_ssize_t last_child
-    Py_ssize_t next_row  # within the same parent, -1: none
-    Py_ssize_t lines_before  # LFs in the content before the body
-    unsigned int seen  # bits of the Content-* fields had
-    bint digest
-
-
-cdef struct Open:
-    Py_ssize_t row
-    Py_ssize_t offset  # of the boundary in `arena`
-    Py_ssize_t length
-
-
-cdef struct Parse:
-    Text text
-    Py_ssize_t size
-    Row *rows
-    Py_ssize_t count
-    Py_ssize_t rows_room
-    Field *fields
-    Py_ssize_t fields_count
-    Py_ssize_t fields_room
-    Open opened[L_DEPTH]
-    Py_ssize_t depth  # how many of `opened` are
-    Octets arena
-    Octets scratch
-    int flags
-    Py_ssize_t current
-    Py_ssize_t floor
-    Py_ssize_t lines  # LFs before the place the pass has reached
-    bint extended
-
-
 cdef void _start(Parse *parse, const unsigned char[::1] content) noexcept:
     memset(parse, 0, sizeof(Parse))
     parse.size = content.shape[0]
@@ -245,6 +162,16 @@ cdef void _drop(Parse *parse) noexcept nogil:
     free(parse.fields)
     free(parse.arena.data)
     free(parse.scratch.data)
+
+
+cdef void again(Parse *parse, Text text, Py_ssize_t size) noexcept nogil:
+    """Begin another content; the memory of the one before is used again."""
+    parse.text = text
+    parse.size = size
+    parse.count = parse.fields_count = parse.depth = 0
+    parse.arena.length = parse.scratch.length = 0
+    parse.flags = 0
+    parse.current = parse.floor = parse.lines = 0
 
 
 # The pass.
@@ -638,14 +565,6 @@ cdef inline Py_ssize_t _until(Text text, Py_ssize_t at, Py_ssize_t end, unsigned
     return at
 
 
-cdef struct Media:
-    Py_ssize_t main
-    Py_ssize_t main_length  # 0: there is none to read
-    Py_ssize_t sub
-    Py_ssize_t sub_length
-    Py_ssize_t after
-
-
 cdef Media _media(Text text, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
     cdef Media media
     cdef Py_ssize_t type_end, slash
@@ -664,16 +583,6 @@ cdef Media _media(Text text, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
         return media
     media.main_length = type_end - at
     return media
-
-
-cdef struct Parameter:
-    Py_ssize_t at  # where the next one is looked for
-    Py_ssize_t count
-    Py_ssize_t name
-    Py_ssize_t name_length
-    Py_ssize_t value  # with its quotes
-    Py_ssize_t value_end
-    bint quoted
 
 
 cdef Py_ssize_t _until_semicolon(Text text, Py_ssize_t at, Py_ssize_t end) noexcept nogil:

@@ -15,10 +15,13 @@ A node: length of the value u32 (in two halves), flags u16, length of the key u1
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uintptr_t
-from libc.string cimport memchr, memcpy
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memchr, memcpy, memset
 
 from iems._native.buffer cimport Buffer
+
+cdef extern from *:
+    void __builtin_prefetch(const void *place) nogil
 
 cdef enum:
     PAGE_HEAD = 16
@@ -28,6 +31,7 @@ cdef enum:
     ROW_HEAD = 36     # octets before the rope in a message row
     PLACE = 16
     OUTSIDE = 2
+    FAR = 256         # octets of a value from which on the next row is fetched ahead
     # Rows between two wanted ones that are walked over before the cursor is asked for the next.
     GAP = 64
 
@@ -72,8 +76,10 @@ cdef class _Walk:
     cdef int seek(self, bytes wanted) except -1:
         """The first row at or after a key."""
         self.count = 0
-        if not self.cursor.set_range(wanted):
-            return 0
+        return self.here() if self.cursor.set_range(wanted) else 0
+
+    cdef int here(self) except -1:
+        """The row the cursor stands at."""
         if self.page_size:
             self.item = self.cursor.key()
             if type(self.item) is memoryview:
@@ -118,13 +124,25 @@ cdef class _Walk:
         self.at += 1
         self.key, self.key_length = node + NODE_HEAD, key_length
         self.value, self.length = node + NODE_HEAD + key_length, length
+        if length > FAR and self.at + 1 < self.count:
+            # Rows lie in any order: what will be looked at of the next one is fetched meanwhile.
+            node = self.page + (_u16(self.page + PAGE_HEAD + 2 * (self.at + 1)) & (self.page_size - 1))
+            __builtin_prefetch(node)
+            __builtin_prefetch(node + 64)
+            __builtin_prefetch(node + 128)
+            __builtin_prefetch(node + 192)
         return True
 
     cdef int step(self) except -1:
         """The row after this one."""
         if self.following():
             return 1
-        return self.seek(PyBytes_FromStringAndSize(<const char *>self.key, self.key_length) + b"\0")
+        cdef bytes last = PyBytes_FromStringAndSize(<const char *>self.key, self.key_length)
+        # The cursor stands in this page: the way to the next one is shorter than from the root.
+        if self.count and self.cursor.set_key(last):
+            self.count = 0
+            return self.here() if self.cursor.next() else 0
+        return self.seek(last + b"\0")
 
     cdef bint under(self, bytes prefix) noexcept:
         """Whether the key begins with `prefix`."""
@@ -229,6 +247,120 @@ def subjects(cursor, bytes prefix, const uint32_t[::1] uids, Py_ssize_t start, P
         known += 1
         there = walk.following() or walk.step()
     return bytes(found), bytes(texts), odd
+
+
+def places(cursor, bytes prefix, const uint32_t[::1] uids, Py_ssize_t start, Py_ssize_t count, Py_ssize_t page_size):
+    cdef _Walk walk = _Walk(cursor, page_size)
+    cdef Buffer found = Buffer(), table = Buffer(), heads = Buffer()
+    cdef Py_ssize_t index = start, end, gap = 0
+    cdef uint64_t place[6]
+    cdef const unsigned char *row
+    cdef const unsigned char *head
+    cdef int there
+    cdef int64_t uid
+    cdef uint32_t wanted, rope
+    if start < 0 or count < 0:
+        raise ValueError("start and count are not negative")
+    end = min(start + count, uids.shape[0])
+    if index >= end:
+        return b"", b"", b""
+    there = walk.seek(prefix + int(uids[index]).to_bytes(4, "big"))
+    while there and index < end and walk.under(prefix) and walk.key_length == PyBytes_GET_SIZE(prefix) + 4:
+        row = walk.key + PyBytes_GET_SIZE(prefix)
+        uid = <int64_t>row[0] << 24 | <int64_t>row[1] << 16 | <int64_t>row[2] << 8 | row[3]
+        while index < end and uids[index] < uid:
+            index += 1
+        if index == end:
+            break
+        wanted = uids[index]
+        if wanted != uid:
+            gap += 1
+            there = walk.step() if gap < GAP else walk.seek(prefix + int(wanted).to_bytes(4, "big"))
+            gap = gap if gap < GAP else 0
+            continue
+        gap = 0
+        index += 1
+        row = walk.value
+        rope = _checked(row, walk.length)
+        memset(place, 0, sizeof(place))
+        head = _place(row + ROW_HEAD, rope, place)
+        if head != NULL:
+            place[1] = heads.length
+            heads.put(head, place[2])
+        else:
+            memset(place, 0, sizeof(place))
+        table.put(<unsigned char *>place, sizeof(place))
+        found.put(<unsigned char *>&wanted, 4)
+        there = walk.following() or walk.step()
+    return bytes(found), bytes(table), bytes(heads)
+
+
+cdef uint32_t _checked(const unsigned char *row, Py_ssize_t length) except? 0xFFFFFFFF:
+    """The length of the rope. Raises ValueError for what is no message row."""
+    cdef uint32_t rope, envelope, structure
+    if length < ROW_HEAD:
+        raise ValueError("not a message row")
+    rope, envelope, structure = _u32(row + 4), _u32(row + 8), _u32(row + 12)
+    if length != <Py_ssize_t>ROW_HEAD + rope + (<Py_ssize_t>PLACE if row[1] & OUTSIDE else <Py_ssize_t>envelope + structure):
+        raise ValueError("not a message row")
+    return rope
+
+
+cdef const unsigned char *_place(const unsigned char *rope, Py_ssize_t length, uint64_t *place) noexcept nogil:
+    """Read a rope of octets, an extent or both into `place`; where the octets stand, NULL for a rope of another shape."""
+    cdef const unsigned char *at = rope
+    cdef const unsigned char *end = rope + length
+    cdef const unsigned char *head = rope
+    cdef uint64_t codec
+    cdef int items
+    if length < 1 or (at[0] != 0x91 and at[0] != 0x92):
+        return NULL
+    items = at[0] & 15
+    at += 1
+    place[0] = 1
+    if end - at >= 2 and at[0] == 0xC4:
+        place[2] = at[1]
+        head = at + 2
+    elif end - at >= 3 and at[0] == 0xC5:
+        place[2] = at[1] << 8 | at[2]
+        head = at + 3
+        if place[2] < 256:
+            return NULL
+    else:
+        items += 1
+    if items > 2 or <uint64_t>(end - head) < place[2]:
+        return NULL
+    if head != rope:
+        at = head + place[2]
+    if items == 2:
+        if at >= end or at[0] != 0x94:
+            return NULL
+        at += 1
+        if not (_number(&at, end, &place[3]) and _number(&at, end, &place[4]) and _number(&at, end, &place[5]) and _number(&at, end, &codec)) or codec:
+            return NULL
+    return head if at == end else NULL
+
+
+cdef bint _number(const unsigned char **at, const unsigned char *end, uint64_t *number) noexcept nogil:
+    """A number of MessagePack in its shortest form."""
+    cdef const unsigned char *from_ = at[0]
+    cdef int octets, i
+    if from_ >= end:
+        return False
+    if from_[0] < 0x80:
+        number[0] = from_[0]
+        at[0] = from_ + 1
+        return True
+    if from_[0] < 0xCC or from_[0] > 0xCF:
+        return False
+    octets = 1 << (from_[0] - 0xCC)
+    if end - from_ < octets + 1:
+        return False
+    number[0] = 0
+    for i in range(octets):
+        number[0] = number[0] << 8 | from_[1 + i]
+    at[0] = from_ + 1 + octets
+    return number[0] >= 0x80 if octets == 1 else number[0] >> (4 * octets) != 0
 
 
 cdef const unsigned char *_after(const unsigned char *at, const unsigned char *end) noexcept nogil:

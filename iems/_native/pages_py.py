@@ -8,6 +8,8 @@ import re
 import struct
 from array import array
 
+import msgspec
+
 _HEAD = struct.Struct("<BBHIIII16s")
 _FLAGS = struct.Struct("<IIQQq")
 _PLACE = 16
@@ -72,6 +74,58 @@ def subjects(cursor, prefix, uids, start, count, page_size):
         found.append(uid)
         texts.append(text)
     return found.tobytes(), b"\n".join(texts), odd
+
+
+def places(cursor, prefix, uids, start, count, page_size):
+    """Where the contents of `count` messages from `uids[start]` on lie: (uids found, their places, heads).
+
+    uids: uint32[n] ascending. Found uids come as octets of uint32. A place is uint64[6]: 1, offset and length of what of the content stands in the
+    row (in heads), blob, offset and length of the one extent after it; a blob of 0 and no length where there is none. All is 0 for a rope of another
+    shape. Raises ValueError for what is no message row.
+    """
+    if start < 0 or count < 0:
+        raise ValueError("start and count are not negative")
+    found, table, heads = array("I"), array("Q"), []
+    octets = 0
+    for uid in uids[start : start + count].tolist():
+        wanted = prefix + uid.to_bytes(4, "big")
+        if not cursor.set_range(wanted):
+            break
+        key, value = cursor.item()
+        if bytes(key) != wanted:
+            continue
+        head, extent = _place(_rope(bytes(value)))
+        found.append(uid)
+        if extent is None:
+            table.extend((0,) * 6)
+            continue
+        table.extend((1, octets, len(head), *extent))
+        heads.append(head)
+        octets += len(head)
+    return found.tobytes(), table.tobytes(), b"".join(heads)
+
+
+def _place(raw):
+    """(octets, extent) of a rope that is octets, an extent as it lies in the file, or one after the other; else (b"", None)."""
+    try:
+        rope = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, ValueError):
+        return b"", None
+    # written otherwise than the store does: not read by the kernel
+    if type(rope) is not list or not 0 < len(rope) <= 2 or msgspec.msgpack.encode(rope) != raw:
+        return b"", None
+    head = rope.pop(0) if type(rope[0]) is bytes else b""
+    if not rope:
+        return head, (0, 0, 0)
+    extent = rope[0]
+    if len(rope) != 1 or type(extent) is not list or len(extent) != 4 or not all(type(n) is int and n >= 0 for n in extent) or extent[3]:
+        return b"", None
+    return head, tuple(extent[:3])
+
+
+def _rope(value):
+    _envelope(value)
+    return value[_HEAD.size : _HEAD.size + int.from_bytes(value[4:8], "little")]
 
 
 def _envelope(value):

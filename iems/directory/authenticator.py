@@ -12,6 +12,7 @@ import functools
 import hmac
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class Authenticator:
         self._keep_s = keep_s
         self._clock = clock
         self._key = os.urandom(32)
-        self._kept: dict[bytes, tuple[float, Account]] = {}
+        self._kept: OrderedDict[bytes, tuple[float, Account]] = OrderedDict()
         #: What is being computed, by tag as in `_kept`.
         self._under_way: dict[bytes, asyncio.Future[Account | None]] = {}
         self._waiting = 0
@@ -187,7 +188,7 @@ class Authenticator:
             await self.failed(login, peer_ip)
             return None
         if len(self._kept) >= MAX_KEPT:
-            del self._kept[next(iter(self._kept))]
+            self._kept.popitem(last=False)
         self._kept[tag] = (self._clock() + self._keep_s, account)
         if self._guard is not None:
             self._guard.succeeded(account.address, peer_ip)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,8 +103,8 @@ class Directory:
         self.who = who or f"cli:{_user()}"
         self._audit = audit or self._audit_line
         # What was found under `_cached_version`: resolutions by address, accounts by address or number.
-        self._resolutions: dict[bytes, Resolution] = {}
-        self._accounts: dict[str | int, Account | None] = {}
+        self._resolutions: OrderedDict[bytes, Resolution] = OrderedDict()
+        self._accounts: OrderedDict[str | int, Account | None] = OrderedDict()
         self._cached_version = -1
         self._bayes_version, self._bayes = -1, False
         #: The version that the last look-up of this process saw; what hangs on it need not ask again while it stands.
@@ -204,8 +205,8 @@ class Directory:
         """Forget what was found under an older version."""
         version = self.version
         if version != self._cached_version:
-            self._resolutions = {}
-            self._accounts = {}
+            self._resolutions = OrderedDict()
+            self._accounts = OrderedDict()
             self._cached_version = version
             self.seen = version
 
@@ -1194,14 +1195,12 @@ class Directory:
         self._write("peer remove", change)
 
 
-def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
-    """Remember, within MAX_CACHED: the oldest goes."""
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    """Remember, within MAX_CACHED: the oldest goes (of a plain dict the first key takes the longer to find the more were taken out before it)."""
     if len(kept) >= MAX_CACHED:
-        try:
-            del kept[next(iter(kept))]
-        except (KeyError, RuntimeError, StopIteration):
-            # Another thread made room at the same moment.
-            kept.clear()
+        # Another thread may have made room at the same moment.
+        with suppress(KeyError):
+            kept.popitem(last=False)
     kept[key] = value
 
 

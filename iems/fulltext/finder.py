@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ class Found(Struct):
 
 
 class Finder:
-    """See the module. folder: of the index files. reader: the worker's `store.Reader`. log, error: of the worker."""
+    """See the module. folder: of the index files. reader: the worker's `store.Reader`. log, error: of the worker.
+
+    quiet_s: a build that is asked for while none is under way begins so much later, when the searches that come in a row are answered.
+    """
 
     def __init__(
         self,
@@ -53,7 +57,10 @@ class Finder:
         reader: Any,
         log: Callable[..., None] = lambda *args, **detail: None,
         error: Callable[[str, BaseException], None] = lambda text, fault: None,
+        quiet_s: float = 0.0,
     ) -> None:
+        self._quiet_s = quiet_s
+        self._hurry = asyncio.Event()
         self._loop = loop
         self._folder = folder
         self._reader = reader
@@ -156,6 +163,9 @@ class Finder:
 
     async def _build_all(self) -> None:
         try:
+            if self._quiet_s:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), self._quiet_s)
             while self._wanted and not self._closing:
                 account, mailbox_id = key = next(iter(self._wanted))
                 try:
@@ -223,6 +233,7 @@ class Finder:
     async def close(self) -> None:
         """End what is under way and close the files. The reader must stay open until then."""
         self._closing = True
+        self._hurry.set()
         await self.settled()
         await self._loop.run_in_executor(None, self._thread.shutdown)
         for index in self._open.values():

@@ -37,6 +37,8 @@ TURN_OCTETS = 128 << 10
 ROWS = 100
 SUBJECTS = 5_000
 TURN_S = 0.005
+#: Subjects found one by one in a text of many; with more each is looked at.
+MANY = 200
 #: Message ids of one message that are kept (RFC 5256 needs the nearest).
 MAX_IDS = 100
 
@@ -104,6 +106,77 @@ class _Column:
         self.octets += 12 + _octets(value)
 
 
+class Subjects:
+    """The subjects of a mailbox as they are compared, many in one text with a line feed between each two: searched without an object for each."""
+
+    __slots__ = ("_firsts", "_starts", "_texts", "octets", "uids")
+
+    def __init__(self) -> None:
+        self.uids: array[int] = array("I")
+        self.octets = 0
+        self._texts: list[str] = []
+        self._firsts: list[int] = []  # of each text, which of the messages its first line is
+        self._starts: list[np.ndarray | None] = []  # where its lines begin, once that was asked
+
+    def add(self, uids: np.ndarray, joined: str) -> None:
+        """Take in messages with higher uids: uint32[n], n lines."""
+        if not len(uids):
+            return
+        first = len(self.uids)
+        if self._texts and first - self._firsts[-1] + len(uids) <= SUBJECTS:
+            joined = self._texts.pop() + "\n" + joined
+            first = self._firsts.pop()
+            self._starts.pop()
+        self.uids.frombytes(np.ascontiguousarray(uids, np.uint32).tobytes())
+        self._texts.append(joined)
+        self._firsts.append(first)
+        self._starts.append(None)
+        self.octets = 12 * len(self.uids) + sum(map(sys.getsizeof, self._texts))
+
+    def holding(self, uids: np.ndarray, text: str) -> np.ndarray:
+        """Which of the messages (uint32[n] ascending) have a subject that holds a folded text; "": that have one."""
+        holds = np.zeros(len(self.uids) + 1, bool)
+        for at in range(len(self._texts)):
+            found = self._lines(at, text)
+            if len(found):
+                holds[found + self._firsts[at]] = True
+        have = np.frombuffer(self.uids, np.uint32)
+        if len(have) == len(uids) and np.array_equal(have, uids):
+            return holds[:-1]
+        if not len(have):
+            return np.zeros(len(uids), bool)
+        places = np.searchsorted(have, uids)
+        places[places == len(have)] = 0
+        held: np.ndarray = holds[places] & (have[places] == uids)
+        return held
+
+    def _lines(self, at: int, text: str) -> np.ndarray:
+        """The numbers of the lines of one text."""
+        joined = self._texts[at]
+        place = joined.find(text) if text else 0
+        if place < 0:
+            return np.empty(0, np.int64)
+        starts = self._starts[at]
+        if starts is None:
+            octets = np.frombuffer(joined.encode("latin-1" if joined.isascii() else "utf-32-le", "surrogatepass"), np.uint8 if joined.isascii() else np.uint32)
+            starts = self._starts[at] = np.concatenate([[0], np.nonzero(octets == 10)[0] + 1]).astype(np.int32)
+        if not text:
+            return np.nonzero(np.diff(np.append(starts, len(joined) + 1)) > 1)[0]
+        found = []
+        while place >= 0:
+            line = int(np.searchsorted(starts, place, "right")) - 1
+            found.append(line)
+            if len(found) > MANY:
+                # Line by line is less work then.
+                rest = joined[int(starts[line]) :].split("\n")
+                found += [line + more for more in range(1, len(rest)) if text in rest[more]]
+                break
+            if line + 1 == len(starts):
+                break
+            place = joined.find(text, int(starts[line + 1]))
+        return np.array(found, np.int64)
+
+
 def _octets(value: Any) -> int:
     if isinstance(value, tuple):
         return 60 + sum(map(_octets, value))
@@ -114,32 +187,32 @@ class Columns:
     """The columns a worker keeps; the one not used for longest goes first."""
 
     def __init__(self) -> None:
-        self._kept: dict[Key, _Column] = {}
+        self._kept: dict[Key, _Column | Subjects] = {}
         self.octets = 0
 
     def held(self) -> list[Key]:
         """(account, mailbox id, name) of what is kept, the latest last."""
         return list(self._kept)
 
-    async def of(self, session: Session, view: View, names: list[str]) -> dict[str, list[Any]]:
-        """The values of all messages of the view, in the order of its positions, by the name of the column."""
-        found: dict[str, list[Any]] = {}
+    async def of(self, session: Session, view: View, names: list[str]) -> dict[str, Any]:
+        """The values of all messages of the view, in the order of its positions, by the name of the column; of SUBJECT a `Subjects`."""
+        found: dict[str, Any] = {}
         for name in names:
             key = (view.account, view.mailbox_id, name)
             column = self._kept.pop(key, None)
             if column is None:
-                column = _Column()
+                column = Subjects() if name == "SUBJECT" else _Column()
             else:
                 self.octets -= column.octets
             last = column.uids[-1] if column.uids else 0
             if view.uids and view.uids[-1] > last:
-                if name == IDS:
-                    await _fill_ids(session, view, last, column)
-                elif name == "SUBJECT":
+                if isinstance(column, Subjects):
                     await _fill_subjects(session, view, last, column)
+                elif name == IDS:
+                    await _fill_ids(session, view, last, column)
                 else:
                     await _fill(session, view, last, column, COLUMNS[name])
-            found[name] = _aligned(view, column, _EMPTY.get(name, ""))
+            found[name] = column if isinstance(column, Subjects) else _aligned(view, column, _EMPTY.get(name, ""))
             # Two sessions may have filled one each meanwhile: the longer one stays.
             other = self._kept.pop(key, None)
             if other is not None:
@@ -188,7 +261,7 @@ async def _fill(
             await session.room()
 
 
-async def _fill_subjects(session: Session, view: View, last: int, column: _Column) -> None:
+async def _fill_subjects(session: Session, view: View, last: int, column: Subjects) -> None:
     """Add the messages after uid `last`: most subjects are ASCII on one line and come as they are compared, the others are decoded."""
     services = session.services
     uids = np.frombuffer(view.uids.tobytes(), np.uint32)
@@ -198,19 +271,18 @@ async def _fill_subjects(session: Session, view: View, last: int, column: _Colum
             await session.room()
         started = services.now()
         found, joined, odd = services.reader.subjects(view.account, view.mailbox_id, uids, start, SUBJECTS)
-        texts = joined.split("\n") if len(found) else []
-        for place, raw in odd:
-            if raw is None:
-                row = services.reader.message(view.account, view.mailbox_id, int(found[place]))
-                raw = b"" if row is None else row.envelope
-            texts[place] = COLUMNS["SUBJECT"](Envelope(raw)) if raw else ""
-            column.octets += len(texts[place])
-            if services.now() - started > TURN_S:
-                await session.room()
-                started = services.now()
-        column.uids.frombytes(found.view(np.uint8))
-        column.values += texts
-        column.octets += 72 * len(texts) + len(joined)
+        if odd:
+            texts = joined.split("\n")
+            for place, raw in odd:
+                if raw is None:
+                    row = services.reader.message(view.account, view.mailbox_id, int(found[place]))
+                    raw = b"" if row is None else row.envelope
+                texts[place] = COLUMNS["SUBJECT"](Envelope(raw)) if raw else ""
+                if services.now() - started > TURN_S:
+                    await session.room()
+                    started = services.now()
+            joined = "\n".join(texts)
+        column.add(found, joined)
 
 
 def _responses(text: bytes) -> list[tuple[int, bytes]]:

@@ -24,31 +24,31 @@ FEW = 50
 Mask = Any  # numpy bool array over the open questions
 
 
-async def narrowed(session: Session, view: View, key: Any, judged: Any, positions: list[int]) -> list[int]:
-    """Those of `positions` (ascending) that may match. judged: what view and rows know, `of(key)` giving (holds, may hold).
+async def narrowed(session: Session, view: View, key: Any, judged: Any, positions: list[int]) -> tuple[list[int], bool]:
+    """Those of `positions` (ascending) that may match, and whether the index is to be made or brought up to date once the search is answered.
 
-    All of them if the key has no text to look up, or there is no index yet: then one is made for the next search.
+    judged: what view and rows know, `of(key)` giving (holds, may hold). All of them may match if the key has no text to look up, or there is no
+    index yet.
     """
     finder = session.services.finder
     if finder is None or len(positions) < FEW:
-        return positions
+        return positions, False
     texts = _texts(key)
     if not texts:
-        return positions
+        return positions, False
     found = await finder.find(view.account, view.mailbox_id, texts)
     if session.view is not view:
         raise Refused("The mailbox is gone")
     uids = np.frombuffer(view.uids.tobytes(), np.uint32)
     behind = int(np.count_nonzero(uids > (found.upto if found else 0)))
-    if behind >= (FEW if found else session.services.fulltext_from):
-        finder.want(view.account, view.mailbox_id)
+    want = behind >= (FEW if found else session.services.fulltext_from)
     if found is None:
-        return positions
+        return positions, want
     at = np.array(positions, np.int64)
     uids = uids[at]
     unknown = (uids > found.upto) | np.isin(uids, found.long)
     keep: list[int] = at[unknown | _may(key, judged, found, at, uids)].tolist()
-    return keep
+    return keep, want
 
 
 def _texts(key: Any) -> set[Text]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: How often sessions are looked over for timeouts; a timeout is late by at most this.
 SWEEP_S = 10.0
+#: Until a full-text index is begun after the search that found none.
+QUIET_S = 1.0
 _REFUSAL = b"* BYE [UNAVAILABLE] Too many connections, try again later\r\n"
 
 
@@ -40,7 +42,7 @@ class Worker:
         self.authenticator = Authenticator.of(self.directory, config, ctx.home, ctx.log)
         self.reader = Reader(config.store_path(ctx.home))
         self.finder = (
-            Finder(ctx.loop, config.store_path(ctx.home) / "search", self.reader, ctx.log.event, ctx.log.error)
+            Finder(ctx.loop, config.store_path(ctx.home) / "search", self.reader, ctx.log.event, ctx.log.error, QUIET_S)
             if config.imapd.fulltext_from and available()
             else None
         )

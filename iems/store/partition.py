@@ -69,6 +69,7 @@ MAX_READERS = 4_096
 UID_MAX = 0xFFFF_FFFF
 MAILBOXES_MAX = 10_000
 KEYWORD_OCTETS_MAX = 200
+_TOO_MANY = f"an account has at most {MAILBOXES_MAX:,} mailboxes"
 ACCOUNTS_CACHED = 4_096
 BLOBS_CACHED = 16_384
 INLINE_MAX = 64 << 10
@@ -591,7 +592,7 @@ class Partition:
     def _new_mailbox(self, state: _State, name: str, special_use: str = "", noselect: bool = False) -> Mailbox:
         row = state.row
         if len(state.boxes) >= MAILBOXES_MAX:
-            raise StoreError("too many mailboxes", "LIMIT")
+            raise StoreError(_TOO_MANY, "LIMIT")
         row.uidvalidity = max(self._now, row.uidvalidity + 1)
         row.modseq += 1
         box = Mailbox(
@@ -1113,7 +1114,7 @@ class Partition:
             raise StoreError("the mailbox exists", "ALREADYEXISTS")
         missing = [parent for parent in mailboxes.parents(name) if parent not in state.by_name]
         if len(state.boxes) + len(missing) + 1 > MAILBOXES_MAX:
-            raise StoreError("too many mailboxes", "LIMIT")
+            raise StoreError(_TOO_MANY, "LIMIT")
         for parent in missing:
             self._new_mailbox(state, parent)
         if box is not None:
@@ -1191,7 +1192,7 @@ class Partition:
                 moved.append((child, name))
         missing = [parent for parent in mailboxes.parents(new) if parent not in state.by_name]
         if len(state.boxes) + len(missing) + 1 > MAILBOXES_MAX:
-            raise StoreError("too many mailboxes", "LIMIT")
+            raise StoreError(_TOO_MANY, "LIMIT")
         for parent in missing:
             self._new_mailbox(state, parent)
         if old == "INBOX":
@@ -1223,7 +1224,7 @@ class Partition:
         listed = _decode_names(raw) if raw else []
         if body.on and name not in listed:
             if len(listed) >= MAILBOXES_MAX:
-                raise StoreError("too many subscriptions", "LIMIT")
+                raise StoreError(f"an account has at most {MAILBOXES_MAX:,} subscriptions", "LIMIT")
             listed.append(name)
         elif not body.on and name in listed:
             listed.remove(name)

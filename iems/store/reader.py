@@ -307,6 +307,22 @@ class Reader:
             )  # fmt: skip
         return np.frombuffer(found, np.uint32), texts.decode("ascii"), odd
 
+    def places(self, account: int, mailbox_id: int, uids: np.ndarray, start: int, count: int) -> tuple[np.ndarray, np.ndarray, bytes]:
+        """Where the contents of `count` messages from `uids[start]` on lie: (uids found, places uint64[n, 6], heads).
+
+        uids: uint32, ascending. A place: 1, offset and length of the content's beginning within heads, blob, offset and length of the extent after it; all 0
+        for a content in other pieces, which `messages` names.
+        """
+        partition = self._find(account)
+        if partition is None:
+            return np.empty(0, np.uint32), np.empty((0, 6), np.uint64), b""
+        with partition.views() as txn:
+            found, places, heads = _pages.places(
+                txn.cursor(), keys.prefix(account, keys.MESSAGE, mailbox_id), np.ascontiguousarray(uids, np.uint32), start, count,
+                partition.page_size,
+            )  # fmt: skip
+        return np.frombuffer(found, np.uint32), np.frombuffer(places, np.uint64).reshape(-1, 6), heads
+
     def sizes(self, account: int, mailbox_id: int) -> tuple[Mailbox, list[int], list[int], list[int]] | None:
         """The mailbox, uids ascending, sizes and flags of all its messages, one snapshot; None if there is none (POP3's maildrop)."""
         found = self.table(account, mailbox_id)

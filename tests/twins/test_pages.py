@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import lmdb
+import msgspec
 import numpy as np
 import pytest
 
@@ -27,6 +28,21 @@ def prefix(kind: int, mailbox: int) -> bytes:
     return struct.pack(">IBI", 1, kind, mailbox)
 
 
+def rope_of(rng: random.Random) -> bytes:
+    """As the store writes it, of another shape, or none at all."""
+    pieces: list[Any] = []
+    for _ in range(rng.choice((0, 1, 1, 2, 2, 2, 3))):
+        if rng.random() < 0.4:
+            pieces.append(rng.randbytes(rng.choice((0, 1, 20, 255, 256, 300))))
+        else:
+            pieces.append([rng.choice((0, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63, -1, True, 1.5)) for _ in range(3)] + [rng.choice((0, 0, 0, 1))])
+    raw = msgspec.msgpack.encode(pieces)
+    if rng.random() < 0.2 and raw:
+        place = rng.randrange(len(raw))
+        raw = rng.choice((raw[:place], raw + b"x", raw[:place] + rng.randbytes(1) + raw[place + 1 :]))
+    return raw if rng.random() < 0.9 else rng.randbytes(rng.randrange(40))
+
+
 def message_row(rng: random.Random) -> bytes:
     subject = rng.choice(SUBJECTS) if rng.random() < 0.8 else rng.randbytes(rng.randrange(30)).replace(b"\n", b"").replace(b"\r", b"")
     date = rng.choice((b"", b"Date: Tue, 1 Jan 2030 00:00:00 +0000\r\n", b'Date: "x\\"\r\n', b"Date: \xff\r\n"))
@@ -35,7 +51,7 @@ def message_row(rng: random.Random) -> bytes:
         envelope = rng.randbytes(rng.randrange(40))
     if rng.random() < 0.05:
         structure *= 30  # a value that has a page of its own
-    rope, bits = rng.randbytes(rng.randrange(40)), rng.choice((0, 1, 1, 1, 3))
+    rope, bits = rope_of(rng), rng.choice((0, 1, 1, 1, 3))
     head = struct.pack("<BBHIIII16s", 1, bits, 0, len(rope), len(envelope), len(structure), 0, b"o" * 16)
     return head + rope + (b"p" * 16 if bits & 2 else envelope + structure)
 
@@ -75,6 +91,7 @@ def answers(module: Any, env: lmdb.Environment, rng: random.Random, rows: int, p
             uids = np.array(sorted(rng.sample(range(rows), rng.randrange(1, rows))), np.uint32)
             start, count = rng.randrange(len(uids)), rng.randrange(len(uids) + 5)
             ask("subjects", txn.cursor(), prefix(0x21, mailbox), uids, start, count, page_size)
+            ask("places", txn.cursor(), prefix(0x21, mailbox), uids, start, count, page_size)
     return found
 
 
@@ -139,4 +156,6 @@ def test_arguments_are_checked(tmp_path: Any) -> None:
             for start, count in ((-1, 1), (0, -1)):
                 with pytest.raises(ValueError):
                     module.subjects(txn.cursor(), b"x", np.zeros(3, np.uint32), start, count, 4096)
+                with pytest.raises(ValueError):
+                    module.places(txn.cursor(), b"x", np.zeros(3, np.uint32), start, count, 4096)
             assert bytes(module.fixed(txn.cursor(), b"x", 3, 4096)) == b""

@@ -23,6 +23,7 @@ from iems.imapd.commands.common import chosen, selected
 from iems.imapd.content import Source
 from iems.imapd.engine import Command, Spec, State, Updates
 from iems.imapd.narrowing import ADDRESSES, narrowed
+from iems.imapd.sifting import Sifted, sifted
 from iems.message.address import parse_addresses
 from iems.message.date import sent_date
 from iems.message.header import values
@@ -128,7 +129,6 @@ async def find(
     among: only these are looked at. tag: of the command whose progress is told.
     """
     count = view.told
-    loop_now = session.services.now
     now_s = int(session.services.clock())
     judged = _Vectors(
         view, count, now_s, lambda: session.services.reader.table(view.account, view.mailbox_id)
@@ -153,10 +153,34 @@ async def find(
         must, may = again[0] & may, again[1] & may
     open_questions = np.nonzero(may & ~must)[0].tolist()
     found: list[int] = np.nonzero(must)[0].tolist()
-    open_questions = await narrowed(session, view, key, judged, open_questions)
-    if not open_questions:
-        return found
+    open_questions, want = await narrowed(session, view, key, judged, open_questions)
+    if open_questions:
+        found += await _read(session, view, key, judged, open_questions, tag)
+        found.sort()
+    if want and session.services.finder is not None:
+        # Not before the answer is found: making it takes the same processor.
+        session.services.finder.want(view.account, view.mailbox_id)
+    return found
+
+
+async def _read(session: Session, view: View, key: Any, judged: _Vectors, open_questions: list[int], tag: bytes) -> list[int]:
+    """Those of `open_questions` for which the key holds, found by reading the messages."""
+    loop_now = session.services.now
+    found: list[int] = []
     started = told_s = loop_now()
+    total = len(open_questions)
+
+    def told(done: int) -> None:
+        nonlocal told_s
+        told_s = session.progress(tag, told_s, done, total)
+
+    judged.sifted = await sifted(session, view, key, open_questions, judged.count, told)
+    if judged.sifted is not None:
+        must, may = judged.of(key)
+        found = [at for at in open_questions if must[at]]
+        open_questions = [at for at in open_questions if may[at] and not must[at]]
+    started = loop_now()
+    done = total - len(open_questions)
     key = _prepared(key, judged)
     reader = session.services.reader
     for start in range(0, len(open_questions), ROWS):
@@ -171,9 +195,8 @@ async def find(
                 await session.room()
                 if session.view is not view:
                     raise Refused("The mailbox is gone")
-                told_s = session.progress(tag, told_s, start, len(open_questions))
+                told(done + start)
                 started = loop_now()
-    found.sort()
     return found
 
 
@@ -185,7 +208,8 @@ class _Vectors:
         self._now_s = now_s
         self._read = read
         self._table: tuple[Mask, Any, Any] | None = None
-        self.columns: dict[str, list[Any]] = {}
+        self.columns: dict[str, Any] = {}
+        self.sifted: Sifted | None = None
         self.count = count
         self.uids = np.frombuffer(view.uids.tobytes(), np.uint32)[:count]
         self.bits = np.frombuffer(view.flags.tobytes(), np.uint64)[:count]
@@ -209,6 +233,10 @@ class _Vectors:
             case search.Not(inner):
                 must, may = self.of(inner)
                 return ~may, ~must
+            case search.Text(text, header) if self.sifted is not None:
+                known = self.sifted.holds((fold(text), header))
+                if known is not None:
+                    return known
         mask = self.exact(key)
         if mask is None:
             return np.zeros(self.count, bool), np.ones(self.count, bool)
@@ -261,6 +289,8 @@ class _Vectors:
                 if column is None:
                     return None
                 wanted_text = fold(text)
+                if isinstance(column, columns.Subjects):
+                    return column.holding(self.uids, wanted_text)
                 found = [wanted_text in held for held in column[: self.count]]
                 if not text:
                     found = [bool(held) for held in column[: self.count]]

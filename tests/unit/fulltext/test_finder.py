@@ -192,3 +192,22 @@ def test_few_are_kept_open(world, monkeypatch):
         await finder.close()
 
     run(main)
+
+
+def test_a_build_waits_for_quiet_but_not_with_the_end(world):
+    """What is asked for is begun a while later; a worker that ends doesn't wait for that."""
+
+    async def main():
+        finder = Finder(asyncio.get_running_loop(), world.folder, world.reader, quiet_s=3_600)
+        finder.want(1, 1)
+        await asyncio.sleep(0)
+        assert await finder.find(1, 1, WANTED) is None
+        await finder.close()
+        assert not world.folder.exists() or not list(world.folder.glob("*.sqlite"))
+        finder = Finder(asyncio.get_running_loop(), world.folder, world.reader, quiet_s=0.01)
+        finder.want(1, 1)
+        await finder.settled()
+        assert await finder.find(1, 1, WANTED) is not None
+        await finder.close()
+
+    run(main)

@@ -57,3 +57,26 @@ def test_bounded(tmp_path, monkeypatch):
         kept.keep(View(1, home.reader.select(1, box.id), False, 1))
     assert kept.octets == 20 * 20
     assert len(kept._kept) == 2
+
+
+def test_what_is_kept_is_not_changed_by_who_gets_it(tmp_path, monkeypatch):
+    """The arrays are lent: a session that goes on from them leaves them as they were."""
+    monkeypatch.setattr(partition, "JOURNAL_MIN", 5)
+    home = Home(tmp_path)
+    kept = KeptViews()
+    home.ask(wire.Append(1, "INBOX", [message() for _ in range(30)]))
+    home.ask(wire.StoreFlags(1, 1, pack(1), "+", ["\\Seen"]))  # begins the journal of changes
+    kept.keep(View(1, home.reader.select(1, 1), False, 1))
+    before = [array[:] for array in (kept._kept[1, 1].uids, kept._kept[1, 1].flags, kept._kept[1, 1].modseqs)]
+    for change in (None, wire.StoreFlags(1, 1, pack(2), "+", ["\\Seen"]), wire.Append(1, "INBOX", [message()]), wire.Copy(1, 1, pack(4), "Trash", True)):
+        if change is not None:
+            home.ask(change)
+        view = View(1, kept.select(home.reader, 1, 1), False, 1)
+        view.absorb([(1, 4, 1 << 40), (99, 0, 1 << 40)], [3], view_box(home))
+        view.updates(True)
+        held = kept._kept[1, 1]
+        assert [held.uids, held.flags, held.modseqs] == before
+
+
+def view_box(home):
+    return home.reader.mailbox_by_id(1, 1)

@@ -9,8 +9,9 @@ import pytest
 
 from iems.model import Extent
 from iems.store import keys, wire
+from iems.store import partition as partition_module
 from iems.store.partition import Job
-from iems.store.rows import DELETED, DISCARDED, FLAGGED, SEEN, Mailbox
+from iems.store.rows import DEFAULT_MAILBOXES, DELETED, DISCARDED, FLAGGED, SEEN, Mailbox
 from tests.unit.store.home import SEGMENT, STRUCTURE, Home, delivery, message, origin, pack, unpack
 
 INBOX = 1
@@ -475,3 +476,22 @@ def test_undelete_keeps_keywords_by_name(home: Home) -> None:
     sent = home.reader.mailbox(1, "Sent")
     flags = [set(sent.flag_names(home.reader.message(1, sent.id, uid).flags)) for uid in unpack(uids)]
     assert flags == [{"other", "work"}, {"x", "Kept", "\\Flagged"}]
+
+
+def test_mailboxes_have_a_limit(home: Home) -> None:
+    """10,000 an account: the one too many is refused by whatever would make it, and all that was there is as it was."""
+    have = len(home.reader.mailboxes(1)) or len(DEFAULT_MAILBOXES)
+    for number in range(partition_module.MAILBOXES_MAX - have - 1):
+        home.ask(wire.Create(1, f"m{number}"))
+    too_many = ["LIMIT", "an account has at most 10,000 mailboxes"]
+    assert home.ask(wire.Create(1, "deep/er"))[:2] == too_many
+    home.ask(wire.Create(1, "last"))
+    assert home.ask(wire.Create(1, "more"))[:2] == too_many
+    assert home.ask(wire.Rename(1, "last", "above/last"))[:2] == too_many
+    assert home.ask(wire.Rename(1, "INBOX", "old"))[:2] == too_many
+    names = [box.name for box in home.reader.mailboxes(1)]
+    assert len(names) == partition_module.MAILBOXES_MAX and "last" in names and not {"deep", "above", "more", "old"} & set(names)
+    assert home.ask(wire.Append(1, "m9", [message()])) and home.reader.mailbox(1, "m9").messages == 1
+    home.ask(wire.Delete(1, "m0"))
+    home.ask(wire.Create(1, "more"))
+    assert home.ask(wire.Create(1, "again"))[:2] == too_many

@@ -35,6 +35,7 @@ COMMANDS = {
     "ban": ("screen", "ban"),
     "dnsbl": ("screen", "dnsbl"),
     "sender": ("senders", "sender"),
+    "shared": ("shared", "shared"),
     "peer": ("peers", "peer"),
     "cam": ("cam", "cam"),
     "attachment": ("attachment", "attachment"),

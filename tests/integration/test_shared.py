@@ -314,6 +314,7 @@ def test_delegated_folders_from_both_sides(home):
     ok(guest, b"EXPUNGE")
     assert b"* 1 EXPUNGE" in ok(owner, b"NOOP")
     assert json.loads(user(home, "list", "a4@load.test", "--json"))["used_bytes"] == 0
+    ok(guest, b"UNSELECT")
     ok(owner, b"DELETE desk")
     assert not any(desk in line for line in ok(guest, b'LIST "" *'))
     owner.close()

@@ -56,6 +56,7 @@ COMMANDS = {
     "perf": ("perf", "perf"),
     "bayes": ("bayes", "bayes"),
     "upgrade": ("upgrade", "upgrade"),
+    "compact": ("compact", "compact"),
 }
 
 

@@ -65,6 +65,8 @@ from iems.store.sweep import Sweep
 from iems.store.wire import Delivered, Delivery, NewMessage
 
 MAP_OCTETS = 256 << 30
+#: A copy of the rows that was being made (compact.py); it must not outlive what is deleted here.
+FRESH = "data.mdb.fresh"
 MAX_READERS = 4_096
 UID_MAX = 0xFFFF_FFFF
 MAILBOXES_MAX = 10_000
@@ -178,6 +180,7 @@ class Partition:
         self.content = Content(
             self.path / "blobs", Path(spool), copy_always=copy_always, number=number, now_ms=lambda: int(clock() * 1000)
         )
+        (index / FRESH).unlink(missing_ok=True)
         reserve.lock_file(index)
         self.env = lmdb.open(
             str(index), map_size=MAP_OCTETS, max_readers=MAX_READERS, sync=sync, metasync=sync, readahead=False

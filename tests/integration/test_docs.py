@@ -22,7 +22,7 @@ _INLINE = re.compile(r"`((?:iemsctl|iemsuser)(?: [^`]*)?)`")
 #: Commands of the system around us; `make test` runs this test, `make run` has tests/integration/test_lifecycle.py.
 OUTSIDE = ("apt ", "useradd ", "python3 -m venv", "make ", ".venv/bin/", "export ", "git ", "cd ", "pip ")
 #: Left out: they would stop the server under test, or measure for minutes; their own tests run them.
-ELSEWHERE = ("iemsctl start", "iemsctl stop", "iemsctl perf run", "iemsctl init", "iemsctl fsck --repair", "iemsctl upgrade --back", "iemsuser move")
+ELSEWHERE = ("iemsctl start", "iemsctl stop", "iemsctl perf run", "iemsctl init", "iemsctl fsck --repair", "iemsctl upgrade --back", "iemsctl compact", "iemsuser move")
 
 
 #: What must have been done before, as the lines may run in any order and in different homes.

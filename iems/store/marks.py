@@ -16,6 +16,8 @@ from iems.store.rows import MARK_OCTETS, MARK_UIDS, SEEN
 
 #: Offset of the flags in a flags row, octet of \Seen.
 _FLAGS_AT = 8
+#: Rows looked up one by one; beyond, those that are there are walked.
+_LOOK_UPS = 1_024
 
 
 class Marks:
@@ -137,4 +139,17 @@ class Glasses:
 
     def count(self, uidnext: int) -> int:
         """Messages the member has marked."""
-        return sum(int.from_bytes(self._bits(chunk), "little").bit_count() for chunk in range((uidnext - 1) // MARK_UIDS + 1))
+        chunks = (uidnext - 1) // MARK_UIDS + 1
+        if chunks <= _LOOK_UPS:
+            return sum(int.from_bytes(self._bits(chunk), "little").bit_count() for chunk in range(chunks))
+        # A mailbox through which millions went: most chunks have no row any more.
+        prefix, member = keys.prefix(self._account, keys.MARK, self._mailbox), self._member.to_bytes(4, "big")
+        total = 0
+        cursor = self._txn.cursor()
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    break
+                if key[-4:] == member:
+                    total += int.from_bytes(value, "little").bit_count()
+        return total

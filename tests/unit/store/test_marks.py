@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from iems.store import fsck, keys, wire
-from iems.store.marks import MARK_UIDS
+from iems.store.marks import MARK_UIDS, Glasses
 from iems.store.rows import FLAGGED, SEEN, encode
 from tests.unit.store.home import Home, delivery, message, pack
 
@@ -36,6 +36,9 @@ def seen(home: Home, member: int, box: int = 1) -> set[int]:
     assert {int(uid) for uid, line in zip(uids, lines, strict=True) if b"\\Seen" in line} == found
     mailbox = home.reader.mailbox_by_id(SHARED, box)
     assert home.reader.unseen(SHARED, mailbox, member) == len(uids) - len(found)
+    with home.partition.env.begin() as txn:
+        glasses = Glasses(txn, SHARED, box, member)
+        assert glasses.count(mailbox.uidnext) == glasses.count(1 << 31), "by look-ups, and by a walk"
     return found
 
 

@@ -119,7 +119,9 @@ def foreign(session: Session) -> Iterator[Place]:
 
 def unmade(session: Session) -> list[Any]:
     """The shared mailboxes that have no mailboxes yet, as no mail has come."""
-    found = [owner for owner in owners(session) if owner.shared and not session.services.reader.mailboxes(owner.number)]
+    reader = session.services.reader
+    # One look-up each: the mailbox that is made first is INBOX, and stays.
+    found = [owner for owner in owners(session) if owner.shared and reader.mailbox_by_id(owner.number, 1) is None]
     for owner in found:
         session.services.know(owner)
     return found

@@ -8,9 +8,13 @@ import smtplib
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from iems.cli.iemsctl import main
+from iems.directory import Directory
 from iems.perf import queue
 from iems.perf.home import PrivateHome
+from iems.store.reader import Reader
 from tests.integration.test_imap_extensions import MESSAGE, Client
 from tests.integration.test_spam_control import user
 
@@ -29,10 +33,10 @@ def home():
 @pytest.fixture
 def shared(home):
     """info@load.test: a1 manages, a2 writes, a3 reads; a4 and a5 are strangers. Three messages came."""
-    home.ctl("shared", "create", INFO.decode(), "--member", "a1@load.test=manage", "--member", "a2@load.test", "--member", "a3@load.test=read")
+    ctl(home, "create", INFO.decode(), "--member", "a1@load.test=manage", "--member", "a2@load.test", "--member", "a3@load.test=read")
     send(home, INFO.decode(), *range(3))
     yield home
-    home.ctl("shared", "delete", INFO.decode())
+    ctl(home, "delete", INFO.decode())
 
 
 @pytest.fixture
@@ -46,6 +50,14 @@ def clients(shared):
     yield open_
     for client in opened:
         client.close()
+
+
+def ctl(home, *words):
+    """What `iemsctl shared WORDS` prints, in this process: a test does it dozens of times. Raises RuntimeError."""
+    done = CliRunner().invoke(main, ["--home", str(home.path), "shared", *words])
+    if done.exit_code:
+        raise RuntimeError(done.output)
+    return done.stdout
 
 
 def send(home, to, *numbers):
@@ -202,9 +214,9 @@ def test_managers_change_rights_of_members_in_a_folder(shared, clients):
     no(two, b"SETACL %b a2@load.test lraw" % staff, b"NO [NOPERM]")
     ok(two, b"SETACL %b a3@load.test l" % staff)
     # Rights in a folder don't outlive the membership.
-    shared.ctl("shared", "member", "remove", INFO.decode(), "a2@load.test")
+    ctl(shared, "member", "remove", INFO.decode(), "a2@load.test")
     no(two, b"STATUS %b (MESSAGES)" % staff, b"NO [NONEXISTENT]")
-    shared.ctl("shared", "member", "add", INFO.decode(), "a2@load.test", "--rights", "read")
+    ctl(shared, "member", "add", INFO.decode(), "a2@load.test", "--rights", "read")
     assert ok(two, b"MYRIGHTS " + staff) == [b"* MYRIGHTS %b lrs" % staff]
 
 
@@ -254,7 +266,7 @@ def test_a_lost_membership_closes_open_sessions(shared, clients):
     ok(other, b"SELECT INBOX")
     idle.send(b"i IDLE\r\n")
     assert idle.line().startswith(b"+")
-    shared.ctl("shared", "member", "remove", INFO.decode(), "a2@load.test")
+    ctl(shared, "member", "remove", INFO.decode(), "a2@load.test")
     selected.send(b"f FETCH 1:* BODY[]\r\n")
     for client in (idle, selected):
         came = closed(client)
@@ -265,10 +277,10 @@ def test_a_lost_membership_closes_open_sessions(shared, clients):
     no(other, b"APPEND %b {5+}\r\nx\r\n\r\n" % BOX, b"NO [TRYCREATE]")
     ok(other, b"NOOP")
     # Less rights count at once, too.
-    shared.ctl("shared", "member", "add", INFO.decode(), "a2@load.test", "--rights", "write")
+    ctl(shared, "member", "add", INFO.decode(), "a2@load.test", "--rights", "write")
     writer = clients(2)
     ok(writer, b"SELECT " + BOX)
-    shared.ctl("shared", "member", "add", INFO.decode(), "a2@load.test", "--rights", "read")
+    ctl(shared, "member", "add", INFO.decode(), "a2@load.test", "--rights", "read")
     no(writer, b"STORE 1 +FLAGS (\\Flagged)", b"NO [NOPERM]")
     ok(writer, b"STORE 1 +FLAGS (\\Seen)")
 
@@ -333,11 +345,11 @@ def test_members_send_from_it_if_they_may(shared):
     with submission(shared, "a2@load.test") as smtp:
         for sender in (INFO.decode(), "help@load.test"):
             assert smtp.mail(sender)[0] == 553
-        shared.ctl("shared", "member", "add", INFO.decode(), "a2@load.test", "--rights", "write", "--send-as")
+        ctl(shared, "member", "add", INFO.decode(), "a2@load.test", "--rights", "write", "--send-as")
         for sender in (INFO.decode(), "help@load.test", "info+x@load.test"):
             assert smtp.mail(sender)[0] == 250
             smtp.rset()
-        shared.ctl("shared", "member", "remove", INFO.decode(), "a2@load.test")
+        ctl(shared, "member", "remove", INFO.decode(), "a2@load.test")
         assert smtp.mail(INFO.decode())[0] == 553
     shared.ctl("alias", "remove", "help@load.test")
 
@@ -365,7 +377,7 @@ def test_rules_of_members_and_of_the_mailbox(shared, clients):
     one = clients(1)
     archive = TOP % b"Archive"
     assert ok(one, b"STATUS %b (MESSAGES UNSEEN)" % archive) == [b"* STATUS %b (MESSAGES 1 UNSEEN 1)" % archive]
-    shared.ctl("shared", "member", "remove", INFO.decode(), "a2@load.test")
+    ctl(shared, "member", "remove", INFO.decode(), "a2@load.test")
     send(shared, "a2@load.test", 8)
     assert ok(one, b"STATUS %b (MESSAGES)" % archive) == [b"* STATUS %b (MESSAGES 1)" % archive], "without a right it goes to his INBOX"
     # It has rules of its own.
@@ -380,11 +392,11 @@ def test_it_is_an_account_to_the_administrator(shared, clients, tmp_path):
     ok(one, b"SELECT " + BOX)
     ok(one, b"STORE 1:2 +FLAGS (\\Seen)")
     info = INFO.decode()
-    assert [json.loads(line)["address"] for line in shared.ctl("shared", "list", "--json").splitlines()] == [info]
-    assert info in shared.ctl("shared", "list") and shared.ctl("shared", "list", "x*") == ""
-    shown = json.loads(shared.ctl("shared", "show", info, "--json"))
+    assert [json.loads(line)["address"] for line in ctl(shared, "list", "--json").splitlines()] == [info]
+    assert info in ctl(shared, "list") and ctl(shared, "list", "x*") == ""
+    shown = json.loads(ctl(shared, "show", info, "--json"))
     assert shown["messages"] == 3 and [one["rights"] for one in shown["members"]] == ["manage", "write", "read"]
-    assert "a3@load.test" in shared.ctl("shared", "show", info)
+    assert "a3@load.test" in ctl(shared, "show", info)
     assert not any(info in line for line in user(shared, "list").splitlines()), "it is no user"
     assert any(info in line for line in shared.ctl("report", "storage", "--top", "0").splitlines())
     # Quota.
@@ -412,8 +424,6 @@ def test_it_is_an_account_to_the_administrator(shared, clients, tmp_path):
     assert shared.ctl("fsck", "--json") == ""
     restored = tmp_path / "restored"
     shared.ctl("restore", "home", str(tmp_path / "backup"), str(restored))
-    from iems.directory import Directory
-
     directory = Directory(restored / "directory")
     assert [one.address for one in directory.account(info).members] == [f"a{n}@load.test" for n in (1, 2, 3)]
     directory.close()
@@ -422,8 +432,6 @@ def test_it_is_an_account_to_the_administrator(shared, clients, tmp_path):
 
 
 def _partition(home, address):
-    from iems.directory import Directory
-
     directory = Directory(home.path / "directory")
     try:
         return directory.account(address).partition
@@ -443,12 +451,12 @@ def test_bad_input_is_told(home):
         (("member", "add", "no@load.test", "a1@load.test"), "no shared mailbox"),
     ):
         with pytest.raises(RuntimeError, match=text):
-            home.ctl("shared", *words)
-    assert home.ctl("shared", "list") == ""
+            ctl(home, *words)
+    assert ctl(home, "list") == ""
 
 
 def test_deleting_it_waits_for_the_queue_and_takes_all(home):
-    home.ctl("shared", "create", "temp@load.test", "--member", "a1@load.test")
+    ctl(home, "create", "temp@load.test", "--member", "a1@load.test")
     send(home, "temp@load.test", 1)
     member = Client(home, b"a1@load.test")
     ok(member, b'SELECT "Shared Folders/temp@load.test/INBOX"')
@@ -461,18 +469,51 @@ def test_deleting_it_waits_for_the_queue_and_takes_all(home):
     while "temp@load.test" not in home.ctl("queue", "list", "--channel", "LOCAL"):
         assert time.monotonic() < until
     with pytest.raises(RuntimeError, match="still in the queue"):
-        home.ctl("shared", "delete", "temp@load.test")
+        ctl(home, "delete", "temp@load.test")
     home.ctl("queue", "release", "--channel", "LOCAL")
     queue.until_drained(home.path)
-    home.ctl("shared", "delete", "temp@load.test")
+    ctl(home, "delete", "temp@load.test")
     assert closed(member).endswith(b"BYE You may no longer read the selected mailbox\r\n")
     again = Client(home, b"a1@load.test")
     assert not listed(again)
     again.close()
     # A new one of the old name has none of the old mail.
-    home.ctl("shared", "create", "temp@load.test", "--member", "a1@load.test")
+    ctl(home, "create", "temp@load.test", "--member", "a1@load.test")
     again = Client(home, b"a1@load.test")
     listed(again)
     assert ok(again, b'STATUS "Shared Folders/temp@load.test/INBOX" (MESSAGES)')[0].endswith(b"(MESSAGES 0)")
     again.close()
-    home.ctl("shared", "delete", "temp@load.test", "--force")
+    ctl(home, "delete", "temp@load.test", "--force")
+
+
+def test_what_a_killed_command_leaves_is_whole(home):
+    """Made in the directory, and nothing in the store yet: who lists his mailboxes sees it whole."""
+    directory = Directory(home.path / "directory")
+    directory.create_shared("bare@load.test", members=[("a1@load.test", "write", False)])
+    directory.close()
+    member = Client(home, b"a1@load.test")
+    assert len(listed(member)) == 7, "its folders, and the name above"
+    assert ok(member, b'STATUS "Shared Folders/bare@load.test/INBOX" (MESSAGES)')[0].endswith(b"(MESSAGES 0)")
+    member.close()
+    ctl(home, "delete", "bare@load.test")
+
+
+def test_a_user_who_is_deleted_leaves_nothing_in_it(shared):
+    directory = Directory(shared.path / "directory")
+    number = directory.create_account("a9@load.test", "pw").number
+    owner = directory.account(INFO.decode())
+    directory.close()
+    ctl(shared, "member", "add", INFO.decode(), "a9@load.test", "--rights", "read")
+    gone = Client(shared, b"a9@load.test")
+    ok(gone, b"SELECT " + BOX)
+    ok(gone, b"FETCH 1 BODY[]")
+    reader = Reader(shared.path / "store")
+    box = reader.mailbox(owner.number, "INBOX")
+    assert reader.unseen(owner.number, box, number) == 2
+    gone.send(b"i IDLE\r\n")
+    assert gone.line().startswith(b"+")
+    user(shared, "delete", "a9@load.test")
+    assert closed(gone).startswith(b"* BYE")
+    assert reader.unseen(owner.number, box, number) == 3
+    reader.close()
+    assert "a9@load.test" not in ctl(shared, "show", INFO.decode())

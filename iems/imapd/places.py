@@ -136,17 +136,25 @@ def above(session: Session, name: str) -> tuple[Any, str, str] | None:
         return None
     refused = Refused("[CANNOT] The names of other users' mailboxes begin so")
     parts = shared.split(name)
-    if parts is None or not parts[1]:
+    services = session.services
+    owner = services.directory.account(parts[0]) if parts is not None and parts[1] and services.directory is not None else None
+    if owner is None or parts is None or owner.shared != parts[2] or owner.number == session.number:
         raise refused
-    upper = find(session, name.rpartition("/")[0])
-    if upper is not None and upper.rights is not None:
-        return upper.owner, upper.box.name + name[name.rindex("/") :], upper.rights
+    services.know(owner)
+    upper = parts[1].rpartition("/")[0]
+    while upper:
+        # The nearest one that is there decides, also if it is hidden from this session.
+        box = services.reader.mailbox(owner.number, upper)
+        if box is not None and not box.noselect:
+            rights = shared.rights(services.reader, owner, box.id, session.number)
+            if "l" not in rights:
+                raise refused
+            return owner, parts[1], rights
+        upper = upper.rpartition("/")[0]
     # The first level of a shared mailbox has no list of its own: what a member may do everywhere counts.
-    owner = session.services.directory.account(parts[0]) if parts[2] and "/" not in parts[1] else None
-    member = owner.member(session.number) if owner is not None and owner.shared else None
-    if owner is None or member is None:
+    member = owner.member(session.number) if owner.shared else None
+    if member is None:
         raise refused
-    session.services.know(owner)
     return owner, parts[1], member.rights
 
 

@@ -1145,15 +1145,18 @@ class Partition:
         if len(state.boxes) + len(missing) + 1 > MAILBOXES_MAX:
             raise StoreError("too many mailboxes", "LIMIT")
         for parent in missing:
-            self._new_mailbox(state, parent)
+            self._inherit(state, self._new_mailbox(state, parent))
         if box is not None:
             self._remove_rows(state, box)
         made = self._new_mailbox(state, name, special_use)
-        above = state.by_name.get(name.rpartition(mailboxes.SEPARATOR)[0])
-        if above is not None and (raw := self._txn.get(keys.acl(state.number, above.id))) is not None:
-            # Who may work in a mailbox may work in those made below it (RFC 4314 4).
-            self._txn.put(keys.acl(state.number, made.id), raw)
+        self._inherit(state, made)
         return made
+
+    def _inherit(self, state: _State, made: Mailbox) -> None:
+        """Who may work in a mailbox, and nobody else, may work in those made below it (RFC 4314 4)."""
+        above = state.by_name.get(made.name.rpartition(mailboxes.SEPARATOR)[0])
+        if above is not None and (raw := self._txn.get(keys.acl(state.number, above.id))) is not None:
+            self._txn.put(keys.acl(state.number, made.id), raw)
 
     def _children(self, state: _State, name: str) -> list[Mailbox]:
         return [box for other, box in state.by_name.items() if other.startswith(name + mailboxes.SEPARATOR)]
@@ -1223,7 +1226,7 @@ class Partition:
         if len(state.boxes) + len(missing) + 1 > MAILBOXES_MAX:
             raise StoreError("too many mailboxes", "LIMIT")
         for parent in missing:
-            self._new_mailbox(state, parent)
+            self._inherit(state, self._new_mailbox(state, parent))
         if old == "INBOX":
             # Its messages move, INBOX itself and its children stay (RFC 9051 6.3.6).
             self._transfer(

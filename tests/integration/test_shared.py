@@ -206,6 +206,15 @@ def test_managers_change_rights_of_members_in_a_folder(shared, clients):
     # What is made below begins so; who is no member is made one by nobody but the administrator.
     ok(one, b"CREATE " + TOP % b"Staff/Below")
     assert ok(three, b"MYRIGHTS " + TOP % b"Staff/Below") == [b"* MYRIGHTS %b lrip" % (TOP % b"Staff/Below")]
+    ok(one, b"CREATE " + TOP % b"Staff/Missing/Deep")
+    for name in (b"Staff/Missing", b"Staff/Missing/Deep"):
+        assert ok(three, b"MYRIGHTS " + TOP % name) == [b"* MYRIGHTS %b lrip" % (TOP % name)]
+    ctl(shared, "member", "add", INFO.decode(), "a3@load.test", "--rights", "lrk")
+    no(three, b"CREATE " + TOP % b"Staff/Missing/Own", b"NO [NOPERM]")
+    ok(one, b"DELETEACL %b a3@load.test" % staff)
+    no(three, b"CREATE " + TOP % b"Staff/Own")
+    ok(three, b"CREATE " + TOP % b"Own/Deep")
+    ok(one, b"SETACL %b a3@load.test lrip" % staff)
     no(one, b"SETACL %b a4@load.test lr" % staff, b"NO [CANNOT]")
     no(one, b"SETACL %b info@load.test lr" % staff, b"NO [CANNOT]")
     no(one, b"SETACL %b nobody@load.test lr" % staff, b"NO [NONEXISTENT]")

@@ -84,7 +84,7 @@ def _check_right(home: Home, directory: Directory, account: Account, mailbox: st
     from iems.store import shared
     from iems.store.reader import Reader
 
-    if not mailbox.startswith(shared.ROOT):
+    if not mailbox.startswith(shared.ROOTS):
         return
     store = home.config().store_path(home.place())
     found = None
@@ -95,7 +95,7 @@ def _check_right(home: Home, directory: Directory, account: Account, mailbox: st
         finally:
             reader.close()
     if found is None or not found.may_insert:
-        raise Failed(f"{account.address} may put no mail into {mailbox!r}: its owner gives the right to insert (i) or post (p) with SETACL")
+        raise Failed(f"{account.address} may put no mail into {mailbox!r}: its owner, or who manages it, gives the right to insert (i) or post (p)")
 
 
 _force = click.option("--force", is_flag=True, help="Write the script anew although it was edited by hand.")

@@ -35,6 +35,7 @@ COMMANDS = {
     "ban": ("screen", "ban"),
     "dnsbl": ("screen", "dnsbl"),
     "sender": ("senders", "sender"),
+    "shared": ("shared", "shared"),
     "peer": ("peers", "peer"),
     "cam": ("cam", "cam"),
     "attachment": ("attachment", "attachment"),
@@ -55,6 +56,7 @@ COMMANDS = {
     "perf": ("perf", "perf"),
     "bayes": ("bayes", "bayes"),
     "upgrade": ("upgrade", "upgrade"),
+    "compact": ("compact", "compact"),
 }
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed (the reason on standard error), 2 usage. Standard o
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib
 import re
@@ -217,9 +218,24 @@ def delete(home: Home, address: str) -> None:
     """Remove a user; the mail goes with the number, which is never used again."""
     from iems.store.scripts import Scripts, folder
 
-    account = home.directory().delete_account(address)
+    directory = home.directory()
+    account = directory.delete_account(address)
+    for number in account.member_of:
+        shared = directory.account_by_number(number)
+        if shared is not None:
+            _part(home, shared, account.number)
     Scripts(folder(home.config().store_path(home.place()), account.address, account.number)).remove_all()
     say(f"deleted {account.address}")
+
+
+def _part(home: Home, shared: Account, number: int) -> None:
+    """Forget what a member that is gone had seen in a shared mailbox; what stays for now is of no use to anybody."""
+    from iems.cli.shared import ask_store
+    from iems.errors import StoreError
+    from iems.store.wire import Part
+
+    with contextlib.suppress(StoreError):
+        ask_store(home.place(), home.config(), shared, Part(shared.number, number))
 
 
 @cli.command("list")
@@ -230,7 +246,7 @@ def delete(home: Home, address: str) -> None:
 def list_users(home: Home, pattern: str, as_json: bool) -> None:
     """Show the users, or those whose address matches PATTERN (`*@example.test`)."""
     directory = home.directory()
-    accounts = [a for a in directory.list_accounts() if fnmatch.fnmatchcase(a.address, pattern.lower())]
+    accounts = [a for a in directory.list_accounts() if not a.shared and fnmatch.fnmatchcase(a.address, pattern.lower())]
     usage = _usage(home, accounts)
     if as_json:
         for account in accounts:
@@ -272,8 +288,11 @@ def _usage(home: Home, accounts: list[Account]) -> dict[int, tuple[int, int]]:
 def passwd(home: Home, address: str, password_stdin: bool) -> None:
     """Change a user's password."""
     directory = home.directory()
-    if directory.account(address) is None:
+    account = directory.account(address)
+    if account is None:
         raise Failed(f"there is no account {address}")
+    if account.shared:
+        raise Failed(f"{account.address} is a shared mailbox: nobody logs in to it")
     forms = Forms.of(home.config().auth)
     directory.set_password(address, _password(password_stdin, address), forms)
     say(f"changed the password of {address.lower()}")

@@ -20,7 +20,7 @@ from iems.imap import mailboxes
 from iems.model import id_text
 from iems.store.reader import Reader, Trashed
 from iems.store.rows import DISCARDED
-from iems.store.shared import ROOT
+from iems.store.shared import ROOTS
 from iems.store.wire import Undelete
 
 _decode = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
@@ -36,7 +36,7 @@ def account_of(directory: Directory, address: str) -> Account:
 
 def own_mailbox(name: str) -> str:
     """A mailbox where a filter may file. Raises Failed, StoreError."""
-    if name.startswith(ROOT):
+    if name.startswith(ROOTS):
         raise Failed("a filter files in mailboxes of the user himself")
     return mailboxes.checked(name)
 

@@ -287,10 +287,10 @@ class Authenticator:
             return login.lower()
 
     def _account(self, login: str) -> Account | None:
-        """The enabled account of a name."""
+        """The enabled account of a name; a shared mailbox has no log-in, whoever vouches for it."""
         address = self.directory.login_address(login) if len(login) <= MAX_LOGIN_CHARACTERS else ""
         account = self.directory.account(address) if address else None
-        return account if account is not None and account.enabled else None
+        return account if account is not None and account.enabled and not account.shared else None
 
     def _complete(self, account: Account, password: str) -> None:
         """Make the keys that an account lacks, now that its password is known, in a thread and not too often."""

@@ -11,7 +11,7 @@ import getpass
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ from iems.directory import (
     keys,
     passwords,
     screening,
+    sharing,
     spamcontrol,
     stored,
     tagging,
@@ -42,6 +43,7 @@ from iems.directory.entries import (
     MATRIX,
     RECIPIENT,
     SETTINGS,
+    SHARED_MAILBOX,
     Account,
     Connector,
     DirectoryRefusal,
@@ -283,7 +285,7 @@ class Directory:
         """
         address = self.login_address(login)
         account = self.account(address) if address else None
-        usable = account is not None and account.enabled and bool(account.password)
+        usable = account is not None and account.enabled and bool(account.password) and not account.shared
         right = passwords.verify(
             account.password if account is not None and usable else passwords.NOBODY, password
         )
@@ -547,64 +549,62 @@ class Directory:
 
         Raises DirectoryRefusal if the domain is not local, the address is taken, or the password is empty.
         """
-        local, domain = _entry_address(address)
-        if "/" in local:
-            raise DirectoryRefusal(f"an account's address has no '/': {shown(address)}")
+        local, domain = _mailbox_address(address, quota_octets)
         hashed = hashed or _hashed(password)
         kept = list(keys_as.keys) if keys_as is not None else stored.stored(password, forms)
-        if quota_octets is not None and not 0 < quota_octets < 1 << 63:
-            raise DirectoryRefusal("a quota is a positive number of octets")
+        more = {"iemsEnabled": ["TRUE" if enabled else "FALSE"], "userPassword": [f"{{ARGON2}}{hashed}"]}
+        if kept:
+            more[stored.ATTRIBUTE] = kept
+        if quota_octets is not None:
+            more["iemsQuotaOctets"] = [str(quota_octets)]
+        return self._write("account create", lambda work: _enter(work, local, domain, partitions, more, []), policy=False)
+
+    def create_shared(
+        self,
+        address: str,
+        *,
+        quota_octets: int | None = None,
+        partitions: int = 1,
+        members: Sequence[tuple[str, str, bool]] = (),
+    ) -> Account:
+        """Make a shared mailbox: an account that gets mail and nobody logs in to. All or nothing, with its members.
+
+        members: (address, rights as `sharing.rights_of` takes them, whether it may send from the mailbox's addresses).
+        Raises DirectoryRefusal as `create_account` does, and if a member is none.
+        """
+        local, domain = _mailbox_address(address, quota_octets)
+        wanted = [(member, sharing.rights_of(rights), send_as) for member, rights, send_as in members]
+        more = {"iemsEnabled": ["TRUE"]}
+        if quota_octets is not None:
+            more["iemsQuotaOctets"] = [str(quota_octets)]
 
         def change(work: Change) -> Account:
-            name = f"{local}@{domain}"
-            if not work.local_as(domain):
-                raise DirectoryRefusal(
-                    f"{domain} is not a local domain; add it first: iemsctl domain add {domain}"
-                )
-            found = work.find(keys.KIND_MAIL, name)
-            connectors = [Connector(Channel.LOCAL).text()]
-            if found is not None:
-                if RECIPIENT not in found[1].classes:
-                    raise DirectoryRefusal(f"{name} exists already")
-                connectors = found[1].attributes.get("iemsConnector", [])
-                connectors = sorted({*connectors, Connector(Channel.LOCAL).text()})
-                work.remove(*found)
-            number = work.next(b"account")
-            if number >= 1 << 32:
-                raise DirectoryRefusal("all account numbers are used up")
-            attributes = {
-                "mail": [name],
-                "uid": [local],
-                "iemsAccountNumber": [str(number)],
-                "iemsPartition": [str(number % partitions)],
-                "iemsEnabled": ["TRUE" if enabled else "FALSE"],
-                "iemsConnector": connectors,
-                "userPassword": [f"{{ARGON2}}{hashed}"],
-            }
-            if kept:
-                attributes[stored.ATTRIBUTE] = kept
-            if quota_octets is not None:
-                attributes["iemsQuotaOctets"] = [str(quota_octets)]
-            entry = Entry(
-                work.domain_entry(domain),
-                rdn("mail", name),
-                keys.KIND_MAIL,
-                name,
-                ["top", "inetOrgPerson", ACCOUNT],
-                attributes,
-            )
-            identity = work.add(entry)
-            work.put(keys.account_key(number), keys.u64(identity), "accounts")
-            return account_of(entry)
+            made = _enter(work, local, domain, partitions, more, [SHARED_MAILBOX])
+            for member, letters, send_as in wanted:
+                sharing.join(work, made.address, member, letters, send_as)
+            return account_of(work.account(made.address)[1])
 
-        return self._write("account create", change, policy=False)
+        return self._write("shared create", change, policy=False)
 
-    def delete_account(self, address: str) -> Account:
-        """Remove an account; its number stays retired until the store has removed its mail. Raises DirectoryRefusal."""
+    def set_member(self, address: str, member: str, rights: str, send_as: bool) -> sharing.Member:
+        """Make an account a member of a shared mailbox, or change what it may do there. Raises DirectoryRefusal."""
+        letters = sharing.rights_of(rights)
+        return self._write("shared member", lambda work: sharing.join(work, address, member, letters, send_as), policy=False)
+
+    def remove_member(self, address: str, member: str) -> sharing.Member:
+        """Take a membership away; what it opened is closed from now on. Raises DirectoryRefusal."""
+        return self._write("shared leave", lambda work: sharing.leave(work, address, member), policy=False)
+
+    def delete_account(self, address: str, shared: bool = False) -> Account:
+        """Remove an account; its number stays retired until the store has removed its mail. Raises DirectoryRefusal.
+
+        shared: it has to be a shared mailbox, else it must be none.
+        """
 
         def change(work: Change) -> Account:
-            number, entry = work.account(address)
+            number, entry = sharing.shared_of(work, address) if shared else _of_user(work, address)
             account = account_of(entry)
+            sharing.part(work, entry)
             work.remove(number, entry)
             work.txn.delete(keys.account_key(account.number), db=work.db[b"accounts"])
             work.put(
@@ -631,7 +631,7 @@ class Directory:
         kept = stored.stored(password, forms)
 
         def change(work: Change) -> None:
-            number, entry = work.account(address)
+            number, entry = _of_user(work, address)
             if kept or stored.ATTRIBUTE in entry.attributes:
                 values[stored.ATTRIBUTE] = kept
             work.replace(number, entry, values)
@@ -1216,6 +1216,62 @@ def _entry_address(address: str) -> tuple[str, str]:
         return entry_address(address)
     except NameRefused as refusal:
         raise DirectoryRefusal(str(refusal)) from None
+
+
+def _mailbox_address(address: str, quota_octets: int | None) -> tuple[str, str]:
+    """(local part, domain) of an account to be made. Raises DirectoryRefusal."""
+    local, domain = _entry_address(address)
+    if "/" in local:
+        raise DirectoryRefusal(f"an account's address has no '/': {shown(address)}")
+    if quota_octets is not None and not 0 < quota_octets < 1 << 63:
+        raise DirectoryRefusal("a quota is a positive number of octets")
+    return local, domain
+
+
+def _enter(
+    work: Change, local: str, domain: str, partitions: int, more: dict[str, list[str]], classes: list[str]
+) -> Account:
+    """Write the entry of a new account with a LOCAL connector. more: further attributes. Raises DirectoryRefusal."""
+    name = f"{local}@{domain}"
+    if not work.local_as(domain):
+        raise DirectoryRefusal(f"{domain} is not a local domain; add it first: iemsctl domain add {domain}")
+    found = work.find(keys.KIND_MAIL, name)
+    connectors = [Connector(Channel.LOCAL).text()]
+    if found is not None:
+        if RECIPIENT not in found[1].classes:
+            raise DirectoryRefusal(f"{name} exists already")
+        connectors = found[1].attributes.get("iemsConnector", [])
+        connectors = sorted({*connectors, Connector(Channel.LOCAL).text()})
+        work.remove(*found)
+    number = work.next(b"account")
+    if number >= 1 << 32:
+        raise DirectoryRefusal("all account numbers are used up")
+    attributes = {
+        "mail": [name],
+        "uid": [local],
+        "iemsAccountNumber": [str(number)],
+        "iemsPartition": [str(number % partitions)],
+        "iemsConnector": connectors,
+    } | more
+    entry = Entry(
+        work.domain_entry(domain),
+        rdn("mail", name),
+        keys.KIND_MAIL,
+        name,
+        ["top", "inetOrgPerson", ACCOUNT, *classes],
+        attributes,
+    )
+    identity = work.add(entry)
+    work.put(keys.account_key(number), keys.u64(identity), "accounts")
+    return account_of(entry)
+
+
+def _of_user(work: Change, address: str) -> tuple[int, Entry]:
+    """(id, entry) of an account that somebody logs in to. Raises DirectoryRefusal."""
+    found = work.account(address)
+    if SHARED_MAILBOX in found[1].classes:
+        raise DirectoryRefusal(f"{found[1].lookup} is a shared mailbox: see iemsctl shared")
+    return found
 
 
 def _sender(text: str) -> str:

@@ -17,6 +17,7 @@ from iems.model import Channel, Reply
 
 if TYPE_CHECKING:
     from iems.directory.bayeschoice import BayesChoice
+    from iems.directory.sharing import Member
     from iems.directory.spamcontrol import SpamControl
 
 # Object classes. Standard ones where they exist: domain (RFC 4524), inetOrgPerson (RFC 2798), nisMailAlias (RFC 2307).
@@ -32,6 +33,10 @@ DNSBL = "iemsDnsbl"
 ATTACHMENT = "iemsAttachmentRule"
 AUTOTEXT = "iemsAutoText"
 HEADER_RULE = "iemsHeaderRule"
+#: Beside ACCOUNT: nobody logs in as this one, its members read it (sharing.py).
+SHARED_MAILBOX = "iemsSharedMailbox"
+MEMBERS = "iemsMember"
+MEMBER_OF = "iemsMemberOf"
 
 
 class DirectoryRefusal(IemsError):
@@ -122,6 +127,7 @@ class Account(Struct, frozen=True):
     spam: what its owner wants done with tagged mail, None if nothing was chosen.
     keys: what else is kept of the password, see stored.py. send_as: addresses, domains and `*.DOMAIN` it may send from beside its own.
     filtered: it has an active script (MailSort, Sieve) that its mail goes through. bayes: what its Bayesian filter does, None: it is off.
+    shared: it is a shared mailbox, which nobody logs in to; members: who works in it. member_of: numbers of the shared mailboxes it is a member of.
     """
 
     number: int
@@ -137,6 +143,13 @@ class Account(Struct, frozen=True):
     filtered: bool = False
     bayes: BayesChoice | None = None
     domain_quota_octets: int | None = None
+    shared: bool = False
+    members: tuple[Member, ...] = ()
+    member_of: tuple[int, ...] = ()
+
+    def member(self, number: int) -> Member | None:
+        """The member of an account number; None if it is none."""
+        return next((one for one in self.members if one.number == number), None)
 
     @property
     def domain(self) -> str:
@@ -199,7 +212,18 @@ def account_of(entry: Entry) -> Account:
         send_as=tuple(attributes.get("iemsSendAs", ())),
         filtered=entry.first("iemsFiltered") == "TRUE",
         bayes=_bayes(attributes),
+        shared=SHARED_MAILBOX in entry.classes,
+        members=_members(attributes),
+        member_of=tuple(int(number) for number in attributes.get(MEMBER_OF, ())),
     )
+
+
+def _members(attributes: dict[str, list[str]]) -> tuple[Member, ...]:
+    if MEMBERS not in attributes:
+        return ()
+    from iems.directory import sharing
+
+    return tuple(sharing.parse(text) for text in attributes[MEMBERS])
 
 
 def _bayes(attributes: dict[str, list[str]]) -> BayesChoice | None:

@@ -22,6 +22,7 @@ from iems.directory.entries import (
     MATRIX,
     RECIPIENT,
     SETTINGS,
+    SHARED_MAILBOX,
     DirectoryRefusal,
     Entry,
     decode,
@@ -267,6 +268,8 @@ class View:
         primary = self.primary_domain
         fallback = ""
         for _, entry in self.of_class(keys.CLASS_ACCOUNT):
+            if SHARED_MAILBOX in entry.classes:
+                continue  # it may have no member who reads
             found = entry.lookup.rpartition("@")[2]
             if found == domain:
                 return entry.lookup

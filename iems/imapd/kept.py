@@ -62,8 +62,14 @@ class KeptViews:
         if found is not None:
             self.octets -= 20 * len(found.uids)
 
-    def select(self, reader: Any, account: int, mailbox_id: int) -> Selected | None:
-        """As `Reader.select`, from what is kept where that is less work; the arrays are to be read only, and before the next call."""
+    def select(self, reader: Any, account: int, mailbox_id: int, member: int = 0) -> Selected | None:
+        """As `Reader.select`, from what is kept where that is less work; the arrays are to be read only, and before the next call.
+
+        What members of a shared mailbox see is not kept.
+        """
+        if member:
+            seen: Selected | None = reader.select(account, mailbox_id, member)
+            return seen
         kept = self._kept.get((account, mailbox_id))
         if kept is not None:
             found = self._brought_up(reader, account, mailbox_id, kept)

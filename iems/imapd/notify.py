@@ -1,6 +1,7 @@
 """What a client wants to hear of without asking (RFC 5465): the state behind the command NOTIFY.
 
-One watch of the whole account; when something changed, mailboxes are compared with what the client was told of them.
+One watch of the whole account, and one of each other account that has mailboxes for this one if a filter names such; when something
+changed, mailboxes are compared with what the client was told of them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from iems.errors import DirectoryUnavailable
 from iems.imap import fetch
+from iems.imapd import places
 from iems.imapd.engine import State
+from iems.store.shared import ROOTS
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
@@ -30,10 +34,15 @@ class Group(Struct, frozen=True):
     events: frozenset[bytes]
     request: fetch.Request | None = None
 
+    @property
+    def beyond(self) -> bool:
+        """Whether mailboxes of others may be meant."""
+        return self.kind == b"SUBSCRIBED" or any((name + "/").startswith(ROOTS) for name in self.names)
+
     def holds(self, box: Any) -> bool:
         """Whether a mailbox is among those meant."""
         if self.kind == b"PERSONAL":
-            return True
+            return not box.foreign
         if self.kind == b"INBOXES":
             return bool(box.name == "INBOX")
         if self.kind == b"SUBSCRIBED":
@@ -46,21 +55,27 @@ class Group(Struct, frozen=True):
 
 
 class _Known(Struct, frozen=True):
-    """What the client knows of a mailbox."""
+    """What the client knows of a mailbox. name: as the client calls it. member: whose \\Seen counts; 0: there is one for all."""
 
+    account: int
+    id: int
     name: str
     subscribed: bool
     noselect: bool
+    uidvalidity: int
     uidnext: int
     messages: int
     unseen: int
     highestmodseq: int
+    foreign: bool = False
+    member: int = 0
 
 
-def _known(box: Any) -> _Known:
+def _known(account: int, box: Any, name: str, subscribed: bool, foreign: bool = False, member: int = 0) -> _Known:
     return _Known(
-        box.name, box.subscribed, box.noselect, box.uidnext, box.messages, box.unseen, box.highestmodseq
-    )
+        account, box.id, name, subscribed, box.noselect, box.uidvalidity, box.uidnext, box.messages, box.unseen,
+        box.highestmodseq, foreign, member,
+    )  # fmt: skip
 
 
 class Notifier:
@@ -74,17 +89,40 @@ class Notifier:
         self._then = then
         self.groups = [group for group in groups if not group.kind.startswith(b"SELECTED")]
         self.selected = next((group for group in groups if group.kind.startswith(b"SELECTED")), None)
-        self._boxes: dict[int, _Known] = {}
+        self._beyond = any(group.beyond for group in self.groups)
+        self._watched: set[int] = set()
         self._waiting = False
         self._account = session.number
-        boxes = session.services.reader.mailboxes(self._account)
-        self._boxes = {box.id: _known(box) for box in boxes}
-        session.services.store.watch(self._account, 0, self._changed)
+        self._boxes: dict[tuple[int, int], _Known] = {}
+        self._boxes = self._now()
 
     def close(self) -> None:
         """No more notifications."""
-        self._session.services.store.unwatch(self._account, 0, self._changed)
+        for account in self._watched:
+            self._session.services.store.unwatch(account, 0, self._changed)
+        self._watched.clear()
         self._waiting = True
+
+    def _now(self) -> dict[tuple[int, int], _Known]:
+        """The mailboxes as they are, all their accounts watched."""
+        session = self._session
+        reader = session.services.reader
+        accounts = {self._account}
+        found = {(self._account, box.id): _known(self._account, box, box.name, box.subscribed) for box in reader.mailboxes(self._account)}
+        if self._beyond:
+            subscribed = set(reader.subscriptions(self._account))
+            try:
+                accounts.update(owner.number for owner in places.owners(session))
+                for place in places.foreign(session):
+                    if place.may("r"):
+                        known = _known(place.account, place.box, place.name, place.name in subscribed, True, place.member)
+                        found[place.account, place.box.id] = known
+            except DirectoryUnavailable:
+                found |= {key: known for key, known in self._boxes.items() if known.foreign}
+        for account in accounts - self._watched:
+            session.services.store.watch(account, 0, self._changed)
+        self._watched |= accounts
+        return found
 
     def group(self, box: Any) -> Group | None:
         """The group that decides about a mailbox."""
@@ -93,17 +131,17 @@ class Notifier:
     def statuses(self) -> bytes:
         """STATUS of all mailboxes whose messages are watched, for SET STATUS."""
         parts = []
-        for box in self._session.services.reader.mailboxes(self._account):
+        for box in self._boxes.values():
             group = self.group(box)
-            if group is None or box.noselect or self._is_selected(box.id):
+            if group is None or box.noselect or self._is_selected(box):
                 continue
             if group.events & {b"MESSAGENEW", b"MESSAGEEXPUNGE", b"FLAGCHANGE"}:
-                parts.append(self._status(box, group, True, True))
+                parts.append(self._status(box, True, True))
         return b"".join(parts)
 
-    def _is_selected(self, mailbox_id: int) -> bool:
+    def _is_selected(self, box: _Known) -> bool:
         view = self._session.view
-        return view is not None and view.mailbox_id == mailbox_id
+        return view is not None and (view.account, view.mailbox_id) == (box.account, box.id)
 
     def _changed(self, modseq: int) -> None:
         if not self._waiting:
@@ -117,26 +155,24 @@ class Notifier:
         self._waiting = False
         if session.closing:
             return
-        boxes = session.services.reader.mailboxes(self._account)
+        now = self._now()
         parts = []
-        now: dict[int, _Known] = {}
-        for box in boxes:
-            known = now[box.id] = _known(box)
-            old = self._boxes.get(box.id)
+        for key, known in now.items():
+            old = self._boxes.get(key)
             if old != known:
-                parts.append(self._of(box, old, known))
-        for number, old in self._boxes.items():
-            if number not in now:
-                parts.append(self._gone(old))
+                parts.append(self._of(old, known))
+        for key, gone in self._boxes.items():
+            if key not in now:
+                parts.append(self._gone(gone))
         self._boxes = now
         text = b"".join(parts)
         if text:
             session.send(text)
         self._then(session)
 
-    def _of(self, box: Any, old: _Known | None, now: _Known) -> bytes:
+    def _of(self, old: _Known | None, now: _Known) -> bytes:
         """What to tell of one mailbox."""
-        group = self.group(box)
+        group = self.group(now)
         if group is None:
             return b""
         events = group.events
@@ -149,20 +185,21 @@ class Notifier:
             parts.append(b'* LIST (%b) "/" %b%b\r\n' % (b" ".join(attributes), text(now.name), renamed))
         elif b"SUBSCRIPTIONCHANGE" in events and old is not None and old.subscribed != now.subscribed:
             parts.append(b'* LIST (%b) "/" %b\r\n' % (b" ".join(attributes), text(now.name)))
-        if now.noselect or self._is_selected(box.id):
+        if now.noselect or self._is_selected(now):
             return b"".join(parts)
         counts = old is None or (old.messages, old.uidnext) != (now.messages, now.uidnext)
         flags = old is not None and not counts and old.highestmodseq != now.highestmodseq
         if (counts and events & {b"MESSAGENEW", b"MESSAGEEXPUNGE"}) or (flags and b"FLAGCHANGE" in events):
-            parts.append(self._status(box, group, counts, b"FLAGCHANGE" in events))
+            parts.append(self._status(now, counts, b"FLAGCHANGE" in events))
         return b"".join(parts)
 
-    def _status(self, box: Any, group: Group, counts: bool, flags: bool) -> bytes:
+    def _status(self, box: _Known, counts: bool, flags: bool) -> bytes:
         items = [b"UIDVALIDITY %d" % box.uidvalidity]
         if counts:
             items += [b"MESSAGES %d" % box.messages, b"UIDNEXT %d" % box.uidnext]
         if flags:
-            items.append(b"UNSEEN %d" % box.unseen)
+            unseen = self._session.services.reader.unseen(box.account, box, box.member) if box.member else box.unseen
+            items.append(b"UNSEEN %d" % unseen)
             if b"CONDSTORE" in self._session.enabled:
                 items.append(b"HIGHESTMODSEQ %d" % box.highestmodseq)
         return b"* STATUS %b (%b)\r\n" % (self._session.mailbox_text(box.name), b" ".join(items))

@@ -1,6 +1,7 @@
 """Which mailbox a name means, and what the session may do with it: its own, or one another account shares (RFC 4314).
 
-Mailboxes of others stand below `Other Users/ADDRESS/`. Only what asks here sees them: all else looks at the own account.
+Mailboxes of others stand below `Other Users/ADDRESS/`, those of shared mailboxes below `Shared Folders/ADDRESS/`. Only what asks here sees
+them: all else looks at the own account.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from iems.errors import DirectoryUnavailable
 from iems.imap.grammar import Refused
 from iems.imap.rights import ALL, flag_right
-from iems.store.shared import ROOT as ROOT
+from iems.store import shared
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
 
 
-
 class Place(Struct, frozen=True):
     """A mailbox by its name. name: as this client names it. rights: None for the owner, who may do all.
 
-    owner: the account that has it.
+    owner: the account that has it. member: the account whose \\Seen counts there, 0 where there is one for all.
     """
 
     account: int
@@ -30,6 +31,7 @@ class Place(Struct, frozen=True):
     name: str
     rights: str | None
     owner: Any
+    member: int = 0
 
     @property
     def address(self) -> str:
@@ -67,52 +69,107 @@ def find(session: Session, name: str) -> Place | None:
         return None
     services = session.services
     box = services.reader.mailbox(session.number, name)
-    account = session.account
     if box is not None:
-        return Place(session.number, box, name, None, account)
-    if not name.startswith(ROOT):
+        return Place(session.number, box, name, None, services.now_known(session.account))
+    parts = shared.split(name)
+    if parts is None or not parts[1] or services.directory is None:
         return None
-    address, _, rest = name[len(ROOT) :].partition("/")
-    owner = services.directory.account(address) if rest and services.directory is not None else None
-    if owner is None or owner.number not in services.reader.shared(session.number):
+    owner = services.directory.account(parts[0])
+    if owner is None or owner.shared != parts[2]:
         return None
-    return _shared(session, owner, services.reader.mailbox(owner.number, rest))
+    if not owner.shared and owner.number not in services.reader.shared(session.number):
+        return None
+    return _place(session, owner, services.reader.mailbox(owner.number, parts[1]))
 
 
-def _shared(session: Session, owner: Any, box: Any) -> Place | None:
+def _place(session: Session, owner: Any, box: Any) -> Place | None:
     """A mailbox of another account, if the session has the right to know of it."""
     if box is None or box.noselect or owner.number == session.number:
         return None
-    rights = next(
-        (held for number, held in session.services.reader.acl(owner.number, box.id).values() if number == session.number),
-        "",
-    )
+    rights = shared.rights(session.services.reader, owner, box.id, session.number)
     if "l" not in rights:
         return None
     session.services.know(owner)
-    name = f"{ROOT}{owner.address}/{box.name}"
-    return Place(owner.number, box, name, rights, owner)
+    return Place(owner.number, box, shared.name_of(owner, box.name), rights, owner, session.number if owner.shared else 0)
 
 
-def foreign(session: Session) -> Iterator[Place]:
-    """All mailboxes others share with the session's account."""
+def owners(session: Session) -> Iterator[Any]:
+    """The accounts that may have mailboxes for the session's: those that share some, and the shared mailboxes it is a member of."""
     services = session.services
     if services.directory is None:
         return
     for number in services.reader.shared(session.number):
         owner = services.directory.account_by_number(number)
-        if owner is None:
-            continue
-        for box in services.reader.mailboxes(number):
-            place = _shared(session, owner, box)
+        if owner is not None and not owner.shared:
+            yield owner
+    for number in services.now_known(session.account).member_of:
+        owner = services.directory.account_by_number(number)
+        if owner is not None and owner.shared:
+            yield owner
+
+
+def foreign(session: Session) -> Iterator[Place]:
+    """All mailboxes of others that the session's account may know of."""
+    for owner in owners(session):
+        for box in session.services.reader.mailboxes(owner.number):
+            place = _place(session, owner, box)
             if place is not None:
                 yield place
 
 
-def parent(session: Session, name: str) -> tuple[Place, str] | None:
-    """For a mailbox to be made below one of another account: (the mailbox above, name within that account)."""
-    above, _, _ = name.rpartition("/")
-    place = find(session, above) if name.startswith(ROOT) else None
-    if place is None:
+def unmade(session: Session) -> list[Any]:
+    """The shared mailboxes that have no mailboxes yet, as no mail has come."""
+    reader = session.services.reader
+    # One look-up each: the mailbox that is made first is INBOX, and stays.
+    found = [owner for owner in owners(session) if owner.shared and reader.mailbox_by_id(owner.number, 1) is None]
+    for owner in found:
+        session.services.know(owner)
+    return found
+
+
+def above(session: Session, name: str) -> tuple[Any, str, str] | None:
+    """For a mailbox to be made or to be named anew as `name`: (account it is in, name there, rights in what stands above); None in the own account.
+
+    Raises `Refused` if nobody can make a mailbox of that name.
+    """
+    if not (name + "/").startswith(shared.ROOTS):
         return None
-    return place, place.box.name + name[len(above) :]
+    refused = Refused("[CANNOT] The names of other users' mailboxes begin so")
+    parts = shared.split(name)
+    services = session.services
+    owner = services.directory.account(parts[0]) if parts is not None and parts[1] and services.directory is not None else None
+    if owner is None or parts is None or owner.shared != parts[2] or owner.number == session.number:
+        raise refused
+    services.know(owner)
+    upper = parts[1].rpartition("/")[0]
+    while upper:
+        # The nearest one that is there decides, also if it is hidden from this session.
+        box = services.reader.mailbox(owner.number, upper)
+        if box is not None and not box.noselect:
+            rights = shared.rights(services.reader, owner, box.id, session.number)
+            if "l" not in rights:
+                raise refused
+            return owner, parts[1], rights
+        upper = upper.rpartition("/")[0]
+    # The first level of a shared mailbox has no list of its own: what a member may do everywhere counts.
+    member = owner.member(session.number) if owner.shared else None
+    if member is None:
+        raise refused
+    return owner, parts[1], member.rights
+
+
+def renew(session: Session) -> bool:
+    """Whether the session may still read the mailbox of another that it has selected; what it may do there is from now on what it may now."""
+    view = session.view
+    if view is None or view.rights is None:
+        return True
+    services = session.services
+    try:
+        owner = services.directory.account_by_number(view.account)
+    except DirectoryUnavailable:
+        return True  # who was let in may go on
+    rights = shared.rights(services.reader, owner, view.mailbox_id, session.number) if owner is not None else ""
+    if "l" not in rights or "r" not in rights:
+        return False
+    view.rights = rights
+    return True

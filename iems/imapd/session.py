@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from iems.imap import response
-from iems.imapd import commands, telling
+from iems.imapd import commands, places, telling
 from iems.imapd.engine import NEED_DATA, Close, Command, Content, Engine, Line, State, Updates
 from iems.imapd.faults import reply_to
 from iems.imapd.kept import KEPT_FROM
@@ -260,6 +260,9 @@ class Session:
     # ------------------------------------------------------------------ commands
 
     def _run(self, command: Command) -> None:
+        view = self.view
+        if view is not None and view.rights is not None and not self.may_go_on():
+            return
         if self.appending is not None and command.spec.stream is None:
             self.appending.abandon()  # the command it came with was cut off by BAD
             self.appending = None
@@ -353,10 +356,10 @@ class Session:
             if mailbox.highestmodseq == view.modseq and mailbox.keywords == view.keywords:
                 return
             if view.only_new(mailbox):
-                changed = reader.arrivals(view.account, view.mailbox_id, view.uidnext)
+                changed = reader.arrivals(view.account, view.mailbox_id, view.uidnext, view.member)
             else:
                 changed, vanished, mailbox = reader.changes(
-                    view.account, view.mailbox_id, view.modseq, view.uidnext
+                    view.account, view.mailbox_id, view.modseq, view.uidnext, view.member
                 )
         if mailbox is None:
             self.deselect()
@@ -400,6 +403,15 @@ class Session:
                 return
         await asyncio.sleep(0)
 
+    def may_go_on(self) -> bool:
+        """Whether the selected mailbox may still be read; if not, the session has been ended."""
+        view = self.view
+        if view is None or view.rights is None or places.renew(self):
+            return True
+        self.deselect()
+        self.bye("You may no longer read the selected mailbox")
+        return False
+
     # ------------------------------------------------------------------ states
 
     def logged_in(self, account: Any) -> None:
@@ -423,7 +435,7 @@ class Session:
         view, self.view = self.view, None
         if view is not None:
             self.services.store.unwatch(view.account, view.mailbox_id, self._changed)
-            if len(view) >= KEPT_FROM:
+            if len(view) >= KEPT_FROM and not view.member:
                 self.services.views.keep(view)
         if self.engine.state == State.SELECTED:
             self.engine.state = State.AUTHENTICATED
@@ -486,7 +498,7 @@ class Session:
     def _push(self) -> None:
         """Tell an idling client what is new (RFC 2177)."""
         self._pushing = False
-        if self.idling and self.view is not None and not self.closing:
+        if self.idling and self.view is not None and not self.closing and self.may_go_on():
             self.refresh(False)
             if self.view is not None:
                 text = self.view.updates(True)

@@ -47,7 +47,7 @@ async def push_contexts(session: Session) -> None:
 def notified(session: Session) -> None:
     """Something of the account changed: tell of the selected mailbox too, if NOTIFY asks for that."""
     notifier, view = session.notifier, session.view
-    if notifier is None or view is None or session.idling or not notifier.may_tell():
+    if notifier is None or view is None or session.idling or not notifier.may_tell() or not session.may_go_on():
         return
     session.refresh(False)
     if session.view is not view or session.closing:

@@ -40,7 +40,7 @@ async def copy(
     new: list[NewMessage] = []
     sources: list[int] = []
     for uid in uids:
-        row = services.reader.message(view.account, view.mailbox_id, uid)
+        row = services.reader.message(view.account, view.mailbox_id, uid, view.member)
         if row is None:
             continue
         names = target.allowed(source_box.flag_names(row.flags))
@@ -50,7 +50,7 @@ async def copy(
         return 0, [], []
     uidvalidity, targets = await services.store.append(
         target.account, target.box.name, new, target.quota_octets,
-        domain=target.owner.domain, domain_octets=services.domain_room(target.owner),
+        domain=target.owner.domain, domain_octets=services.domain_room(target.owner), member=target.member,
     )  # fmt: skip
     if move:
         await services.store.store_flags(view.account, view.mailbox_id, sources, "+", ["\\Deleted"])

@@ -44,6 +44,7 @@ class View:
         "gone",
         "keywords",
         "mailbox_id",
+        "member",
         "mode",
         "modseq",
         "modseqs",
@@ -83,6 +84,7 @@ class View:
         self.told = len(self.uids)
         self.stale = False
         self.rights: str | None = None  # of a mailbox another account shares (RFC 4314); None: all
+        self.member = 0  # the account whose \\Seen counts, in a shared mailbox
         self.condstore = False
         self.mode = 0
         self.new_keywords = False

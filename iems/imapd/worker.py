@@ -120,7 +120,7 @@ class Worker:
         session.connect(sock, implicit_tls)
 
     def _sweep(self) -> None:
-        """Close what was silent too long; one pass over all sessions instead of a timer for each."""
+        """Close what was silent too long or may no longer read what it has selected; one pass over all sessions instead of a timer for each."""
         config = self.ctx.config.imapd
         now = self.ctx.loop.time()
         for session in list(self.reception.sessions):
@@ -130,6 +130,8 @@ class Worker:
                     session.expire("Login timed out")
             elif silent_s > config.timeout_s:
                 session.expire("Autologout; idle for too long")
+            elif session.running is None:
+                session.may_go_on()
         self._sweeping = self.ctx.loop.call_later(SWEEP_S, self._sweep)
 
     async def retire(self) -> None:

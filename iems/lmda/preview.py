@@ -267,7 +267,7 @@ class Preview:
             elif isinstance(action, FileInto):
                 name = normal(action.mailbox)
                 here = action.create or environment.exists(name)
-                places.append(name if here and (not name.startswith(shared.ROOT) or self._may_insert(name)) else "INBOX")
+                places.append(name if here and (not name.startswith(shared.ROOTS) or self._may_insert(name)) else "INBOX")
             elif isinstance(action, Reject):
                 refused = True
             elif isinstance(action, Redirect):

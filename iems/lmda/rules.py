@@ -150,7 +150,7 @@ class Rules:
         for action in wanted.actions:
             if isinstance(action, Vacation):
                 decided.allowed = self._may_answer(item.id, filtered, message, action, account)
-            elif isinstance(action, FileInto) and action.mailbox.startswith(shared.ROOT):
+            elif isinstance(action, FileInto) and action.mailbox.startswith(shared.ROOTS):
                 decided.others[action.mailbox] = self._other(item.id, account.number, action.mailbox)
         return decided
 
@@ -198,7 +198,7 @@ class Rules:
 
     def _exists(self, account: int, name: str) -> bool:
         name = normal(name)
-        if name.startswith(shared.ROOT):
+        if name.startswith(shared.ROOTS):
             found = shared.find(self._reader(), self._directory.account, account, name)
             return found is not None and found.may_insert
         return any(box.name == name and not box.noselect for box in self._boxes(account))
@@ -292,7 +292,7 @@ class Rules:
                 except ValueError as error:
                     self._ctx.log.event("no-vacation", item.id, recipient.address, why=str(error))
         said += [verdict.item("to", place.mailbox) for place in places]
-        said += [verdict.item("to", f"{shared.ROOT}{other.owner.address}/{other.box.name}") for other, _ in others.values()]
+        said += [verdict.item("to", shared.name_of(other.owner, other.box.name)) for other, _ in others.values()]
         said += [verdict.item("to", sent.message.envelope.recipients[0].address.decode("utf-8", "replace"), sent.event) for sent in made]
         if result is not None or not said[-1].startswith("to="):
             said.append(verdict.item("to", "", "refused" if result is not None else "discarded"))

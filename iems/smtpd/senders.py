@@ -48,8 +48,8 @@ class Senders:
         """Whether mail may be sent from an address by a user.
 
         user: the account's address. address: a reverse-path; the null path is anybody's, as notices have it (RFC 3798, 5321 4.5.5).
-        True if it is the user's own, with or without detail; an address whose mail comes to the user (alias, group); or one that
-        was granted, by itself or with its domain. Raises DirectoryUnavailable.
+        True if it is the user's own, with or without detail; an address whose mail comes to the user (alias, group), or to a shared
+        mailbox the user may send for; or one that was granted, by itself or with its domain. Raises DirectoryUnavailable.
         """
         if not address:
             return True
@@ -61,11 +61,20 @@ class Senders:
             return True
         owner = user.encode()
         found = self._resolve(address)
-        if found.local and any(target.channel == _LOCAL and target.address == owner for target in found.targets):
+        here = [target.address for target in found.targets if target.channel == _LOCAL] if found.local else []
+        if owner in here:
             return True
         account = self._accounts.account(user)
+        if account is not None and account.member_of and any(self._for_shared(account.number, target) for target in here):
+            return True
         granted = account.send_as if account is not None else ()
         return bool(granted) and not {name, parts[1], *suffixes(parts[1])}.isdisjoint(granted)
+
+    def _for_shared(self, number: int, address: bytes) -> bool:
+        """Whether mail to an address comes to a shared mailbox that the account may send for."""
+        shared = self._accounts.account(address.decode("utf-8", "replace"))
+        member = shared.member(number) if shared is not None else None
+        return member is not None and member.send_as
 
     def foreign(self, user: str, header: bytes) -> str:
         """The first address in From that a user may not send from, "" if there is none. Raises DirectoryUnavailable.

@@ -328,13 +328,14 @@ class StoreClient:
         replaces: tuple[int, int] | None = None,
         domain: str = "",
         domain_octets: int | None = None,
+        member: int = 0,
     ) -> tuple[int, list[int]]:
         """Append all or none; (uidvalidity, uids). Refused: TRYCREATE, OVERQUOTA, LIMIT.
 
         replaces: (mailbox id, uid) of a message that is expunged with the same step (RFC 8508); NONEXISTENT without it.
-        domain, domain_octets: as of `wire.Delivery`.
+        domain, domain_octets: as of `wire.Delivery`. member: as of `store_flags`.
         """
-        body = wire.Append(account, mailbox, messages, quota_octets, *(replaces or (0, 0)), domain, domain_octets)
+        body = wire.Append(account, mailbox, messages, quota_octets, *(replaces or (0, 0)), domain, domain_octets, member)
         uidvalidity, _, uids = _decode_append(await self._ask(account, body))
         return uidvalidity, unpack_uids(uids)
 
@@ -346,12 +347,14 @@ class StoreClient:
         mode: str,
         flags: list[str],
         unchangedsince: int | None = None,
+        member: int = 0,
     ) -> list[tuple[int, int, int]]:
         """Change flags ("+", "-", "="); (uid, flags, modseq) as they are now of every message that exists.
 
-        With unchangedsince (RFC 7162) messages changed later are left alone and out of the answer.
+        With unchangedsince (RFC 7162) messages changed later are left alone and out of the answer. member: the account whose \\Seen is meant, in
+        a shared mailbox.
         """
-        body = wire.StoreFlags(account, mailbox_id, pack_uids(uids), mode, flags, unchangedsince)
+        body = wire.StoreFlags(account, mailbox_id, pack_uids(uids), mode, flags, unchangedsince, member)
         raw = _decode_bytes(await self._ask(account, body))
         return list(_CHANGED.iter_unpack(raw))
 
@@ -401,6 +404,10 @@ class StoreClient:
     async def set_shared(self, account: int, owner: int, on: bool) -> None:
         """Note that `owner` shares mailboxes with `account`, or no longer does. Refused: LIMIT."""
         await self._ask(account, wire.SetShared(account, owner, on))
+
+    async def part(self, account: int, member: int) -> None:
+        """Forget a member of a shared mailbox: its entries in the lists of rights, and what it has seen."""
+        await self._ask(account, wire.Part(account, member))
 
     async def drop(self, account: int) -> None:
         """Remove all of an account (its directory entry is gone); bytes go after the undelete time."""

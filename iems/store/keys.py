@@ -21,6 +21,7 @@ Readers: imapd, pop3d, iemsuser (`reader.py`) where the last column says R.
 | 0x15 | account | mailbox u32                | ACL, msgpack: address -> (account u32, rights) (RFC 4314) | R     |
 | 0x16 | account | -                          | accounts that share mailboxes with this one, msgpack list | R     |
 | 0x17 | account | -                          | staged: u32, the partition the account is being moved from; this one: it was here | |
+| 0x18 | account | mailbox u32, uid / 4096 u32, member u32 | of a shared mailbox: bits of uids whose \\Seen is the other way round for the member (account u32) | R |
 | 0x20 | account | mailbox u32, uid u32       | FLAGS, 32 octets: the message exists                  | R       |
 | 0x21 | account | mailbox u32, uid u32       | message row: rope and summary (version in octet 0)    | R       |
 | 0x22 | account | mailbox u32, modseq u64    | vanished: time u32, then uids u32 (little-endian)     | R       |
@@ -50,6 +51,7 @@ METADATA = 0x14
 ACL = 0x15
 SHARED = 0x16
 STAGED = 0x17
+MARK = 0x18
 FLAGS = 0x20
 MESSAGE = 0x21
 VANISHED = 0x22
@@ -59,6 +61,7 @@ _HEAD = struct.Struct(">IB")
 _MAILBOX = struct.Struct(">IBI")
 _UID = struct.Struct(">IBII")
 _MODSEQ = struct.Struct(">IBIQ")
+_MARK = struct.Struct(">IBIII")
 _NUMBER = struct.Struct(">IBQ")
 _ANSWER = struct.Struct(">IBQQ")
 _TRASH = struct.Struct(">IBIIII")
@@ -125,8 +128,13 @@ def staged(number: int) -> bytes:
 
 
 def prefix(number: int, kind: int, mailbox_id: int) -> bytes:
-    """Prefix of the rows of one mailbox (kinds FLAGS, MESSAGE, VANISHED, JOURNAL)."""
+    """Prefix of the rows of one mailbox (kinds MARK, FLAGS, MESSAGE, VANISHED, JOURNAL)."""
     return _MAILBOX.pack(number, kind, mailbox_id)
+
+
+def mark(number: int, mailbox_id: int, chunk: int, member: int) -> bytes:
+    """Key of the marks of a member."""
+    return _MARK.pack(number, MARK, mailbox_id, chunk, member)
 
 
 def flags(number: int, mailbox_id: int, uid: int) -> bytes:

@@ -28,6 +28,7 @@ from iems.model import Extent, Rope
 from iems.store import keys, wire
 from iems.store.content import Content
 from iems.store.handover import Handover
+from iems.store.marks import Marks
 from iems.store.reclaim import Reclaim
 from iems.store.rows import (
     ACL_MAX,
@@ -65,6 +66,8 @@ from iems.store.sweep import Sweep
 from iems.store.wire import Delivered, Delivery, NewMessage
 
 MAP_OCTETS = 256 << 30
+#: A copy of the rows that was being made (compact.py); it must not outlive what is deleted here.
+FRESH = "data.mdb.fresh"
 MAX_READERS = 4_096
 UID_MAX = 0xFFFF_FFFF
 MAILBOXES_MAX = 10_000
@@ -181,6 +184,7 @@ class Partition:
         self.content = Content(
             self.path / "blobs", Path(spool), copy_always=copy_always, number=number, now_ms=lambda: int(clock() * 1000)
         )
+        (index / FRESH).unlink(missing_ok=True)
         reserve.lock_file(index)
         self.env = lmdb.open(
             str(index), map_size=MAP_OCTETS, max_readers=MAX_READERS, sync=sync, metasync=sync, readahead=False
@@ -225,6 +229,7 @@ class Partition:
             wire.SetMetadata: self._set_metadata,
             wire.SetAcl: self._set_acl,
             wire.SetShared: self._set_shared,
+            wire.Part: self._part,
         }
         self.handover = Handover(self)
         self._operations |= self.handover.operations
@@ -778,9 +783,19 @@ class Partition:
         uids = bytearray()
         if body.messages:
             modseq = self._next(state, box, arrival=True)
+            marks = Marks(self._txn, state.number, box.id) if body.member else None
             for message in body.messages:
                 origin = (self._now * 1000).to_bytes(6, "big") + os.urandom(10)
-                uids += _U32.pack(self._insert(state, box, message, origin, modseq))
+                seen = marks is not None and any(system_bit(name) == SEEN for name in message.flags)
+                if seen:
+                    # To everybody else it is new.
+                    message = msgspec.structs.replace(message, flags=[name for name in message.flags if system_bit(name) != SEEN])
+                uid = self._insert(state, box, message, origin, modseq)
+                if marks is not None and seen:
+                    marks.mark(uid, body.member)
+                uids += _U32.pack(uid)
+            if marks is not None:
+                marks.flush()
         if old is not None and old_raw is not None:
             self._remove(state, old, [old_raw])
         return encode((box.uidvalidity, box.id, bytes(uids)))
@@ -842,6 +857,7 @@ class Partition:
         modseq = 0
         answer = bytearray()
         journal = bytearray()
+        marks = Marks(txn, number, box.id) if body.member else None
         for uid in uids:
             key = keys.flags(number, box.id, uid)
             raw = txn.get(key)
@@ -855,16 +871,22 @@ class Partition:
                 bits = self._bits(box, body.flags, body.mode != "-")
                 if len(box.keywords) != before:
                     state.changed.add(box.id)
-            new = old | bits if body.mode == "+" else old & ~bits if body.mode == "-" else bits
-            if new != old:
+            shown = old if marks is None or not marks.marked(uid, body.member) else old ^ SEEN
+            told = new = shown | bits if body.mode == "+" else shown & ~bits if body.mode == "-" else bits
+            if new != shown:
                 if not modseq:
                     modseq = self._next(state, box)
                 at = modseq
+                if marks is not None:
+                    marks.mark(uid, body.member, bool((new ^ old) & SEEN))
+                    new = (new & ~SEEN) | (old & SEEN)
                 txn.put(key, FLAGS_ROW.pack(uid, size, new, at, date))
                 journal += raw[:4]
                 box.unseen += (not new & SEEN) - (not old & SEEN)
                 box.deleted += bool(new & DELETED) - bool(old & DELETED)
-            answer += _CHANGED.pack(uid, new, at)
+            answer += _CHANGED.pack(uid, told, at)
+        if marks is not None:
+            marks.flush()
         if modseq:
             self._note(number, box, modseq, journal)
         return encode(bytes(answer))
@@ -954,6 +976,9 @@ class Partition:
             txn.put(keys.trash(due, number, box.id, uid), raw)
             self._add(state, box, size, flags, -1)
             gone += raw[:4]
+        marks = Marks(txn, number, box.id)
+        marks.clear(uid for (uid,) in _U32.iter_unpack(gone))
+        marks.flush()
         self._vanish(number, box, modseq, bytes(gone))
         return bytes(gone)
 
@@ -1008,6 +1033,8 @@ class Partition:
         modseq = self._next(state, target, arrival=True)
         translate = self._translation(source)
         sources, targets = bytearray(), bytearray()
+        marks = Marks(txn, number, source.id)
+        there = Marks(txn, number, target.id) if source is not target else marks
         for raw in rows:
             uid, size, flags, _, date = FLAGS_ROW.unpack(raw)
             key = keys.message(number, source.id, uid)
@@ -1024,6 +1051,10 @@ class Partition:
             txn.put(keys.flags(number, target.id, new), FLAGS_ROW.pack(new, size, kept, modseq, date))
             txn.put(keys.message(number, target.id, new), value[:16] + saved + value[20:])
             self._add(state, target, size, kept)
+            for member in marks.members(uid):
+                there.mark(new, member)
+                if move:
+                    marks.mark(uid, member, False)
             if move:
                 txn.delete(keys.flags(number, source.id, uid))
                 txn.delete(key)
@@ -1033,6 +1064,8 @@ class Partition:
                 self._count_row(value, 1)
             sources += raw[:4]
             targets += _U32.pack(new)
+        marks.flush()
+        there.flush()
         if move and sources:
             self._vanish(number, source, self._next(state, source), bytes(sources))
         return bytes(sources), bytes(targets)
@@ -1116,15 +1149,18 @@ class Partition:
         if len(state.boxes) + len(missing) + 1 > MAILBOXES_MAX:
             raise StoreError(_TOO_MANY, "LIMIT")
         for parent in missing:
-            self._new_mailbox(state, parent)
+            self._inherit(state, self._new_mailbox(state, parent))
         if box is not None:
             self._remove_rows(state, box)
         made = self._new_mailbox(state, name, special_use)
-        above = state.by_name.get(name.rpartition(mailboxes.SEPARATOR)[0])
-        if above is not None and (raw := self._txn.get(keys.acl(state.number, above.id))) is not None:
-            # Who may work in a mailbox may work in those made below it (RFC 4314 4).
-            self._txn.put(keys.acl(state.number, made.id), raw)
+        self._inherit(state, made)
         return made
+
+    def _inherit(self, state: _State, made: Mailbox) -> None:
+        """Who may work in a mailbox, and nobody else, may work in those made below it (RFC 4314 4)."""
+        above = state.by_name.get(made.name.rpartition(mailboxes.SEPARATOR)[0])
+        if above is not None and (raw := self._txn.get(keys.acl(state.number, above.id))) is not None:
+            self._txn.put(keys.acl(state.number, made.id), raw)
 
     def _children(self, state: _State, name: str) -> list[Mailbox]:
         return [box for other, box in state.by_name.items() if other.startswith(name + mailboxes.SEPARATOR)]
@@ -1194,7 +1230,7 @@ class Partition:
         if len(state.boxes) + len(missing) + 1 > MAILBOXES_MAX:
             raise StoreError(_TOO_MANY, "LIMIT")
         for parent in missing:
-            self._new_mailbox(state, parent)
+            self._inherit(state, self._new_mailbox(state, parent))
         if old == "INBOX":
             # Its messages move, INBOX itself and its children stay (RFC 9051 6.3.6).
             self._transfer(
@@ -1270,6 +1306,30 @@ class Partition:
             self._txn.put(key, encode(kept))
         else:
             self._txn.delete(key)
+        self._look_again(state.number, body.mailbox_id)
+        return _NIL
+
+    def _look_again(self, number: int, mailbox_id: int) -> None:
+        """Have who watches a mailbox look, though nothing in it changed."""
+        self.touched.setdefault((number, mailbox_id), 0)
+
+    def _part(self, body: wire.Part) -> bytes:
+        state = self._state(body.account)
+        for box in state.boxes.values():
+            key = keys.acl(state.number, box.id)
+            raw = self._txn.get(key)
+            held = _decode_acl(raw) if raw else {}
+            kept = {name: entry for name, entry in held.items() if entry[0] != body.member}
+            if kept:
+                self._txn.put(key, encode(kept))
+            elif held:
+                self._txn.delete(key)
+            self._look_again(state.number, box.id)
+        head, member = keys.head(state.number, keys.MARK), body.member.to_bytes(4, "big")
+        cursor = self._txn.cursor()
+        found = cursor.set_range(head)
+        while found and (key := cursor.key()).startswith(head):
+            found = cursor.delete() if key[-4:] == member else cursor.next()
         return _NIL
 
     def _set_shared(self, body: wire.SetShared) -> bytes:

@@ -21,12 +21,14 @@ from iems._native import kernel
 from iems.blobs import Blobs
 from iems.model import Extent
 from iems.store import keys
+from iems.store.marks import Glasses
 from iems.store.rows import (
     DOT_FREE,
     FLAGS_DTYPE,
     FLAGS_ROW,
     KEYWORD_SHIFT,
     MESSAGE_HEAD,
+    SEEN,
     SUMMARY_OUTSIDE,
     SUMMARY_PLACE,
     SYSTEM_FLAGS,
@@ -254,8 +256,8 @@ class Reader:
             raw = txn.get(keys.mailbox(account, mailbox_id))
         return _decode_mailbox(raw) if raw else None
 
-    def select(self, account: int, mailbox_id: int) -> Selected | None:
-        """All messages of the mailbox, one snapshot; None if there is no such mailbox."""
+    def select(self, account: int, mailbox_id: int, member: int = 0) -> Selected | None:
+        """All messages of the mailbox, one snapshot; None if there is no such mailbox. member: as of `messages`."""
         partition = self._find(account)
         if partition is None:
             return None
@@ -267,12 +269,29 @@ class Reader:
             uids, flags, modseqs = _pages.flags(
                 txn.cursor(), keys.prefix(account, keys.FLAGS, mailbox_id), partition.page_size, mailbox.messages
             )
-        return Selected(
-            mailbox,
-            np.frombuffer(uids, np.uint32),
-            np.frombuffer(flags, np.uint64),
-            np.frombuffer(modseqs, np.uint64),
-        )
+            found = Selected(
+                mailbox,
+                np.frombuffer(uids, np.uint32),
+                np.frombuffer(flags, np.uint64),
+                np.frombuffer(modseqs, np.uint64),
+            )
+            if member:
+                found.flags = Glasses(txn, account, mailbox_id, member).all(found.uids, found.flags)
+        return found
+
+    def unseen(self, account: int, box: Mailbox, member: int) -> int:
+        """Messages of a mailbox without \\Seen; for a member, in a shared mailbox."""
+        partition = self._find(account) if member else None
+        if partition is None:
+            return box.unseen
+        if box.unseen == box.messages:
+            with partition.read() as txn:
+                seen = Glasses(txn, account, box.id, member).count(box.uidnext)
+            if seen <= box.messages:
+                return box.messages - seen
+        # Some came as seen (an import, a rule): each row is looked at.
+        selected = self.select(account, box.id, member)
+        return 0 if selected is None else int(np.count_nonzero((selected.flags & np.uint64(SEEN)) == 0))
 
     def table(self, account: int, mailbox_id: int) -> tuple[Mailbox, np.ndarray] | None:
         """The mailbox and the flags rows of all its messages (FLAGS_DTYPE, uids ascending), one snapshot; None if there is none."""
@@ -332,16 +351,16 @@ class Reader:
         return mailbox, table["uid"].tolist(), table["size"].tolist(), table["flags"].tolist()
 
     def changes(
-        self, account: int, mailbox_id: int, since_modseq: int, uidnext: int = 0
+        self, account: int, mailbox_id: int, since_modseq: int, uidnext: int = 0, member: int = 0
     ) -> tuple[list[tuple[int, int, int]], list[int], Mailbox | None]:
         """What happened after `since_modseq`: (uid, flags, modseq) changed or new, uids gone, the mailbox now.
 
-        uidnext: as it was then, if known: changes in a large mailbox are then found without looking at all of it.
+        uidnext: as it was then, if known: changes in a large mailbox are then found without looking at all of it. member: as of `messages`.
         Beyond the horizon of the vanished rows all absent uids are named, which RFC 7162 3.2.6 allows.
         """
-        if uidnext and (noted := self.noted(account, mailbox_id, since_modseq, uidnext)) is not None:
+        if uidnext and (noted := self.noted(account, mailbox_id, since_modseq, uidnext, member)) is not None:
             return noted
-        selected = self.select(account, mailbox_id)
+        selected = self.select(account, mailbox_id, member)
         if selected is None:
             return [], [], None
         box = selected.mailbox
@@ -359,7 +378,7 @@ class Reader:
         return changed, self.vanished(account, mailbox_id, since_modseq), box
 
     def noted(
-        self, account: int, mailbox_id: int, since: int, uidnext: int
+        self, account: int, mailbox_id: int, since: int, uidnext: int, member: int = 0
     ) -> tuple[list[tuple[int, int, int]], list[int], Mailbox] | None:
         """`changes` from the journal; None if there is no such mailbox, or the journal does not reach back so far."""
         partition = self._find(account)
@@ -371,7 +390,7 @@ class Reader:
                 return None
             box = _decode_mailbox(raw)
             if box.changed_modseq <= since:
-                arrived = self.arrivals(account, mailbox_id, uidnext) if box.highestmodseq > since else []
+                arrived = self.arrivals(account, mailbox_id, uidnext, member) if box.highestmodseq > since else []
                 return arrived, [], box
             if box.journal_floor > since or box.vanished_floor > since:
                 return None
@@ -384,15 +403,16 @@ class Reader:
                         break
                     uids.update(np.frombuffer(value, "<u4").tolist())
             changed = []
+            glasses = Glasses(txn, account, mailbox_id, member) if member else None
             for uid in sorted(uids):
                 row = txn.get(keys.flags(account, mailbox_id, uid)) if uid < uidnext else None
                 if row is not None:
                     _, _, flags, modseq, _ = FLAGS_ROW.unpack(row)
-                    changed.append((uid, flags, modseq))
-            changed += self.arrivals(account, mailbox_id, uidnext)
+                    changed.append((uid, flags ^ glasses.turned(uid) if glasses is not None else flags, modseq))
+            changed += self.arrivals(account, mailbox_id, uidnext, member)
             return changed, self.vanished(account, mailbox_id, since), box
 
-    def arrivals(self, account: int, mailbox_id: int, first_uid: int) -> list[tuple[int, int, int]]:
+    def arrivals(self, account: int, mailbox_id: int, first_uid: int, member: int = 0) -> list[tuple[int, int, int]]:
         """(uid, flags, modseq) of the messages from `first_uid` on: all that is new if `Mailbox.changed_modseq` says so."""
         partition = self._find(account)
         if partition is None:
@@ -400,13 +420,14 @@ class Reader:
         prefix = keys.prefix(account, keys.FLAGS, mailbox_id)
         found: list[tuple[int, int, int]] = []
         with partition.read() as txn:
+            glasses = Glasses(txn, account, mailbox_id, member) if member else None
             cursor = txn.cursor()
             if cursor.set_range(keys.flags(account, mailbox_id, first_uid)):
                 for key, value in cursor:
                     if not key.startswith(prefix):
                         break
                     uid, _, flags, modseq, _ = FLAGS_ROW.unpack(value)
-                    found.append((uid, flags, modseq))
+                    found.append((uid, flags ^ glasses.turned(uid) if glasses is not None else flags, modseq))
         return found
 
     def vanished(self, account: int, mailbox_id: int, since_modseq: int) -> list[int]:
@@ -437,19 +458,25 @@ class Reader:
         present[0] = True
         return np.nonzero(~present)[0].tolist()
 
-    def message(self, account: int, mailbox_id: int, uid: int) -> Row | None:
+    def message(self, account: int, mailbox_id: int, uid: int, member: int = 0) -> Row | None:
         """One message, None if it is not (or no longer) there."""
-        return self.messages(account, mailbox_id, (uid,))[0]
+        return self.messages(account, mailbox_id, (uid,), member)[0]
 
-    def messages(self, account: int, mailbox_id: int, uids: Sequence[int]) -> list[Row | None]:
-        """These messages in this order, one snapshot."""
+    def messages(self, account: int, mailbox_id: int, uids: Sequence[int], member: int = 0) -> list[Row | None]:
+        """These messages in this order, one snapshot.
+
+        member: the account that looks into a shared mailbox, where \\Seen is each member's own; 0: as the messages came.
+        """
         partition = self._find(account)
         if partition is None:
             return [None] * len(uids)
         found: list[Row | None] = []
         with partition.read() as txn:
+            glasses = Glasses(txn, account, mailbox_id, member) if member else None
             for uid in uids:
                 small = txn.get(keys.flags(account, mailbox_id, uid))
+                if small and glasses is not None:
+                    small = glasses.row(small)
                 value = txn.get(keys.message(account, mailbox_id, uid)) if small else None
                 found.append(self._row(small, value) if small and value else None)
         return found
@@ -491,11 +518,13 @@ class Reader:
         start: int = 0,
         max_octets: int = 256 << 10,
         recent_from: int = 1 << 32,
+        member: int = 0,
     ) -> tuple[bytes, int]:
         """`* SEQ FETCH (...)` responses ready to send, from message `start` on: (octets, index to go on at).
 
         seqs, uids: u32, the session's numbers, ascending uids, same length. items: FETCH_* in the order wanted.
         recent_from: uids from here on are \\Recent in this session. Stops after the response that reaches max_octets, so that the caller can wait for the peer: go on until the index is len(uids).
+        member: as of `messages`.
         Messages expunged meanwhile are left out. Raises KeyError if the mailbox is gone.
         """
         partition = self._find(account)
@@ -515,6 +544,8 @@ class Reader:
             first = int(uids[start])
             walk = int(uids[total - 1]) - first + 1 <= _WALK_GAP * (total - start)
             small = self._rows(txn, keys.FLAGS, account, mailbox_id, first, uids, start, walk)
+            if member:
+                small = Glasses(txn, account, mailbox_id, member).rows(small, keys.prefix(account, keys.FLAGS, mailbox_id))
             large = (
                 self._rows(txn, keys.MESSAGE, account, mailbox_id, first, uids, start, walk)
                 if want_rows

@@ -99,6 +99,8 @@ class Reclaim:
                 left = partition.delete_prefix(keys.prefix(account, keys.VANISHED, mailbox), ROWS)
                 if left < ROWS:
                     left += partition.delete_prefix(keys.prefix(account, keys.JOURNAL, mailbox), ROWS - left)
+                if left < ROWS:
+                    left += partition.delete_prefix(keys.prefix(account, keys.MARK, mailbox), ROWS - left)
                 left += partition.delete_prefix(keys.prefix(account, keys.FLAGS, mailbox), ROWS)
                 if left < ROWS:
                     txn.delete(key)

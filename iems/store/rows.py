@@ -58,6 +58,10 @@ BLOB_DIED = 2  # octets in it are named by nobody any more, and still there
 BLOB_ERASED = 4  # dead octets were erased: records around the contents are no longer whole
 DEDUP_ROW = struct.Struct("<III")
 
+#: Uids, and octets, of a row of a member's marks (marks.py).
+MARK_UIDS = 4_096
+MARK_OCTETS = MARK_UIDS // 8
+
 #: Bounds of annotations (RFC 5464): octets of one value, entries and octets of all values of one mailbox.
 METADATA_VALUE_MAX = 64 << 10
 METADATA_ENTRIES_MAX = 100

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from iems.store.rows import (
     DEDUP_ROW,
     FLAGS_ROW,
     FORMAT,
+    MARK_OCTETS,
+    MARK_UIDS,
     SEEN,
     Account,
     DomainUse,
@@ -255,6 +257,7 @@ class Check:
         purged = {mailbox_id for account, mailbox_id in self._purged if account == number} if self._purged else set()
         for mailbox_id in ids & purged - boxes.keys():
             self._count_purged(number, mailbox_id)
+        self._marks(number, boxes.keys(), purged)
         tallies = [
             self._mailbox(number, mailbox_id, boxes.get(mailbox_id))
             for mailbox_id in sorted((ids | boxes.keys() | bad) - (purged - boxes.keys()))
@@ -263,6 +266,26 @@ class Check:
         if row is not None:
             self.accounts.append(number)
             self._counters.settle(number, row, tallies, bad, max([0, *ids, *purged, *boxes, *bad]))
+
+    def _marks(self, number: int, boxes: Collection[int], purged: Collection[int]) -> None:
+        """What members of a shared mailbox have seen: bits of messages that are there."""
+        for key, value in self.rows_of(keys.head(number, keys.MARK)):
+            mailbox_id = int.from_bytes(key[5:9], "big")
+            if mailbox_id in purged and mailbox_id not in boxes:
+                continue
+            if len(key) != 17 or len(value) != MARK_OCTETS or mailbox_id not in boxes:
+                self.found(f"marks of a member in mailbox {mailbox_id} that name nothing")
+                self.puts[key] = None
+                continue
+            first = int.from_bytes(key[9:13], "big") * MARK_UIDS
+            bits = bytearray(value)
+            for at, octet in enumerate(value):
+                for bit in range(8) if octet else ():
+                    if octet >> bit & 1 and self.txn.get(keys.flags(number, mailbox_id, first + 8 * at + bit)) is None:
+                        bits[at] &= ~(1 << bit)
+            if bits != value:
+                self.found(f"marks of a member in mailbox {mailbox_id} for messages that are not there")
+                self.puts[key] = bytes(bits) if any(bits) else None
 
     def _packed(self, key: bytes, value: bytes, kind: int) -> None:
         try:
@@ -283,7 +306,7 @@ class Check:
         """Name rows of kinds nobody knows."""
         cursor = self.txn.cursor()
         kind = -1
-        known = _KINDS.keys() | _OF_MAILBOX.keys()
+        known = {*_KINDS, *_OF_MAILBOX, keys.MARK}
         while kind < 255 and cursor.set_range(keys.head(number, kind + 1)):
             key = cursor.key()
             if int.from_bytes(key[:4], "big") != number:

@@ -147,10 +147,11 @@ class Append(Struct, array_like=True, tag=8):
     replaced_uid: int = 0
     domain: str = ""  # as in Delivery
     domain_octets: int | None = None
+    member: int = 0  # as in StoreFlags
 
 
 class StoreFlags(Struct, array_like=True, tag=9):
-    """uids: u32 little-endian, one after the other."""
+    """uids: u32 little-endian, one after the other. member: the account that sees them so in a shared mailbox, where each has its own \\Seen."""
 
     account: int
     mailbox_id: int
@@ -158,6 +159,7 @@ class StoreFlags(Struct, array_like=True, tag=9):
     mode: str
     flags: list[str]
     unchangedsince: int | None = None
+    member: int = 0
 
 
 class Expunge(Struct, array_like=True, tag=10):
@@ -225,7 +227,7 @@ class SetMetadata(Struct, array_like=True, tag=17):
 
 
 class SetAcl(Struct, array_like=True, tag=18):
-    """rights "": the entry goes. number: of the account the address names."""
+    """rights "": the entry goes. number: of the account the address names. Who watches the mailbox looks whether it still may."""
 
     account: int
     mailbox_id: int
@@ -291,10 +293,17 @@ class Leave(Struct, array_like=True, tag=45):
     account: int
 
 
+class Part(Struct, array_like=True, tag=46):
+    """An account is no member of this one any more: its entries in the lists of rights and its marks go."""
+
+    account: int
+    member: int
+
+
 Body = (
     Hello | Deliver | Forget | Ensure | Create | Delete | Rename | Subscribe | Append | StoreFlags
     | Expunge | Copy | Recent | Watch | Unwatch | Drop | Undelete | SetMetadata | SetAcl | SetShared
-    | Expire | Hold | Give | Bring | Take | Leave
+    | Expire | Hold | Give | Bring | Take | Leave | Part
 )
 
 

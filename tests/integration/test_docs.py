@@ -22,12 +22,16 @@ _INLINE = re.compile(r"`((?:iemsctl|iemsuser)(?: [^`]*)?)`")
 #: Commands of the system around us; `make test` runs this test, `make run` has tests/integration/test_lifecycle.py.
 OUTSIDE = ("apt ", "useradd ", "python3 -m venv", "make ", ".venv/bin/", "export ", "git ", "cd ", "pip ")
 #: Left out: they would stop the server under test, or measure for minutes; their own tests run them.
-ELSEWHERE = ("iemsctl start", "iemsctl stop", "iemsctl perf run", "iemsctl init", "iemsctl fsck --repair", "iemsctl upgrade --back", "iemsuser move")
+ELSEWHERE = ("iemsctl start", "iemsctl stop", "iemsctl perf run", "iemsctl init", "iemsctl fsck --repair", "iemsctl upgrade --back", "iemsctl compact", "iemsuser move")
 
 
 #: What must have been done before, as the lines may run in any order and in different homes.
 BEFORE = {
     "iemsctl peer remove DOMAIN": ("peer", "set", "load.test", "--transmit", "off"),
+    "iemsctl shared member add SHARED MEMBER --rights write --send-as": ("shared", "create", "SHARED"),
+    "iemsctl shared show SHARED": ("shared", "create", "SHARED"),
+    "iemsctl shared member remove SHARED MEMBER": ("shared", "create", "SHARED", "--member", "a2@load.test"),
+    "iemsctl shared delete SHARED": ("shared", "create", "SHARED"),
     "iemsctl forward disallow ADDRESS": ("forward", "allow", "a1@load.test"),
     "iemsctl dkim record DOMAIN": ("dkim", "key", "create", "load.test", "--selector", "record"),
     "iemsctl dkim key activate DOMAIN SELECTOR": ("dkim", "key", "create", "load.test", "--selector", "activate"),
@@ -87,6 +91,8 @@ def test_command_line(home, line, tmp_path):
         "measured/perf.jsonl": str(tmp_path / "perf.jsonl"), "site.toml": str(tmp_path / "site.toml"),
         "ADDRESSES": str(tmp_path / "addresses"), "HOST": "relay.test", "OUT": str(tmp_path / "out"), "BACKUP": str(home.backup), "TARGET": str(tmp_path / "target"), "IN": str(tmp_path / "in.eml"), "FRONT1": f"k{os.urandom(4).hex()}",
         "DIR": str(tmp_path / "filter"), "@LIST": f"@{tmp_path / 'list'}",
+        "SHARED": f"s{os.urandom(4).hex()}@load.test", "MEMBER": "a2@load.test", "orders@example.org": f"o{os.urandom(4).hex()}@load.test",
+        "anna@example.org=manage": "a1@load.test=manage",
         "SELECTOR": line.split()[3] if "SELECTOR" in line else "",
     }  # fmt: skip
     (tmp_path / "in.eml").write_bytes(b"Subject: x\r\n\r\nx\r\n")
@@ -103,7 +109,7 @@ def test_command_line(home, line, tmp_path):
     if len(words) == 1 or "COMMAND [ARGS]" in group.stdout:
         return  # the page speaks of a group of commands
     if line in BEFORE:
-        home.ctl(*BEFORE[line])
+        home.ctl(*(places.get(word, word) for word in BEFORE[line]))
     done = subprocess.run(
         command, input="secret\n", capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path,
         env=os.environ | {"IEMS_HOME": str(home.path), "PYTHONPATH": str(TOP)},

@@ -298,3 +298,29 @@ starttls = no
     assert len(client.search(None, "ALL")[1][0].split()) == 10
     assert len(client.search(None, "SUBJECT", "local")[1][0].split()) == 1
     client.logout()
+
+
+def test_inbox(home):
+    """INBOX is one name in any case, is always there, gives its messages away in RENAME and stays (RFC 9051 5.1, 6.3.4 to 6.3.6)."""
+    imap = login(home)
+
+    def status(name):
+        return imap.status(name, "(MESSAGES UIDNEXT UIDVALIDITY)")[1][0].split(b" ", 1)[1]
+
+    for content in (b"Subject: 1\r\n\r\nx\r\n", b"Subject: 2\r\n\r\nx\r\n"):
+        assert imap.append("inBox", "\\Flagged", None, content)[0] == "OK"
+    before = status("INBOX")
+    assert status("inbox") == status("InBoX") == before
+    assert imap.create("inbox")[0] == "NO" and imap.delete("Inbox")[0] == "NO" and imap.rename("Sent", "inboX")[0] == "NO"
+    assert imap.create("iNbOx/below")[0] == "OK" and imap.status("INBOX/below", "(MESSAGES)")[0] == "OK"
+    assert imap.rename("inbox", "Old")[0] == "OK"
+    assert imap.select("Old")[1][0] == before.split()[1]
+    assert b"\\Flagged" in imap.fetch("1", "(FLAGS)")[1][0]
+    assert imap.status("INBOX/below", "(MESSAGES)")[0] == "OK" and imap.status("Old/below", "(MESSAGES)")[0] == "NO"
+    after = status("INBOX").split()
+    assert after[1] == b"0" and after[3:] == before.split()[3:], "no uid is given twice"
+    assert imap.append("INBOX", None, None, b"Subject: 3\r\n\r\nx\r\n")[0] == "OK"
+    imap.close()
+    imap.delete("Old")
+    imap.delete("INBOX/below")
+    imap.logout()

@@ -1,4 +1,5 @@
-"""Two clients on one mailbox under random APPEND, STORE, EXPUNGE, MOVE, COPY and QRESYNC agree with a model."""
+"""Two clients on one mailbox under random APPEND, STORE, EXPUNGE, MOVE, COPY and QRESYNC agree with a model: two of one user, and two members of
+a shared mailbox, who have each their own \\Seen."""
 
 import itertools
 import re
@@ -17,7 +18,8 @@ from hypothesis.stateful import (
 from iems.perf.home import PrivateHome
 from tests.integration.test_imap_extensions import Client
 
-FLAGS = (b"\\Seen", b"\\Flagged", b"\\Deleted", b"$Label", b"$Other")
+SEEN = b"\\Seen"
+FLAGS = (SEEN, b"\\Flagged", b"\\Deleted", b"$Label", b"$Other")
 _names = itertools.count()
 _TAKEN = re.compile(rb"UID (\d+).*?FLAGS \(([^)]*)\)")
 CLIENTS = st.sampled_from([0, 1])
@@ -90,17 +92,24 @@ def flags(text):
 
 
 class Boxes(RuleBasedStateMachine):
+    """model, other: what all see of the messages of both mailboxes; seen, other_seen: for each client what it has seen."""
+
     home = None
+    users = (b"a6@load.test", b"a6@load.test")
+    below = b"%b"
 
     def __init__(self):
         super().__init__()
         number = next(_names)
-        self.one, self.two = b"m%d" % number, b"n%d" % number
+        self.one, self.two = self.below % (b"m%d" % number), self.below % (b"n%d" % number)
         self.model = {}
         self.other = {}
+        one, other = set(), set()
+        self.seen = [one, one] if self.users[0] == self.users[1] else [one, set()]
+        self.other_seen = [other, other] if self.users[0] == self.users[1] else [other, set()]
         self.clients = []
         for index in range(2):
-            client = Viewer(self.home, b"a6@load.test")
+            client = Viewer(self.home, self.users[index])
             client.vanishing = index == 1
             if not index:
                 client.ask(b"CREATE " + self.one)
@@ -112,11 +121,23 @@ class Boxes(RuleBasedStateMachine):
         for client in self.clients:
             client.do(b"NOOP")
             assert client.uids == sorted(self.model)
-        client.ask(b"SELECT " + self.two)
-        lines, _ = client.ask(b"UID FETCH 1:* (FLAGS)")
-        assert {int(m[1]): flags(m[2]) for m in map(_TAKEN.search, lines)} == self.other
-        for client in self.clients:
+        for index, client in enumerate(self.clients):
+            untagged, _ = client.ask(b"STATUS %b (UNSEEN)" % self.two)
+            client.ask(b"SELECT " + self.two)
+            lines, _ = client.ask(b"UID FETCH 1:* (FLAGS)")
+            expected = as_seen(self.other, self.other_seen[index])
+            assert {int(m[1]): flags(m[2]) for m in map(_TAKEN.search, lines)} == expected
+            assert b"(UNSEEN %d)" % sum(SEEN not in held for held in expected.values()) in untagged[0]
             client.close()
+
+    def expected(self, index):
+        return as_seen(self.model, self.seen[index])
+
+    def keep(self, index, uid, given):
+        self.model[uid] = given - {SEEN}
+        self.seen[index].discard(uid)
+        if SEEN in given:
+            self.seen[index].add(uid)
 
     def pick(self, client, place):
         """A message as the client counts: (number, uid)."""
@@ -129,7 +150,7 @@ class Boxes(RuleBasedStateMachine):
         done, _ = self.clients[index].do(
             b"APPEND %b (%b) {%d+}\r\n%b" % (self.one, b" ".join(given), len(content), content)
         )
-        self.model[int(re.search(rb"APPENDUID \d+ (\d+)", done)[1])] = given
+        self.keep(index, int(re.search(rb"APPENDUID \d+ (\d+)", done)[1]), given)
 
     @precondition(lambda self: any(client.uids for client in self.clients))
     @rule(
@@ -153,10 +174,11 @@ class Boxes(RuleBasedStateMachine):
         assert not done.startswith(b"BAD"), done
         for uid in uids:
             if uid in self.model:
-                old = self.model[uid]
-                self.model[uid] = given if not mode else old | given if mode == b"+" else old - given
+                old = self.expected(index)[uid]
+                new = given if not mode else old | given if mode == b"+" else old - given
+                self.keep(index, uid, new)
                 if silent:
-                    client.known[uid] = self.model[uid]
+                    client.known[uid] = new
 
     @rule(index=CLIENTS)
     def expunge(self, index):
@@ -176,6 +198,9 @@ class Boxes(RuleBasedStateMachine):
         if found is not None:
             assert int(found[1]) == uid
             self.other[int(found[2])] = self.model[uid]
+            for here, there in zip(self.seen, self.other_seen, strict=True):
+                if uid in here:
+                    there.add(int(found[2]))
             if verb.endswith(b"MOVE"):
                 del self.model[uid]
 
@@ -184,7 +209,7 @@ class Boxes(RuleBasedStateMachine):
         client = self.clients[index]
         client.do(b"NOOP")
         assert client.uids == sorted(self.model)
-        assert client.known == self.model
+        assert client.known == self.expected(index)
 
     @rule()
     def resync(self):
@@ -192,9 +217,7 @@ class Boxes(RuleBasedStateMachine):
         client = self.clients[1]
         client.do(b"NOOP")
         client.ask(b"UNSELECT")
-        self.clients[0].do(b"APPEND %b (\\Seen) {3+}\r\na\r\n" % self.one)
-        lines, _ = self.clients[0].ask(b"UID FETCH 1:* (FLAGS)")
-        self.model = {int(m[1]): flags(m[2]) for m in map(_TAKEN.search, lines)}
+        self.append(0, frozenset({SEEN}))
         client.uids = []
         untagged, done = client.ask(b"SELECT %b (QRESYNC (%b %d))" % (self.one, client.validity, max(client.modseq, 1)))
         assert done.startswith(b"OK")
@@ -205,7 +228,7 @@ class Boxes(RuleBasedStateMachine):
                     known.pop(uid, None)
             elif found := _TAKEN.search(line):
                 known[int(found[1])] = flags(found[2])
-        assert known == self.model
+        assert known == self.expected(1)
         client.known = known
         client.take([line for line in untagged if b"VANISHED" not in line])
 
@@ -215,16 +238,27 @@ class Boxes(RuleBasedStateMachine):
             assert client.uids == sorted(client.uids)
 
 
+class SharedBoxes(Boxes):
+    users = (b"a5@load.test", b"a6@load.test")
+    below = b'"Shared Folders/team@load.test/%b"'
+
+
+def as_seen(model, seen):
+    return {uid: held | {SEEN} if uid in seen else held for uid, held in model.items()}
+
+
 @pytest.fixture(scope="module")
 def home():
     with PrivateHome(6) as home:
+        home.ctl("shared", "create", "team@load.test", "--member", "a5@load.test=manage", "--member", "a6@load.test=manage")
         yield home
+        assert not home.ctl("fsck", "--json")
 
 
-def play(home, examples, steps):
-    Boxes.home = home
+def play(home, examples, steps, machine=Boxes):
+    machine.home = home
     run_state_machine_as_test(
-        Boxes,
+        machine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -239,6 +273,11 @@ def test_two_clients_agree(home):
     play(home, 25, 30)
 
 
+def test_two_members_of_a_shared_mailbox_agree(home):
+    play(home, 25, 30, SharedBoxes)
+
+
 @pytest.mark.long
-def test_two_clients_agree_for_long(home):
-    play(home, 1_000, 60)
+@pytest.mark.parametrize("machine", [Boxes, SharedBoxes])
+def test_two_clients_agree_for_long(home, machine):
+    play(home, 1_000, 60, machine)

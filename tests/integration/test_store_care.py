@@ -7,8 +7,10 @@ import imaplib
 import json
 import poplib
 import re
+import smtplib
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import lmdb
@@ -177,3 +179,77 @@ def test_quota_warnings(home):
     user(home, "quota", "a1@load.test", "unlimited")
     asyncio.run(care.warn())
     assert len(kept.messages) == 2 and storage.levels(home.path / "store") == {}
+
+
+def wait(condition):
+    until = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found
+
+
+def test_a_full_mailbox_is_told_as_temporary_and_then_as_permanent(home):
+    home.stop()
+    home.configure({"lmda.retry_s": 0.2, "lmda.retry_max_s": 0.5})
+    home.start()
+    user(home, "quota", "a2@load.test", "2000")
+    with smtplib.SMTP("127.0.0.1", home.port("smtp")) as smtp:
+        smtp.sendmail("a3@load.test", ["a2@load.test"], "Subject: too much\r\n\r\n" + "x" * 3_000)
+
+    def waiting():
+        found = [json.loads(line) for line in home.ctl("queue", "list", "--json").splitlines()]
+        return [one["recipients"][0] for one in found if one["recipients"] and (one["recipients"][0]["reply"] or "").startswith("452 4.2.2")]
+
+    [recipient] = wait(waiting)
+    assert recipient["address"] == "a2@load.test" and recipient["attempts"] >= 1
+    home.stop()
+    home.configure({"lmda.lifetime_s": 0.1})
+    home.start()
+
+    def report():
+        imap = inbox(home, "a3@load.test")
+        try:
+            found = imap.uid("SEARCH", "HEADER", "Auto-Submitted", "auto-replied")[1][0].split()
+            return found and imap.uid("FETCH", found[-1], "BODY.PEEK[]")[1][0][1]
+        finally:
+            imap.logout()
+
+    assert b"Status: 5.2.2" in wait(report)
+    wait(lambda: home.ctl("queue", "list", "--json") == "")
+    user(home, "quota", "a2@load.test", "unlimited")
+
+
+def test_rows_of_deleted_mail_are_erased_with_the_server_stopped(home, tmp_path):
+    secret = b"Lohengrin 4711"
+    (tmp_path / "one.eml").write_bytes(b"Subject: " + secret + b"\r\n\r\nx\r\n")
+    user(home, "import", "a1@load.test", str(tmp_path / "one.eml"), "--mailbox", "INBOX")
+    imap = inbox(home)
+    before = imap.uid("FETCH", "1:*", "(ENVELOPE)")[1]
+    found = imap.uid("SEARCH", "SUBJECT", f'"{secret.decode()}"')[1][0]
+    imap.uid("STORE", found, "+FLAGS", "\\Deleted")
+    imap.expunge()
+    imap.logout()
+    with pytest.raises(RuntimeError, match="stop the server"):
+        home.ctl("compact")
+    home.stop()
+
+    def there():
+        return secret in b"".join(path.read_bytes() for path in (home.path / "store").rglob("*") if path.is_file())
+
+    home.ctl("compact")
+    assert there(), "it can still be undeleted"
+    home.configure({"store.undelete_s": 3600})
+    with lmdb.open(str(home.path / "store/p0/index"), map_size=1 << 38) as env, env.begin(write=True) as txn:
+        # As if the day was over.
+        for key, value in [(bytes(k), bytes(v)) for k, v in txn.cursor() if k[:5] == keys.head(0, keys.TRASH)]:
+            txn.delete(key)
+            txn.put(key[:5] + (1_500_000_000).to_bytes(4, "big") + key[9:], value)
+    told = json.loads(home.ctl("compact", "--json"))
+    assert told["partition"] == "p0" and told["after_bytes"] > 0
+    assert not there()
+    assert fsck(home) == (0, [], "")
+    home.start()
+    imap = inbox(home)
+    assert imap.uid("FETCH", "1:*", "(ENVELOPE)")[1] == before[:-1]
+    imap.logout()

@@ -1,4 +1,8 @@
-"""GETACL, SETACL, DELETEACL, LISTRIGHTS and MYRIGHTS (RFC 4314). Identifiers are addresses of accounts of this home."""
+"""GETACL, SETACL, DELETEACL, LISTRIGHTS and MYRIGHTS (RFC 4314). Identifiers are addresses of accounts of this home.
+
+In a shared mailbox they are its members: each has the rights of its membership until one with `a` gives it others in a mailbox, no more than
+he has himself. Who is a member says the administrator.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from iems.imapd import places
 from iems.imapd.commands.common import mailbox_argument, one_mailbox
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 from iems.imapd.places import Place
+from iems.store import shared
 
 if TYPE_CHECKING:
     from iems.imapd.session import Session
@@ -59,15 +64,32 @@ def _other(session: Session, place: Place, identifier: str) -> Any:
         raise Refused("[NONEXISTENT] No account of this address")
     if account.number == place.account:
         raise Refused("[CANNOT] The owner has all rights")
+    if place.owner.shared and _owner_now(session, place).member(account.number) is None:
+        raise Refused("[CANNOT] Not a member of this shared mailbox; the administrator makes members")
     session.services.know(account)
     return account
+
+
+def _owner_now(session: Session, place: Place) -> Any:
+    return session.services.now_known(place.owner)
+
+
+def _entries(session: Session, place: Place) -> list[tuple[str, str]]:
+    """(address, rights) of all that have some."""
+    reader = session.services.reader
+    if not place.owner.shared:
+        listed = reader.acl(place.account, place.box.id).items()
+        return [(place.address, rights.ALL), *sorted((address, held) for address, (_, held) in listed)]
+    owner = _owner_now(session, place)
+    found = [(one.address, shared.rights(reader, owner, place.box.id, one.number)) for one in owner.members]
+    return [(address, held) for address, held in found if held]
 
 
 def run_get(session: Session, command: Command) -> bytes:
     """Carry out GETACL; the text of the tagged answer. Raises Refused, StoreError."""
     place = _place(session, command.arguments, "a")
-    parts = [astring(place.address.encode()), rights.render(rights.ALL)]
-    for address, (_, held) in sorted(session.services.reader.acl(place.account, place.box.id).items()):
+    parts = []
+    for address, held in _entries(session, place):
         parts += [astring(address.encode()), rights.render(held)]
     session.send(b"* ACL %b %b\r\n" % (session.mailbox_text(place.name), b" ".join(parts)))
     return b"OK GETACL completed"
@@ -78,9 +100,11 @@ async def run_set(session: Session, command: Command) -> bytes:
     name, identifier, text = command.arguments
     place = _place(session, name, "a")
     account = _other(session, place, identifier)
-    kept = session.services.reader.acl(place.account, place.box.id)
-    held = next((letters for number, letters in kept.values() if number == account.number), "")
-    await _store(session, place, account, rights.change(held, text))
+    held = shared.rights(session.services.reader, _owner_now(session, place), place.box.id, account.number)
+    new = rights.change(held, text)
+    if place.owner.shared and any(letter not in place.all_rights for letter in new if letter not in held):
+        raise Refused("[NOPERM] You can give only rights you have yourself")
+    await _store(session, place, account, new)
     return b"OK SETACL completed"
 
 
@@ -95,6 +119,9 @@ async def run_delete(session: Session, command: Command) -> bytes:
 async def _store(session: Session, place: Place, account: Any, letters: str) -> None:
     """Put an entry on the list. The grantee's note of who shares is there before the right, and goes after the last one."""
     services = session.services
+    if place.owner.shared:
+        await services.store.set_acl(place.account, place.box.id, account.address, account.number, letters or shared.NOTHING)
+        return
     if letters:
         await services.store.set_shared(account.number, place.account, True)
     await services.store.set_acl(place.account, place.box.id, account.address, account.number, letters)
@@ -110,7 +137,7 @@ def run_list(session: Session, command: Command) -> bytes:
     name, identifier = command.arguments
     place = _place(session, name, "a")
     shown = astring(identifier.encode())
-    if identifier.lower() == place.address.lower():
+    if identifier.lower() == place.address.lower() and not place.owner.shared:
         listed = rights.render(rights.ALL)
     else:
         listed = b'"" ' + b" ".join([letter.encode() for letter in rights.ALL])

@@ -281,6 +281,9 @@ async def stored(session: Session, command: Command) -> tuple[int, list[int]]:
                     dot_free=dot_free,
                 )
             )
+        if appending.place.rights is not None:
+            # The content took its time: the right may be gone.
+            appending.place = existing(session, appending.place.name, right="i")
         uidvalidity, uids = await services.store.append(
             appending.place.account,
             appending.place.box.name,
@@ -289,6 +292,7 @@ async def stored(session: Session, command: Command) -> tuple[int, list[int]]:
             replaces=appending.replaces,
             domain=appending.place.owner.domain,
             domain_octets=services.domain_room(appending.place.owner),
+            member=appending.place.member,
         )
     finally:
         appending.abandon()

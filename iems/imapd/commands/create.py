@@ -44,14 +44,14 @@ async def run(session: Session, command: Command) -> bytes:
         if any(box.special_use == special_use for box in session.services.reader.mailboxes(session.number)):
             raise Refused("[USEATTR] Another mailbox has this use")
     account, inner = session.number, names.check_new(name)
-    above = places.parent(session, inner)
+    above = places.above(session, inner)
     if above is not None:
-        above[0].require("k")
-        account, inner = above[0].account, above[1]
+        owner, inner, rights = above
+        if "k" not in rights:
+            raise Refused("[NOPERM] You may not do this here")
+        account = owner.number
         if uses:
             raise Refused("[USEATTR] Special uses are the owner's to give")
-    elif inner.startswith(places.ROOT) or inner + "/" == places.ROOT:
-        raise Refused("[CANNOT] The names of other users' mailboxes begin so")
     box = await session.services.store.create(account, inner, special_use)
     return b"OK [MAILBOXID (%b)] CREATE completed" % objectid.mailbox(account, box.id)
 

@@ -23,6 +23,8 @@ async def run(session: Session, command: Command) -> bytes:
     if place is None:
         raise Refused("[NONEXISTENT] No such mailbox")
     place.require("x")
+    if place.box.name == "INBOX":
+        raise Refused("[CANNOT] INBOX can't be deleted")
     await session.services.store.delete(place.account, place.box.name)
     if view is not None and (view.account, view.mailbox_id) == (place.account, place.box.id):
         session.deselect()

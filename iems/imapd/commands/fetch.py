@@ -249,7 +249,7 @@ async def _general(
 
 
 def _check(session: Session, view: View) -> None:
-    if session.view is not view:
+    if session.view is not view or not session.may_go_on():
         raise Refused("The mailbox is gone")
 
 
@@ -264,7 +264,7 @@ async def _set_seen(session: Session, view: View, positions: Sequence[int]) -> f
     try:
         for start in range(0, len(unseen), SEEN_BATCH):
             changed += await session.services.store.store_flags(
-                view.account, view.mailbox_id, unseen[start : start + SEEN_BATCH], "+", ["\\Seen"]
+                view.account, view.mailbox_id, unseen[start : start + SEEN_BATCH], "+", ["\\Seen"], member=view.member
             )
     except StoreError as fault:
         # Reading goes on while nothing can be written; the messages stay unread.
@@ -315,7 +315,7 @@ async def _from_kernel(
             _check(session, view)
         try:
             text, start = reader.fetch_summaries(
-                view.account, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS, view.recent_uid
+                view.account, view.mailbox_id, seqs, uids, codes, start, KERNEL_OCTETS, view.recent_uid, view.member
             )
         except KeyError:
             raise Refused("The mailbox is gone") from None

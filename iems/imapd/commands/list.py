@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from iems.errors import StoreError
 from iems.imap import mailboxes, names
 from iems.imap.grammar import Arguments, Bad
 from iems.imapd import places
 from iems.imapd.commands import status
 from iems.imapd.engine import LOGGED_IN, Command, Spec
 from iems.imapd.places import Place
+from iems.store.shared import SHARED
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from iems.imapd.session import Session
 
 MAX_PATTERNS = 100
@@ -37,7 +42,7 @@ class Entry(Struct):
     box: Any = None
     subscribed: bool = False
     has_children: bool = False
-    place: Place | None = None  # of a mailbox another account shares
+    place: Place | None = None  # of a mailbox of another account
 
 
 _SELECTION = {b"SUBSCRIBED", b"REMOTE", b"RECURSIVEMATCH", b"SPECIAL-USE"}
@@ -139,6 +144,18 @@ def entries(session: Session, subscribed_too: bool) -> list[Entry]:
     return sorted(found.values(), key=lambda entry: (entry.name != "INBOX", entry.name))
 
 
+def _use(entry: Entry, request: Request) -> bytes:
+    """The special use of a mailbox, b"" if none is to be told. Those of a shared mailbox are told to who lists its names only: in a list of
+    everything, what is \\Sent is where this user's mail goes (RFC 6154 2)."""
+    if entry.box is None or not entry.box.special_use:
+        return b""
+    if entry.place is not None and not (
+        entry.place.member and all((request.reference + pattern).startswith(SHARED) for pattern in request.patterns)
+    ):
+        return b""
+    return bytes(entry.box.special_use.encode())
+
+
 def _attributes(entry: Entry, request: Request) -> list[bytes]:
     found = []
     if entry.box is None or entry.box.noselect:
@@ -147,13 +164,27 @@ def _attributes(entry: Entry, request: Request) -> list[bytes]:
         found.append(rb"\Subscribed")
     if not request.extended or b"CHILDREN" in request.returned:
         found.append(rb"\HasChildren" if entry.has_children else rb"\HasNoChildren")
-    if entry.box is not None and entry.box.special_use and entry.place is None:
-        found.append(entry.box.special_use.encode())
+    if use := _use(entry, request):
+        found.append(use)
     return found
 
 
-def run(session: Session, command: Command) -> bytes:
+def run(session: Session, command: Command) -> bytes | Coroutine[Any, Any, bytes]:
     """Carry out LIST; the text of the tagged answer. Raises Refused, StoreError."""
+    bare = places.unmade(session)
+    return _made(session, command, bare) if bare else _run(session, command)
+
+
+async def _made(session: Session, command: Command, bare: list[Any]) -> bytes:
+    """LIST once the shared mailboxes nothing came to yet have their INBOX."""
+    # While the store's writer is away, reading goes on.
+    with contextlib.suppress(StoreError):
+        for owner in bare:
+            await session.services.store.ensure(owner.number)
+    return _run(session, command)
+
+
+def _run(session: Session, command: Command) -> bytes:
     request: Request = command.arguments
     if request.patterns == [""] and not request.extended:
         session.send(b'* LIST (\\Noselect) "/" ""\r\n')
@@ -176,7 +207,7 @@ def run(session: Session, command: Command) -> bytes:
             continue
         info = b' ("CHILDINFO" ("SUBSCRIBED"))' if entry.name in above else b""
         wanted = not only_subscribed or entry.subscribed
-        if only_special and not (entry.box is not None and entry.box.special_use and entry.place is None):
+        if only_special and not _use(entry, request):
             wanted = False
         if not wanted and not info:
             continue
@@ -185,7 +216,8 @@ def run(session: Session, command: Command) -> bytes:
         if request.status_items and entry.box is not None and not entry.box.noselect:
             account = session.number if entry.place is None else entry.place.account
             if entry.place is None or entry.place.may("r"):
-                parts.append(status.response(session, account, entry.box, entry.name, request.status_items))
+                member = 0 if entry.place is None else entry.place.member
+                parts.append(status.response(session, account, entry.box, entry.name, request.status_items, member))
     session.send(b"".join(parts))
     return b"OK LIST completed"
 

@@ -1,4 +1,4 @@
-"""NAMESPACE (RFC 2342): the own mailboxes, and those other users share."""
+"""NAMESPACE (RFC 2342): the own mailboxes, those other users share, and shared mailboxes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def run(session: Session, command: Command) -> bytes:
     """Carry out NAMESPACE; the text of the tagged answer. Raises Refused, StoreError."""
-    session.send(b'* NAMESPACE (("" "/")) (("Other Users/" "/")) NIL\r\n')
+    session.send(b'* NAMESPACE (("" "/")) (("Other Users/" "/")) (("Shared Folders/" "/"))\r\n')
     return b"OK NAMESPACE completed"
 
 

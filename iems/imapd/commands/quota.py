@@ -66,7 +66,7 @@ def run_get(session: Session, command: Command) -> bytes:
             session.send(found[1])
             return b"OK GETQUOTA completed"
         raise Refused("[NONEXISTENT] No such quota root")
-    session.send(_quota(session, session.number, b'""', session.account.quota_octets))
+    session.send(_quota(session, session.number, b'""', session.services.now_known(session.account).quota_octets))
     return b"OK GETQUOTA completed"
 
 

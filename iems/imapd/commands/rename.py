@@ -28,11 +28,23 @@ async def run(session: Session, command: Command) -> bytes:
     new = names.check_new(new)
     if new == "INBOX":
         raise Refused("[ALREADYEXISTS] INBOX is there")
-    if new.startswith(places.ROOT) or new + "/" == places.ROOT:
-        raise Refused("[CANNOT] The names of other users' mailboxes begin so")
+    target = places.above(session, new)
     if not old:
         raise Refused("[NONEXISTENT] No such mailbox")
-    await session.services.store.rename(session.number, old, new)
+    place = places.find(session, old)
+    if place is None or place.rights is None:
+        if target is not None:
+            raise Refused("[CANNOT] A mailbox is renamed within its account")
+        await session.services.store.rename(session.number, old, new)
+        return b"OK RENAME completed"
+    if target is None or target[0].number != place.account or not place.owner.shared:
+        raise Refused("[CANNOT] A mailbox of others is renamed within a shared mailbox only")
+    place.require("x")
+    if "k" not in target[2]:
+        raise Refused("[NOPERM] You may not do this here")
+    if place.box.name == "INBOX":
+        raise Refused("[CANNOT] The INBOX of a shared mailbox stays")
+    await session.services.store.rename(place.account, place.box.name, target[1])
     return b"OK RENAME completed"
 
 

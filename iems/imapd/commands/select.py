@@ -111,12 +111,13 @@ def open_view(
 ) -> bytes:
     """Select a mailbox and send what is to be known of it; the tagged reply."""
     services = session.services
-    selected = services.views.select(services.reader, place.account, place.box.id)
+    selected = services.views.select(services.reader, place.account, place.box.id, place.member)
     if selected is None:
         raise Refused("[NONEXISTENT] No such mailbox")
     rev2 = b"IMAP4REV2" in session.enabled
     view = View(place.account, selected, read_only, 1 << 32 if rev2 else recent_uid)
     view.rights = place.rights
+    view.member = place.member
     session.select(view)
     parts = [view.flags_response(), b"* %d EXISTS\r\n" % len(view)]
     if rev2:

@@ -51,8 +51,8 @@ def parse(arguments: Arguments) -> tuple[str, tuple[bytes, ...]]:
     return name, wanted
 
 
-def response(session: Session, account: int, box: Any, name: str, wanted: tuple[bytes, ...]) -> bytes:
-    """The STATUS response of a mailbox. name: as the client names it."""
+def response(session: Session, account: int, box: Any, name: str, wanted: tuple[bytes, ...], member: int = 0) -> bytes:
+    """The STATUS response of a mailbox. name: as the client names it. member: whose \\Seen counts, in a shared mailbox."""
     parts = []
     for item in wanted:
         if item == b"MESSAGES":
@@ -64,7 +64,7 @@ def response(session: Session, account: int, box: Any, name: str, wanted: tuple[
         elif item == b"UIDVALIDITY":
             value = box.uidvalidity
         elif item == b"UNSEEN":
-            value = box.unseen
+            value = session.services.reader.unseen(account, box, member) if member else box.unseen
         elif item == b"HIGHESTMODSEQ":
             value = box.highestmodseq
             session.want_modseq()
@@ -106,7 +106,7 @@ def run(session: Session, command: Command) -> bytes:
     """Carry out STATUS; the text of the tagged answer. Raises Refused, StoreError."""
     name, wanted = command.arguments
     place = existing(session, name)
-    session.send(response(session, place.account, place.box, place.name, wanted))
+    session.send(response(session, place.account, place.box, place.name, wanted, place.member))
     return b"OK STATUS completed"
 
 

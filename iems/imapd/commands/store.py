@@ -102,7 +102,7 @@ async def run(session: Session, command: Command) -> bytes:
         part, unchangedsince = uids[start : start + BATCH], request.unchangedsince
         for mode, flag_names in steps:
             done = await session.services.store.store_flags(
-                view.account, view.mailbox_id, part, mode, flag_names, unchangedsince
+                view.account, view.mailbox_id, part, mode, flag_names, unchangedsince, view.member
             )
             # A second step goes on where the first one was allowed to.
             part, unchangedsince = [item[0] for item in done], None

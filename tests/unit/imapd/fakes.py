@@ -90,7 +90,7 @@ class FakeStore:
         box = self.boxes.get(mailbox_id)
         return box.mailbox if box else None
 
-    def select(self, account: int, mailbox_id: int) -> Any:
+    def select(self, account: int, mailbox_id: int, member: int = 0) -> Any:
         box = self.boxes.get(mailbox_id)
         if box is None:
             return None
@@ -109,14 +109,14 @@ class FakeStore:
             [(row.uid, row.size, row.flags, row.modseq, row.internaldate_s) for row in rows], FLAGS_DTYPE
         )
 
-    def changes(self, account: int, mailbox_id: int, since: int, uidnext: int = 0) -> Any:
+    def changes(self, account: int, mailbox_id: int, since: int, uidnext: int = 0, member: int = 0) -> Any:
         box = self.boxes.get(mailbox_id)
         if box is None:
             return [], [], None
         changed = [(row.uid, row.flags, row.modseq) for row in box.rows.values() if row.modseq > since]
         return changed, [uid for uid, modseq in box.vanished if modseq > since], box.mailbox
 
-    def arrivals(self, account: int, mailbox_id: int, first_uid: int) -> list[tuple[int, int, int]]:
+    def arrivals(self, account: int, mailbox_id: int, first_uid: int, member: int = 0) -> list[tuple[int, int, int]]:
         self.fast += 1
         rows = self.boxes[mailbox_id].rows
         return [(uid, rows[uid].flags, rows[uid].modseq) for uid in sorted(rows) if uid >= first_uid]
@@ -124,7 +124,7 @@ class FakeStore:
     def vanished(self, account: int, mailbox_id: int, since: int) -> list[int]:
         return sorted(uid for uid, modseq in self.boxes[mailbox_id].vanished if modseq > since)
 
-    def message(self, account: int, mailbox_id: int, uid: int) -> Row | None:
+    def message(self, account: int, mailbox_id: int, uid: int, member: int = 0) -> Row | None:
         return self.boxes[mailbox_id].rows.get(uid)
 
     def messages(self, account: int, mailbox_id: int, uids: Any) -> list[Row | None]:
@@ -150,6 +150,7 @@ class FakeStore:
         start: int,
         max_octets: int,
         recent_from: int,
+        member: int = 0,
     ) -> tuple[bytes, int]:
         out = b""
         box = self.boxes[mailbox_id]
@@ -340,6 +341,7 @@ class FakeStore:
         mode: str,
         names: list[str],
         unchangedsince: int | None = None,
+        member: int = 0,
     ) -> list[tuple[int, int, int]]:
         await asyncio.sleep(0)
         box = self.boxes[mailbox_id]
@@ -508,6 +510,8 @@ class FakeAccount:
         self.domain_quota_octets: int | None = None
         self.domain = address.rpartition("@")[2]
         self.partition = 0
+        self.shared = False
+        self.member_of: tuple[int, ...] = ()
 
 
 class FakeAuthenticator(FakeLogins):

@@ -29,7 +29,7 @@ HEAD = b"From: Ann <ann@far.test>\r\nTo: me@x, other@x\r\nSubject: hello\r\nMess
 def account(number: int, **more: Any) -> Any:
     return SimpleNamespace(
         **{"number": number, "address": f"u{number}@x", "enabled": True, "may_receive": True, "quota_octets": None, "domain": "x", "domain_quota_octets": None, "partition": 0,
-           "filtered": True, "spam": None, "bayes": None} | more
+           "filtered": True, "spam": None, "bayes": None, "shared": False} | more
     )  # fmt: skip
 
 

@@ -55,6 +55,16 @@ def test_what_is_ones_own(senders, address, owned):
     assert senders.owns(JOHN, address.encode()) == owned
 
 
+def test_members_of_a_shared_mailbox_who_may(directory, senders):
+    directory.create_shared("team@example.test", members=[(JOHN, "read", True), ("mary@example.test", "manage", False)])
+    directory.add_alias("crew@example.test", "team@example.test")
+    for address in (b"team@example.test", b"Team+x@example.test", b"crew@example.test"):
+        assert senders.owns(JOHN, address) and not senders.owns("mary@example.test", address)
+    assert not senders.owns("team@example.test", b"john@example.test")
+    directory.set_member("team@example.test", JOHN, "read", False)
+    assert not senders.owns(JOHN, b"team@example.test")
+
+
 def test_grants(directory, senders, tmp_path):
     for sender, address in (
         ("boss@else.test", b"Boss@else.test"),

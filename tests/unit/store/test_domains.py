@@ -189,6 +189,27 @@ def test_conversion_and_the_way_back(tmp_path: Path) -> None:
     assert raw(tmp_path) == before
 
 
+def test_what_members_have_seen_is_kept_in_both_formats(tmp_path: Path) -> None:
+    home = old_home(tmp_path)
+    home.open()
+    assert home.partition.format == 1
+    home.ask(wire.StoreFlags(1, 1, pack(1, 2), "+", ["\\Seen"], member=7))
+    home.close()
+
+    def seen() -> list[int]:
+        home.open()
+        flags = [int(one) for one in home.reader.select(1, 1, 7).flags]  # type: ignore[union-attr]
+        home.close()
+        assert look(tmp_path / "store/p0", 0).findings == []
+        return flags
+
+    before = seen()
+    assert [one & 1 for one in before] == [1, 1]
+    for back in (False, True, False):
+        formats.convert(tmp_path / "store", "p0", ADDRESSES, back=back)
+        assert seen() == before
+
+
 def test_a_home_made_by_the_version_before(tmp_path: Path) -> None:
     """`home-format-1.tar.gz`: directory and store as the last version of format 1 wrote them."""
     with tarfile.open(Path(__file__).with_name("home-format-1.tar.gz")) as archive:

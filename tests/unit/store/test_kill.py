@@ -14,9 +14,12 @@ import pytest
 
 from iems.store.client import StoreClient
 from iems.store.reader import Reader
+from iems.store.rows import SEEN
 from tests.unit.store.home import SEGMENT, delivery, message
 
 ACCOUNTS = 3
+#: Of a shared mailbox: what it appends it has seen, the others not.
+MEMBER = 9
 
 
 async def play(home: Path, kills: int, seed: int) -> tuple[int, int, int]:
@@ -44,7 +47,7 @@ async def play(home: Path, kills: int, seed: int) -> tuple[int, int, int]:
     async def sessions(account: int) -> None:
         nonlocal appended, copied
         while not stopping:
-            _, uids = await client.append(account, "Drafts", [message(appended % 900)])
+            _, uids = await client.append(account, "Drafts", [message(appended % 900, ["\\Seen"])], member=MEMBER)
             appended += 1
             _, sources, _ = await client.copy(account, 3, uids, "Archive")
             copied += 1
@@ -84,6 +87,10 @@ def check(home: Path, kills: int, seed: int) -> None:
             assert selected is not None and box.messages == len(selected.uids)
             assert selected.uids.tolist() == list(range(1, box.uidnext)), "no uid is skipped or given twice"
             counts[box.name] += box.messages
+            if box.name in ("Drafts", "Archive"):
+                seen = reader.select(account, box.id, MEMBER)
+                assert seen is not None and (seen.flags & SEEN).all() and reader.unseen(account, box, MEMBER) == 0
+                assert not (selected.flags & SEEN).any()
             if box.name == "INBOX":
                 for row in reader.messages(account, box.id, selected.uids.tolist()):
                     assert row is not None

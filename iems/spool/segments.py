@@ -36,6 +36,8 @@ SEGMENT_OCTETS = 128 << 20
 SEGMENT_S = 3600.0
 #: So that the list of headers kept for the footer stays small.
 SEGMENT_RECORDS = 65536
+#: Zeros written ahead of small groups at once.
+AHEAD_OCTETS = 256 << 10
 #: The next file is made ready when this much room is left.
 _AHEAD_OCTETS = 8 << 20
 #: Waits between attempts to write outcomes again.
@@ -205,7 +207,7 @@ class Segment:
         "voiding",
     )
 
-    def __init__(self, blob: int, fd: int, nonce: bytes, notify: int, flush_ms: int) -> None:
+    def __init__(self, blob: int, fd: int, nonce: bytes, notify: int, flush_ms: int, ahead_octets: int) -> None:
         self.blob = blob
         self.fd = fd
         self.nonce = nonce
@@ -213,7 +215,7 @@ class Segment:
         self.epoch = b""
         self.flushes = 0
         self.good = FILE_OCTETS
-        self.committer = Committer(fd, nonce, FILE_OCTETS, notify, flush_ms)
+        self.committer = Committer(fd, nonce, FILE_OCTETS, notify, flush_ms, ahead_octets)
         self.unflushed: deque[Post] = deque()
         self.voiding: _Voiding | None = None
 
@@ -251,6 +253,7 @@ class Writer:
         segment_octets: int = SEGMENT_OCTETS,
         segment_s: float = SEGMENT_S,
         flush_ms: int = 1000,
+        ahead_octets: int = AHEAD_OCTETS,
         alarm: Callable[..., None] = lambda *a, **k: None,
         count: Callable[[str, int], None] = lambda name, n: None,
     ) -> None:
@@ -262,6 +265,7 @@ class Writer:
         self.segment_octets = segment_octets
         self.segment_s = segment_s
         self.flush_ms = flush_ms
+        self.ahead_octets = ahead_octets
         self.alarm = alarm
         self.count = count
         self.current: Segment | None = None
@@ -371,7 +375,7 @@ class Writer:
         except Exception as error:
             self._refuse(spool_error(error, "the spool can't make a segment"))
             return
-        self._spare = Segment(blob, fd, nonce, self._notify, self.flush_ms)
+        self._spare = Segment(blob, fd, nonce, self._notify, self.flush_ms, self.ahead_octets)
         if self.current is None:
             self._activate()
 

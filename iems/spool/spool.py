@@ -26,7 +26,7 @@ from iems.spool.index import MAP_OCTETS, MAX_ENTRIES, Change, Index
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.keys import FRESH, HELD, Destination, destination_hash
 from iems.spool.records import CHAINED, FOLLOWS, Done, Kind, MessageHead, VoidRange, encode
-from iems.spool.segments import SEGMENT_OCTETS, SEGMENT_S, Post, Writer, spool_error
+from iems.spool.segments import AHEAD_OCTETS, SEGMENT_OCTETS, SEGMENT_S, Post, Writer, spool_error
 
 #: The role that works on a channel's queue.
 ROLES = {
@@ -77,6 +77,7 @@ class SpoolParams:
     map_octets: int = MAP_OCTETS
     ballast_octets: int = 0
     flush_ms: int = 1000
+    ahead_octets: int = AHEAD_OCTETS
 
     @classmethod
     def of(cls, ctx: Any) -> SpoolParams:
@@ -98,6 +99,7 @@ class SpoolParams:
             staging_octets=config.staging_octets,
             map_octets=config.map_octets,
             ballast_octets=config.ballast_octets,
+            ahead_octets=config.ahead_octets,
         )
 
 
@@ -340,6 +342,7 @@ class Spool:
                 segment_octets=p.segment_octets,
                 segment_s=p.segment_s,
                 flush_ms=p.flush_ms,
+                ahead_octets=p.ahead_octets,
                 alarm=self._alarm,
                 count=p.count,
             )

@@ -161,9 +161,12 @@ cdef void _head(unsigned char *head, int kind, int flags, int generation, const 
 
 
 cdef inline void _tell(State *s) noexcept nogil:
+    """With the lock held, but not while it tells: the loop wakes and asks for the lock at once, and would sleep again."""
     cdef uint64_t one = 1
+    pthread_mutex_unlock(&s.mutex)
     while write(s.notify, &one, 8) < 0 and errno == EINTR:
         pass
+    pthread_mutex_lock(&s.mutex)
 
 
 cdef int _write_all(State *s, iovec *iov, int count, uint64_t offset) noexcept nogil:
@@ -293,7 +296,7 @@ cdef int _footer(State *s, uint64_t offset, uint64_t *end) noexcept nogil:
 
 
 cdef void _idle(State *s) noexcept nogil:
-    """With the lock held and nothing waiting: flush what was written without a flush, or seal."""
+    """With the lock held and nothing waiting: flush what was written without a flush, or seal. Tells the loop without the lock."""
     cdef uint64_t end = s.written
     cdef int error
     cdef int sealing = s.seal and not s.sealed
@@ -337,7 +340,7 @@ cdef Entry *_take(State *s, int *flush) noexcept nogil:
 
 
 cdef void _hand_over(State *s, Entry *first, int error) noexcept nogil:
-    """With the lock held: put a finished group where `reap` finds it, and tell the loop."""
+    """With the lock held: put a finished group where `reap` finds it."""
     cdef Entry *last = first
     last.failed = error
     while last.next != NULL:
@@ -348,7 +351,6 @@ cdef void _hand_over(State *s, Entry *first, int error) noexcept nogil:
     else:
         s.done_last.next = first
     s.done_last = last
-    _tell(s)
 
 
 cdef void *_run(void *argument) noexcept nogil:
@@ -399,6 +401,7 @@ cdef void *_run(void *argument) noexcept nogil:
                     s.dirty_s = at.tv_sec + (at.tv_nsec // 1000000 + s.delay_ms) // 1000
                     s.dirty_ns = (at.tv_nsec // 1000000 + s.delay_ms) % 1000 * 1000000
         _hand_over(s, first, error)
+        _tell(s)
     pthread_mutex_unlock(&s.mutex)
     free(iov)
     return NULL
@@ -545,9 +548,8 @@ cdef class Committer:
 
     def kick(self):
         """Wake the thread if it waits. One call for all records of a loop iteration makes them one group."""
-        pthread_mutex_lock(&self.s.mutex)
+        # Without the lock, which the thread needs at once. It can't sleep over a record: `submit` took the lock after its last look.
         pthread_cond_signal(&self.s.wake)
-        pthread_mutex_unlock(&self.s.mutex)
 
     def reap(self):
         """(tokens done, tokens failed, errno of the first failure or 0) since the last call, in the order of `submit`."""
@@ -582,8 +584,8 @@ cdef class Committer:
         """Write the footer after all that waits, and flush; `sealed` tells when. Nothing can be submitted any more."""
         pthread_mutex_lock(&self.s.mutex)
         self.s.seal = 1
-        pthread_cond_signal(&self.s.wake)
         pthread_mutex_unlock(&self.s.mutex)
+        pthread_cond_signal(&self.s.wake)
 
     def close(self):
         """Write and flush what waits and end the thread; blocks that long. Tokens are still reaped afterwards."""

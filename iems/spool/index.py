@@ -17,6 +17,7 @@ from typing import Any
 
 import lmdb
 import msgspec
+from msgspec import Struct
 
 from iems import reserve
 from iems.model import Extent, Result
@@ -271,6 +272,20 @@ class Index:
                 yield key, None
 
 
+class Row(Struct):
+    """An item of a channel whose queue is not divided by destination, ready to be put there."""
+
+    key: bytes
+    value: bytes
+    item: Item
+    class_: int
+
+    @classmethod
+    def of(cls, item: Item, class_: int, due_ms: int) -> Row:
+        """The row of an item that goes into its queue for the first time."""
+        return cls(keys.queue_key(item.channel, class_, 0, due_ms, item.id, item.part), encode_item(item), item, class_)
+
+
 class Change:
     """One write transaction in the making. Differences of counters and blob rows are gathered and written once, at `commit`."""
 
@@ -401,6 +416,12 @@ class Change:
             self.live(item, 1)
         if hashed and class_ < HELD and has_agenda(channel):
             self._announce(channel, hashed, item.destination, due_ms)
+
+    def put_row(self, row: Row) -> None:
+        """Queue an item that was made into a row before; it counts as live from now on."""
+        self.txn.put(row.key, row.value, db=self._queue)
+        self.count(row.item.channel, row.class_, 1)
+        self.live(row.item, 1)
 
     def remove(self, key: bytes, item: Item, *, live: bool = True) -> bool:
         """Take a queued item out; False if it is not there any more. live: it lives no longer."""

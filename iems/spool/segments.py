@@ -156,6 +156,9 @@ class Post:
         self.blob = self.offset = self.end = self.content = 0
         self.attempts = 0
 
+    def prepare(self, now_ms: int) -> None:
+        """Do ahead what `apply` would have to do: called while the record is being flushed, `blob`, `offset`, `content` and `end` are set."""
+
     def apply(self, change: Change) -> None:
         """Put into the index what this record says. The record is written; `blob`, `offset`, `content` and `end` are set."""
 
@@ -277,7 +280,7 @@ class Writer:
         self._flush_waiters: list[tuple[list[Post], asyncio.Future[None]]] = []
         self._failed: set[Segment] = set()
         self._reason = SpoolError("the spool can't write")
-        self._kick_due = False
+        self._submitted: list[Post] = []
         self._closed = False
         self._notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         loop.add_reader(self._notify, self._reap)
@@ -331,15 +334,19 @@ class Writer:
             post.offset = offset
             post.content = offset + 64 + len(post.payload)
             post.end = committer.offset
-        if not self._kick_due:
+        if not self._submitted:
             # once an iteration: what comes in together is flushed together
-            self._kick_due = True
             self.loop.call_soon(self._kick)
+        self._submitted += posts
 
     def _kick(self) -> None:
-        self._kick_due = False
+        posts, self._submitted = self._submitted, []
         if self.current is not None:
             self.current.committer.kick()
+        # While the disk is at work.
+        now_ms = self.index.clock.now_ms()
+        for post in posts:
+            post.prepare(now_ms)
 
     # --- opening and sealing
 

@@ -22,7 +22,7 @@ from iems.errors import SpoolError, SpoolFull
 from iems.model import INPUT, Channel, Extent, Outcome, Result, Rope
 from iems.spool.ballast import Ballast
 from iems.spool.content import LARGE_OCTETS, STAGING_OCTETS, Content, LargeFile, Staging
-from iems.spool.index import MAP_OCTETS, MAX_ENTRIES, Change, Index
+from iems.spool.index import MAP_OCTETS, MAX_ENTRIES, Change, Index, Row
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.keys import FRESH, HELD, Destination, destination_hash
 from iems.spool.records import CHAINED, FOLLOWS, Done, Kind, MessageHead, VoidRange, encode
@@ -129,7 +129,7 @@ class _Batch:
 class _MessagePost(Post):
     """A message for the INPUT queue, with what it settles."""
 
-    __slots__ = ("chained", "contents", "done", "files", "message", "rope", "settlements", "size", "spool")
+    __slots__ = ("chained", "contents", "done", "files", "message", "place", "row", "rope", "settlements", "size", "spool")
 
     def __init__(
         self,
@@ -150,6 +150,8 @@ class _MessagePost(Post):
         self.rope: Rope = [Extent(file.blob, 0, file.length) for file in files]
         self.settlements: list[tuple[Settlement, list[Result]]] = []
         self.chained: list[_MessagePost] = []
+        self.place = (0, 0)
+        self.row: Row | None = None
 
     def seal(self, settles: list[Done]) -> None:
         """Make the payload; the content's place is known by now."""
@@ -157,26 +159,31 @@ class _MessagePost(Post):
         envelope.size = self.size + sum(file.length for file in self.files)
         self.payload = encode(MessageHead(envelope, self.rope, settles, [file.crc for file in self.files]))
 
-    def enqueue(self, change: Change) -> None:
-        """Put the message into the INPUT queue."""
+    def prepare(self, now_ms: int) -> None:
         message = self.message
         rope: Rope = [Extent(self.blob, self.content, self.size), *self.rope] if self.size else self.rope
         envelope = message.envelope
-        change.put(
-            Item(
-                message.id,
-                INPUT,
-                "",
-                envelope,
-                rope,
-                reason=envelope.held,
-                queued_ms=change.now_ms,
-                home=self.blob,
-                fanout=len(envelope.recipients),
-                sums=[(file.blob, file.crc) for file in self.files],
-            ),
-            HELD if envelope.held else FRESH,
+        item = Item(
+            message.id,
+            INPUT,
+            "",
+            envelope,
+            rope,
+            reason=envelope.held,
+            queued_ms=now_ms,
+            home=self.blob,
+            fanout=len(envelope.recipients),
+            sums=[(file.blob, file.crc) for file in self.files],
         )
+        self.row = Row.of(item, HELD if envelope.held else FRESH, now_ms)
+        self.place = (self.blob, self.offset)
+
+    def enqueue(self, change: Change) -> None:
+        """Put the message into the INPUT queue."""
+        if self.row is None or self.place != (self.blob, self.offset):
+            self.prepare(change.now_ms)
+        assert self.row is not None
+        change.put_row(self.row)
         for file in self.files:
             change.edit_blob(file.blob, large=True, sealed=True, length=file.length)
 

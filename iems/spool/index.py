@@ -465,6 +465,10 @@ class Change:
         self.put(item, RETRY if item.attempts else FRESH, due_ms, live=False)
         return True
 
+    def is_on_hold(self, channel: int) -> bool:
+        """Whether nothing may be taken from this channel."""
+        return self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None
+
     def take(
         self, channel: int, limit: int, generation: int, slot: int, leave: Collection[int] = ()
     ) -> tuple[list[Item], int | None]:
@@ -473,7 +477,7 @@ class Change:
         One in four places goes to items tried before, if any are due; destinations take turns. leave: hashes of destinations
         to pass over; when their items are due is not told.
         """
-        if self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None:
+        if self.is_on_hold(channel):
             return [], None
         holder = keys.holder_key(self.index.run, generation, slot)
         taken: list[Item] = []
@@ -632,7 +636,7 @@ class Change:
         self, channel: int, names: Collection[str], limit: int, generation: int, slot: int, leave: Collection[bytes] = ()
     ) -> list[Item]:
         """Lease up to `limit` items of these destinations, due or not; what is on hold stays. leave: ends of keys (id and part) to pass over."""
-        if self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None:
+        if self.is_on_hold(channel):
             return []
         taken: list[Item] = []
         for name in names:

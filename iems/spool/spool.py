@@ -207,8 +207,8 @@ class _MessagePost(Post):
             self.done(error)
         finally:
             if error is None:
-                # After the answer: who wakes now takes a core from it. A death in between is seen by the master, which wakes all.
-                self.spool.announce(INPUT)
+                # After the answers: who wakes now takes a core from them. A death in between is seen by the master, which wakes all.
+                self.spool.announce_soon()
 
 
 class _SettlePost(Post):
@@ -300,6 +300,7 @@ class Spool:
         self._id_ms = self._id = 0
         self._id_steps = os.urandom(4096)
         self._closed = False
+        self._announcing = False
         self._tick = self.loop.call_later(_TICK_S, self._look)
 
     def _look(self) -> None:
@@ -501,6 +502,17 @@ class Spool:
         if role is not None:
             self.params.wake(role)
 
+    def announce_soon(self) -> None:
+        """Wake a worker for the INPUT queue, once for all that is told in this turn of the loop."""
+        if not self._announcing:
+            self._announcing = True
+            self.loop.call_soon(self._announce)
+
+    def _announce(self) -> None:
+        if self._announcing:
+            self._announcing = False
+            self.announce(INPUT)
+
     def take(self, channel: int, limit: int, leave: Collection[int] = ()) -> tuple[list[Item], float | None]:
         """Lease up to `limit` items that are due; and in how many seconds the next one is, None if nothing waits.
 
@@ -553,6 +565,8 @@ class Spool:
                     _move(change, item, new)
                     channels.update(entry.channel for entry in new)
                     start += 1
+                # Who ends the hold wakes all.
+                channels = {channel for channel in channels if not change.is_on_hold(channel)}
         for channel in channels:
             self.announce(channel)
 
@@ -693,6 +707,7 @@ class Spool:
         self._tick.cancel()
         if self._writer is not None:
             self._writer.close()
+        self._announce()
         self.executor.shutdown(wait=True)
         self.blobs.close()
         self.index.close()

@@ -46,6 +46,8 @@ def roles_of(config: Any) -> dict[int, str]:
     return ROLES | {int(Channel[name]): "api" for name in offered}
 
 
+#: Messages that follow one another within this time are announced together, this much later.
+_STREAM_S, _GATHER_S = 0.002, 0.001
 #: Seconds between looks at whether the index was replaced.
 _TICK_S = 1.0
 
@@ -129,7 +131,7 @@ class _Batch:
 class _MessagePost(Post):
     """A message for the INPUT queue, with what it settles."""
 
-    __slots__ = ("chained", "contents", "done", "files", "message", "place", "row", "rope", "settlements", "size", "spool")
+    __slots__ = ("chained", "contents", "done", "files", "message", "place", "rope", "row", "settlements", "size", "spool")
 
     def __init__(
         self,
@@ -298,9 +300,10 @@ class Spool:
         self.ballast = Ballast(params.path / "ballast", params.ballast_octets)
         self._writer: Writer | None = None
         self._id_ms = self._id = 0
-        self._id_steps = os.urandom(4096)
+        self._pool, self._pool_at = b"", 0
         self._closed = False
         self._announcing = False
+        self._announced_s = 0.0
         self._tick = self.loop.call_later(_TICK_S, self._look)
 
     def _look(self) -> None:
@@ -367,12 +370,19 @@ class Spool:
         """An id for a message: 48 bits of milliseconds since 1970, 80 random ones; of one process in the order given."""
         ms = time.time_ns() // 1_000_000
         if ms == self._id_ms:
-            self._id += 1 + int.from_bytes(self._id_steps[:4], "big")
-            self._id_steps = self._id_steps[4:] or os.urandom(4096)
+            self._id += 1 + int.from_bytes(self._random(4), "big")
         else:
             self._id_ms = ms
-            self._id = ms << 80 | int.from_bytes(os.urandom(10), "big") >> 1
+            self._id = ms << 80 | int.from_bytes(self._random(10), "big") >> 1
         return self._id.to_bytes(16, "big")
+
+    def _random(self, octets: int) -> bytes:
+        """Octets nobody can guess, each given once; the kernel is asked for 1,024 at a time."""
+        at = self._pool_at
+        if at + octets > len(self._pool):
+            self._pool, at = os.urandom(1024), 0
+        self._pool_at = at + octets
+        return self._pool[at : at + octets]
 
     def new_content(self) -> Content:
         """An empty content for a message about to arrive."""
@@ -503,14 +513,22 @@ class Spool:
             self.params.wake(role)
 
     def announce_soon(self) -> None:
-        """Wake a worker for the INPUT queue, once for all that is told in this turn of the loop."""
+        """Wake a worker for the INPUT queue, once for all that is told in this turn of the loop; in a stream of messages once a millisecond.
+
+        A message by itself is announced at once. Of a stream the next message is on its way already, and wants the cores that the routing of the
+        last one would take.
+        """
         if not self._announcing:
             self._announcing = True
-            self.loop.call_soon(self._announce)
+            if self.loop.time() - self._announced_s < _STREAM_S:
+                self.loop.call_later(_GATHER_S, self._announce)
+            else:
+                self.loop.call_soon(self._announce)
 
     def _announce(self) -> None:
         if self._announcing:
             self._announcing = False
+            self._announced_s = self.loop.time()
             self.announce(INPUT)
 
     def take(self, channel: int, limit: int, leave: Collection[int] = ()) -> tuple[list[Item], float | None]:

@@ -230,7 +230,7 @@ def test_same_room_is_prepared(opener: Callable[..., Open], tmp_path: Path) -> N
     plain.reap(lambda *_: plain.committer.sealed)
     assert lengths["native"] == lengths["python"]
     # Once for the first, not again until a small group leaves what is prepared; large ones are appended.
-    assert sorted(set(lengths["native"])) == lengths["native"][:1] + [lengths["native"][-2], lengths["native"][-1]]
+    assert sorted(set(lengths["native"])) == [lengths["native"][0], *lengths["native"][-2:]]
     octets = {(tmp_path / name).read_bytes() for name in ("native", "python", "plain")}
     assert len(octets) == 1, "a sealed segment does not show how it was written"
 

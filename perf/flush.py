@@ -56,9 +56,10 @@ def main(folder: str, messages: int) -> None:
             "zeros 1 MiB ahead": File(place, zeros, 1 << 20, os.fdatasync),
             "zeros 4 MiB ahead": File(place, zeros, 4 << 20, os.fdatasync),
         }
-        for _ in range(max(1, messages // TURN)):
+        turn = min(TURN, messages)
+        for _ in range(messages // turn):
             for file in ways.values():
-                for _ in range(TURN):
+                for _ in range(turn):
                     file.message()
         for name, file in ways.items():
             took = sorted(file.took)

@@ -5,7 +5,7 @@ write fails every later one fails with it, so a record's neighbours are known be
 buffers are exported until `reap` hands the token back, so nobody can change what is being written.
 
 While groups are small, zeros are written ahead of them, together with a group that leaves what was prepared: a flush of blocks that are
-there already needs no journal commit, which is half of its time. Large groups are appended; sealing cuts the zeros off.
+there already writes no inode, which is half of its time. Large groups are appended; sealing cuts the zeros off.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer

@@ -302,6 +302,8 @@ class Spool:
         self._id_ms = self._id = 0
         self._pool, self._pool_at = b"", 0
         self._closed = False
+        #: Items to be given back, with their leases, that the index did not take yet.
+        self._returning: list[tuple[Item, bytes]] = []
         self._announcing = False
         self._announced_s = 0.0
         self._tick = self.loop.call_later(_TICK_S, self._look)
@@ -313,6 +315,11 @@ class Spool:
             self.index.refresh()  # or another method was first to see the new one
             if self._writer is not None:
                 self._writer.release()
+            if self._returning:
+                channels = {item.channel for item, _ in self._returning}
+                self._return()
+                for channel in channels:
+                    self.announce(channel)
         except lmdb.Error as error:
             self._alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}")
 
@@ -559,10 +566,20 @@ class Spool:
             )
 
     def give_back(self, items: Iterable[Item]) -> None:
-        """Return leased items to the queue, unchanged and due now."""
+        """Return leased items to the queue, unchanged and due now.
+
+        Where the index can't be written (a full disk) the error is raised, and it is tried again each second: nobody else may end these leases
+        while this worker lives.
+        """
+        self._returning += [(item, item.lease) for item in items]
+        self._return()
+
+    def _return(self) -> None:
         with self.index.change() as change:
-            for item in items:
+            for item, lease in self._returning:
+                item.lease = lease  # a transaction that was dropped has taken it off
                 change.give_back(item)
+        self._returning = []
 
     def move(self, moves: list[tuple[Item, list[Item]]]) -> None:
         """Replace leased INPUT items by what routing made of them, one transaction for up to 256 entries.

@@ -1112,6 +1112,15 @@ class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, Meta(ge=1 << 20, le=1 << 40, description="Size at which a segment is sealed.")
     ] = 134_217_728
     segment_s: Annotated[float, Meta(gt=0, description="Age at which a segment is sealed.")] = 3600.0
+    ahead_octets: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4 << 20,
+            description="Zeros written ahead in a segment while few messages come at once, so that a flush is shorter; "
+            "0: none, for file systems that never write in place (btrfs, ZFS).",
+        ),
+    ] = 262_144
     large_octets: Annotated[
         int, Meta(ge=4096, description="Content above this size gets a file of its own.")
     ] = 1_048_576

@@ -5,7 +5,7 @@ from typing_extensions import Buffer
 
 class Committer:
     records: int
-    def __init__(self, fd: int, nonce: bytes, offset: int, notify: int, delay_ms: int = 1000) -> None: ...
+    def __init__(self, fd: int, nonce: bytes, offset: int, notify: int, delay_ms: int = 1000, ahead: int = 0) -> None: ...
     def submit(
         self,
         kind: int,

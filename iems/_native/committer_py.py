@@ -20,6 +20,10 @@ HEAD_OCTETS = 64
 FOOTER = 7
 MAX_IOVECS = 1024
 MAX_GROUP = 8 << 20
+MAX_AHEAD = 4 << 20
+BLOCK = 4096
+#: A group is small up to this part of what is prepared at once.
+SMALL = 8
 
 
 def _head(
@@ -40,9 +44,14 @@ def _head(
 class Committer:
     """Appends records to one open segment from a thread of its own; see the native class."""
 
-    def __init__(self, fd: int, nonce: bytes, offset: int, notify: int, delay_ms: int = 1000) -> None:
+    def __init__(
+        self, fd: int, nonce: bytes, offset: int, notify: int, delay_ms: int = 1000, ahead: int = 0
+    ) -> None:
         if len(nonce) != 8:
             raise ValueError("a nonce has 8 octets")
+        if ahead > MAX_AHEAD:
+            raise ValueError("at most 4 MiB are prepared ahead")
+        self._ahead, self._prepared = ahead, 0
         self._fd, self._nonce, self._notify, self._delay_s = fd, nonce, notify, delay_ms / 1000
         self.offset = self.written = self.flushed = offset
         self.records = 0
@@ -180,6 +189,8 @@ class Committer:
             try:
                 written = self._write_group(group)
                 if flush:
+                    if written > self._prepared and (written - group[0][0]) * SMALL <= self._ahead:
+                        self._prepare(written)
                     os.fdatasync(self._fd)
                 failed = 0
             except OSError as error:
@@ -209,6 +220,13 @@ class Committer:
         self._write(b"".join(pieces), group[0][0])
         return group[0][0] + sum(len(piece) for piece in pieces)
 
+    def _prepare(self, offset: int) -> None:
+        self._prepared = -(-(offset + self._ahead) // BLOCK) * BLOCK
+        try:
+            self._write(bytes(self._prepared - offset), offset)
+        except OSError:
+            self._ahead = 0
+
     def _footer(self) -> int:
         zero = bytes(16)
         head = _head(FOOTER, 0, 0, self._nonce, self.written, zero, 0, len(self._heads), 0)
@@ -216,6 +234,8 @@ class Committer:
         record += bytes(-len(record) % 8)
         tail = _TAIL.pack(b"IEMSend1", self._nonce, self.written, 0)
         record += tail + crc32c(tail).to_bytes(4, "little")
+        if self._prepared > self.written:
+            os.ftruncate(self._fd, self.written)
         self._write(record, self.written)
         return self.written + len(record)
 

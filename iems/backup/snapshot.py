@@ -29,6 +29,8 @@ from iems.store.rows import message_rope, summary_place
 crc32c = kernel("crc32c").crc32c
 
 _CHUNK = 4 << 20
+#: Of a record, behind its content.
+_CHECKSUM_OCTETS = 4
 _MAP_OCTETS = 256 << 30
 FORMAT = 1
 
@@ -82,15 +84,15 @@ def _checksum(path: Path, size: int | None = None) -> File:
     return File(total, crc)
 
 
-def _copy(source: Path, target: Path) -> File:
-    """Copy a file durably; what it holds."""
+def _copy(source: Path, target: Path, octets: int = 1 << 62) -> File:
+    """Copy the first octets of a file durably, or all if it is shorter; what the copy holds."""
     part = target.with_name(f".{target.name}.part")
     crc = total = 0
     with open(source, "rb") as old, open(part, "wb") as new:
-        while octets := old.read(_CHUNK):
-            new.write(octets)
-            crc = crc32c(octets, crc)
-            total += len(octets)
+        while piece := old.read(min(_CHUNK, octets - total)):
+            new.write(piece)
+            crc = crc32c(piece, crc)
+            total += len(piece)
         new.flush()
         os.fsync(new.fileno())
     os.rename(part, target)
@@ -251,7 +253,9 @@ def _take_blob(blob: int, end: int, held: Path, target: Path, files: dict[str, F
         if (held / file).exists():
             if (held / file).stat().st_size < end:
                 return False, 0
-            files[file] = _copy(held / file, target / file)
+            # Of a segment of the spool no more than what is named, with its checksum: behind it there may be zeros that become records.
+            most = end + _CHECKSUM_OCTETS if suffix == "seg" and not blob & keys.OWN_BLOBS else 1 << 62
+            files[file] = _copy(held / file, target / file, most)
             _note(target, file, files[file])
             return True, files[file].size
     return False, 0

@@ -80,6 +80,7 @@ class Stream:
 
     __slots__ = (
         "_after_flush",
+        "_answered",
         "_closing",
         "_corked",
         "_fd",
@@ -125,6 +126,7 @@ class Stream:
         self._lost = False
         self._handshaking = False
         self._warming = False
+        self._answered = False
         self._after_flush: Callable[[], None] | None = None
         self._server_side = server_side
         self._hostname = server_hostname
@@ -164,11 +166,14 @@ class Stream:
         if not count:
             self._end_of_input()
             return
-        # libuv stops watching a descriptor that reports an error: after a reset this may be the last call ever.
-        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._answered = False
         self._deliver(_view[:count])
-        if error:
-            self._after_reset(error)
+        # libuv stops watching a descriptor that reports an error: after a reset this may be the last call ever. An answer the kernel took
+        # shows that there was none.
+        if not (self._answered or self._lost):
+            error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                self._after_reset(error)
 
     def _after_reset(self, error: int) -> None:
         """Take what came before a reset, then end: no event will tell of it again."""
@@ -257,6 +262,7 @@ class Stream:
                 self._lose_soon(cause)
                 return
             if count == len(data):
+                self._answered = True
                 return
             data = memoryview(data)[count:]
         self._push(data if isinstance(data, bytes) else bytes(data), len(data))

@@ -743,7 +743,12 @@ class Handlers:
 
         def done(fault: SpoolError | None) -> None:
             self.pending -= 1
-            session.answer(self._accepted(message_id, text, envelope, fault))
+            if fault is None:
+                session.answer(replies.queued(text))
+                # After the answer, which the client waits for.
+                self._accepted(message_id, envelope)
+            else:
+                session.answer(self._not_accepted(message_id, fault))
 
         self.spool.submit(Message(message_id, envelope, [line, content], []), done)
         # The spool's from here on; until now the engine would have dropped it.
@@ -751,11 +756,12 @@ class Handlers:
         self.pending += 1
         return None
 
-    def _accepted(self, message_id: bytes, text: str, envelope: Envelope, fault: SpoolError | None) -> Reply:
-        if fault is not None:
-            self.count("messages_refused_total")
-            self.log.error("message not accepted", fault, message_id)
-            return replies.SYSTEM_FULL if isinstance(fault, SpoolFull) else replies.LOCAL_ERROR
+    def _not_accepted(self, message_id: bytes, fault: SpoolError) -> Reply:
+        self.count("messages_refused_total")
+        self.log.error("message not accepted", fault, message_id)
+        return replies.SYSTEM_FULL if isinstance(fault, SpoolFull) else replies.LOCAL_ERROR
+
+    def _accepted(self, message_id: bytes, envelope: Envelope) -> None:
         self.count("messages_accepted_total")
         self.count("octets_in_total", envelope.size)
         recipients = envelope.recipients
@@ -775,7 +781,6 @@ class Handlers:
             self.log.event("tagged", message_id, verdicts=[str(verdict) for verdict in envelope.verdicts])
         if envelope.asked:
             self.log.event("checked", message_id, answers=[str(verdict) for verdict in envelope.asked])
-        return replies.queued(text)
 
     def content_refused(self, session: Session, reply: Reply) -> None:
         """The engine refused content (size, bare line ends, no room): leave a trace."""

@@ -231,7 +231,8 @@ def _check_segment(file: Path, row: BlobRow | None) -> Iterator[dict[str, Any]]:
             )  # behind it a writer is at work, or a crash cut it short
         elif row is None and end > records.FILE_OCTETS:
             yield _finding(file.name, 0, end, NO_ID, "the index does not know this segment")
-        for found in records.scan(fd, records.FILE_OCTETS, end, head.nonce):
+        unsealed = row is None and not sealed
+        for found in records.scan(fd, records.FILE_OCTETS, end, head.nonce, unsealed=unsealed):
             if isinstance(found, Damaged):
                 yield _finding(file.name, found.offset, found.end, found.id, "a record is damaged")
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 
 import lmdb
 import msgspec
+from msgspec import Struct
 
 from iems import reserve
 from iems.model import Extent, Result
@@ -271,6 +272,20 @@ class Index:
                 yield key, None
 
 
+class Row(Struct):
+    """An item of a channel whose queue is not divided by destination, ready to be put there."""
+
+    key: bytes
+    value: bytes
+    item: Item
+    class_: int
+
+    @classmethod
+    def of(cls, item: Item, class_: int, due_ms: int) -> Row:
+        """The row of an item that goes into its queue for the first time."""
+        return cls(keys.queue_key(item.channel, class_, 0, due_ms, item.id, item.part), encode_item(item), item, class_)
+
+
 class Change:
     """One write transaction in the making. Differences of counters and blob rows are gathered and written once, at `commit`."""
 
@@ -402,6 +417,12 @@ class Change:
         if hashed and class_ < HELD and has_agenda(channel):
             self._announce(channel, hashed, item.destination, due_ms)
 
+    def put_row(self, row: Row) -> None:
+        """Queue an item that was made into a row before; it counts as live from now on."""
+        self.txn.put(row.key, row.value, db=self._queue)
+        self.count(row.item.channel, row.class_, 1)
+        self.live(row.item, 1)
+
     def remove(self, key: bytes, item: Item, *, live: bool = True) -> bool:
         """Take a queued item out; False if it is not there any more. live: it lives no longer."""
         if not self.txn.delete(key, db=self._queue):
@@ -444,6 +465,10 @@ class Change:
         self.put(item, RETRY if item.attempts else FRESH, due_ms, live=False)
         return True
 
+    def is_on_hold(self, channel: int) -> bool:
+        """Whether nothing may be taken from this channel."""
+        return self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None
+
     def take(
         self, channel: int, limit: int, generation: int, slot: int, leave: Collection[int] = ()
     ) -> tuple[list[Item], int | None]:
@@ -452,7 +477,7 @@ class Change:
         One in four places goes to items tried before, if any are due; destinations take turns. leave: hashes of destinations
         to pass over; when their items are due is not told.
         """
-        if self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None:
+        if self.is_on_hold(channel):
             return [], None
         holder = keys.holder_key(self.index.run, generation, slot)
         taken: list[Item] = []
@@ -611,7 +636,7 @@ class Change:
         self, channel: int, names: Collection[str], limit: int, generation: int, slot: int, leave: Collection[bytes] = ()
     ) -> list[Item]:
         """Lease up to `limit` items of these destinations, due or not; what is on hold stays. leave: ends of keys (id and part) to pass over."""
-        if self.txn.get(keys.META_HOLD + bytes((channel,)), db=self.db["meta"]) is not None:
+        if self.is_on_hold(channel):
             return []
         taken: list[Item] = []
         for name in names:

@@ -150,11 +150,11 @@ def _entries(known: _Outcomes) -> list[bytes]:
 
 
 def counted(
-    fd: int, start: int, end: int, nonce: bytes
+    fd: int, start: int, end: int, nonce: bytes, *, unsealed: bool = False
 ) -> Iterator[tuple[Record | None, list[Record], Damaged | None]]:
-    """(record that counts, records that don't, damage) in order, checked whole; one of the three is given at a time."""
+    """(record that counts, records that don't, damage) in order, checked whole; one of the three is given at a time. unsealed: as of `scan`."""
     chains = records.Chains()
-    for found in records.scan(fd, start, end, nonce):
+    for found in records.scan(fd, start, end, nonce, unsealed=unsealed):
         counts, broken = chains.feed(found)
         if broken:
             yield None, broken, None
@@ -364,14 +364,16 @@ def _read_void(facts: Facts, old: _Old, fd: int, record: Record) -> None:
 async def _judge(old: _Old, facts: Facts, damaged: list[tuple[int, Damaged]], result: Rebuilt) -> None:
     """Check every record whole; take in outcomes, note what doesn't count."""
     bad = facts.bad.setdefault(old.blob, set())
+    end = records.FILE_OCTETS
     fd = os.open(old.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for number, (record, broken, damage) in enumerate(
-            counted(fd, records.FILE_OCTETS, old.end, old.head.nonce)
+            counted(fd, records.FILE_OCTETS, old.end, old.head.nonce, unsealed=not old.sealed)
         ):
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             bad.update(r.offset for r in broken)
+            end = max([end, *(found.end for found in (record, damage, *broken) if found is not None)])
             if damage is not None:
                 bad.add(damage.offset)
                 # A power cut leaves an unfinished end; anything else is a disk that forgets.
@@ -390,6 +392,10 @@ async def _judge(old: _Old, facts: Facts, damaged: list[tuple[int, Damaged]], re
                     damaged.append((old.blob, Damaged(record.offset, record.end, record.id, record.kind)))
     finally:
         os.close(fd)
+    if not old.sealed:
+        # What the power cut left of the room its writer had prepared.
+        records.cut_zeros(old.path, end)
+        old.end = old.size = end
     await asyncio.sleep(0)
 
 

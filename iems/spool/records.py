@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct, field
@@ -246,14 +247,29 @@ def file_crc(fd: int, length: int) -> int:
     return crc
 
 
-def scan(fd: int, start: int, end: int, nonce: bytes) -> Iterator[Record | Damaged]:
+def blank(fd: int, start: int, end: int) -> bool:
+    """Whether there is nothing but zeros between two offsets."""
+    while start < end:
+        piece = os.pread(fd, min(end - start, 1 << 18), start)
+        if not piece:
+            break
+        if piece.count(0) != len(piece):
+            return False
+        start += len(piece)
+    return True
+
+
+def scan(fd: int, start: int, end: int, nonce: bytes, *, unsealed: bool = False) -> Iterator[Record | Damaged]:
     """Records between two offsets, each checked whole, and the stretches between them that are none.
 
-    After damage the search goes on at the next place where a header with this nonce names its own offset.
+    After damage the search goes on at the next place where a header with this nonce names its own offset. unsealed: the writer may have
+    prepared room behind its last record, so zeros up to `end` are no damage; nothing is given for them.
     """
     at = start
     while at + HEAD_OCTETS <= end:
         record = unpack_head(os.pread(fd, HEAD_OCTETS, at), nonce, at)
+        if record is None and unsealed and blank(fd, at, end):
+            return
         if record is None or record.end > end:
             follows = resync(fd, at + 8, end, nonce)
             yield Damaged(at, follows, record.id if record else NO_ID, record.kind if record else 0)
@@ -268,8 +284,22 @@ def scan(fd: int, start: int, end: int, nonce: bytes) -> Iterator[Record | Damag
         else:
             yield record
             at = record.end
-    if at < end:
+    if at < end and not (unsealed and blank(fd, at, end)):
         yield Damaged(at, end)
+
+
+def cut_zeros(path: Path, end: int) -> None:
+    """Give back the room that a writer now gone had prepared behind its records, which end at `end`; others may be reading them.
+
+    Failures don't matter: what is left is room. The time of the last write stays, as it tells when the last record was written.
+    """
+    try:
+        found = os.stat(path)
+        if found.st_size > end:
+            os.truncate(path, end)
+            os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    except OSError:
+        pass
 
 
 def resync(fd: int, start: int, end: int, nonce: bytes) -> int:

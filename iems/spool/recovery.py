@@ -349,11 +349,14 @@ async def _recover_segment(spool: Spool, blob: int, row: BlobRow, done: Recovere
             return
         size = os.fstat(fd).st_size
         head = records.read_file_head(fd)
-        good, void = _sift(fd, current.indexed, size, head.nonce) if head else ([], [(current.indexed, size)])
+        good: list[_Tail] = []
+        void, end = [(current.indexed, size)], size
+        if head is not None:
+            good, void, end = _sift(fd, current.indexed, size, head.nonce)
         if good:
             os.fsync(fd)
         if void:
-            ranges = [(blob, start, end if end < size else records.FOR_EVER) for start, end in void]
+            ranges = [(blob, start, stop if stop < end else records.FOR_EVER) for start, stop in void]
             await spool.void(ranges)
             done.voided += len(void)
         with index.change() as change:
@@ -367,7 +370,8 @@ async def _recover_segment(spool: Spool, blob: int, row: BlobRow, done: Recovere
                     if outcome.home != blob:
                         change.name(blob, outcome.home)
                     _apply_outcome(change, outcome, leases)
-            change.edit_blob(blob, sealed=True, length=size, indexed=size)
+            change.edit_blob(blob, sealed=True, length=end, indexed=end)
+        records.cut_zeros(path, end)
         done.segments += 1
     finally:
         os.close(fd)
@@ -376,8 +380,8 @@ async def _recover_segment(spool: Spool, blob: int, row: BlobRow, done: Recovere
 _Tail = tuple[records.Record, records.MessageHead | None, list[Done]]
 
 
-def _sift(fd: int, start: int, end: int, nonce: bytes) -> tuple[list[_Tail], list[tuple[int, int]]]:
-    """The unindexed end of a dead writer's segment: what counts, and the ranges that don't.
+def _sift(fd: int, start: int, size: int, nonce: bytes) -> tuple[list[_Tail], list[tuple[int, int]], int]:
+    """The unindexed end of a dead writer's segment: what counts, the ranges that don't, and where the zeros behind them begin.
 
     Outcomes count, with the messages made because of them when their chain is whole: the work was done. A message that
     was only accepted got no 250, so it is the client's still.
@@ -385,7 +389,9 @@ def _sift(fd: int, start: int, end: int, nonce: bytes) -> tuple[list[_Tail], lis
     good: list[_Tail] = []
     void: list[tuple[int, int]] = []
     chains = records.Chains()
-    for found in records.scan(fd, start, end, nonce):
+    end = start
+    for found in records.scan(fd, start, size, nonce, unsealed=True):
+        end = found.end
         counts, broken = chains.feed(found)
         void += [(record.offset, record.end) for record in broken]
         if isinstance(found, records.Damaged):
@@ -404,7 +410,7 @@ def _sift(fd: int, start: int, end: int, nonce: bytes) -> tuple[list[_Tail], lis
                 void.append((record.offset, record.end))
             # VOID, LEDGER and FOOTER say nothing about the queue, and stay true
     void += [(record.offset, record.end) for record in chains.end()]
-    return good, void
+    return good, void, end
 
 
 def _leases_of(change: Change, row: BlobRow) -> dict[tuple[int, bytes, int], bytes]:

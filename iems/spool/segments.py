@@ -36,6 +36,8 @@ SEGMENT_OCTETS = 128 << 20
 SEGMENT_S = 3600.0
 #: So that the list of headers kept for the footer stays small.
 SEGMENT_RECORDS = 65536
+#: Zeros written ahead of small groups at once.
+AHEAD_OCTETS = 256 << 10
 #: The next file is made ready when this much room is left.
 _AHEAD_OCTETS = 8 << 20
 #: Waits between attempts to write outcomes again.
@@ -154,6 +156,9 @@ class Post:
         self.blob = self.offset = self.end = self.content = 0
         self.attempts = 0
 
+    def prepare(self, now_ms: int) -> None:
+        """Do ahead what `apply` would have to do: called while the record is being flushed, `blob`, `offset`, `content` and `end` are set."""
+
     def apply(self, change: Change) -> None:
         """Put into the index what this record says. The record is written; `blob`, `offset`, `content` and `end` are set."""
 
@@ -205,7 +210,7 @@ class Segment:
         "voiding",
     )
 
-    def __init__(self, blob: int, fd: int, nonce: bytes, notify: int, flush_ms: int) -> None:
+    def __init__(self, blob: int, fd: int, nonce: bytes, notify: int, flush_ms: int, ahead_octets: int) -> None:
         self.blob = blob
         self.fd = fd
         self.nonce = nonce
@@ -213,7 +218,7 @@ class Segment:
         self.epoch = b""
         self.flushes = 0
         self.good = FILE_OCTETS
-        self.committer = Committer(fd, nonce, FILE_OCTETS, notify, flush_ms)
+        self.committer = Committer(fd, nonce, FILE_OCTETS, notify, flush_ms, ahead_octets)
         self.unflushed: deque[Post] = deque()
         self.voiding: _Voiding | None = None
 
@@ -251,6 +256,7 @@ class Writer:
         segment_octets: int = SEGMENT_OCTETS,
         segment_s: float = SEGMENT_S,
         flush_ms: int = 1000,
+        ahead_octets: int = AHEAD_OCTETS,
         alarm: Callable[..., None] = lambda *a, **k: None,
         count: Callable[[str, int], None] = lambda name, n: None,
     ) -> None:
@@ -262,6 +268,7 @@ class Writer:
         self.segment_octets = segment_octets
         self.segment_s = segment_s
         self.flush_ms = flush_ms
+        self.ahead_octets = ahead_octets
         self.alarm = alarm
         self.count = count
         self.current: Segment | None = None
@@ -273,7 +280,7 @@ class Writer:
         self._flush_waiters: list[tuple[list[Post], asyncio.Future[None]]] = []
         self._failed: set[Segment] = set()
         self._reason = SpoolError("the spool can't write")
-        self._kick_due = False
+        self._submitted: list[Post] = []
         self._closed = False
         self._notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         loop.add_reader(self._notify, self._reap)
@@ -327,15 +334,19 @@ class Writer:
             post.offset = offset
             post.content = offset + 64 + len(post.payload)
             post.end = committer.offset
-        if not self._kick_due:
+        if not self._submitted:
             # once an iteration: what comes in together is flushed together
-            self._kick_due = True
             self.loop.call_soon(self._kick)
+        self._submitted += posts
 
     def _kick(self) -> None:
-        self._kick_due = False
+        posts, self._submitted = self._submitted, []
         if self.current is not None:
             self.current.committer.kick()
+        # While the disk is at work.
+        now_ms = self.index.clock.now_ms()
+        for post in posts:
+            post.prepare(now_ms)
 
     # --- opening and sealing
 
@@ -371,7 +382,7 @@ class Writer:
         except Exception as error:
             self._refuse(spool_error(error, "the spool can't make a segment"))
             return
-        self._spare = Segment(blob, fd, nonce, self._notify, self.flush_ms)
+        self._spare = Segment(blob, fd, nonce, self._notify, self.flush_ms, self.ahead_octets)
         if self.current is None:
             self._activate()
 

@@ -22,11 +22,11 @@ from iems.errors import SpoolError, SpoolFull
 from iems.model import INPUT, Channel, Extent, Outcome, Result, Rope
 from iems.spool.ballast import Ballast
 from iems.spool.content import LARGE_OCTETS, STAGING_OCTETS, Content, LargeFile, Staging
-from iems.spool.index import MAP_OCTETS, MAX_ENTRIES, Change, Index
+from iems.spool.index import MAP_OCTETS, MAX_ENTRIES, Change, Index, Row
 from iems.spool.items import Item, Message, Settlement
 from iems.spool.keys import FRESH, HELD, Destination, destination_hash
 from iems.spool.records import CHAINED, FOLLOWS, Done, Kind, MessageHead, VoidRange, encode
-from iems.spool.segments import SEGMENT_OCTETS, SEGMENT_S, Post, Writer, spool_error
+from iems.spool.segments import AHEAD_OCTETS, SEGMENT_OCTETS, SEGMENT_S, Post, Writer, spool_error
 
 #: The role that works on a channel's queue.
 ROLES = {
@@ -46,6 +46,8 @@ def roles_of(config: Any) -> dict[int, str]:
     return ROLES | {int(Channel[name]): "api" for name in offered}
 
 
+#: Messages that follow one another within this time are announced together, this much later.
+_STREAM_S, _GATHER_S = 0.002, 0.001
 #: Seconds between looks at whether the index was replaced.
 _TICK_S = 1.0
 
@@ -77,6 +79,7 @@ class SpoolParams:
     map_octets: int = MAP_OCTETS
     ballast_octets: int = 0
     flush_ms: int = 1000
+    ahead_octets: int = AHEAD_OCTETS
 
     @classmethod
     def of(cls, ctx: Any) -> SpoolParams:
@@ -98,6 +101,7 @@ class SpoolParams:
             staging_octets=config.staging_octets,
             map_octets=config.map_octets,
             ballast_octets=config.ballast_octets,
+            ahead_octets=config.ahead_octets,
         )
 
 
@@ -127,7 +131,7 @@ class _Batch:
 class _MessagePost(Post):
     """A message for the INPUT queue, with what it settles."""
 
-    __slots__ = ("chained", "contents", "done", "files", "message", "rope", "settlements", "size", "spool")
+    __slots__ = ("chained", "contents", "done", "files", "message", "place", "rope", "row", "settlements", "size", "spool")
 
     def __init__(
         self,
@@ -148,6 +152,8 @@ class _MessagePost(Post):
         self.rope: Rope = [Extent(file.blob, 0, file.length) for file in files]
         self.settlements: list[tuple[Settlement, list[Result]]] = []
         self.chained: list[_MessagePost] = []
+        self.place = (0, 0)
+        self.row: Row | None = None
 
     def seal(self, settles: list[Done]) -> None:
         """Make the payload; the content's place is known by now."""
@@ -155,26 +161,31 @@ class _MessagePost(Post):
         envelope.size = self.size + sum(file.length for file in self.files)
         self.payload = encode(MessageHead(envelope, self.rope, settles, [file.crc for file in self.files]))
 
-    def enqueue(self, change: Change) -> None:
-        """Put the message into the INPUT queue."""
+    def prepare(self, now_ms: int) -> None:
         message = self.message
         rope: Rope = [Extent(self.blob, self.content, self.size), *self.rope] if self.size else self.rope
         envelope = message.envelope
-        change.put(
-            Item(
-                message.id,
-                INPUT,
-                "",
-                envelope,
-                rope,
-                reason=envelope.held,
-                queued_ms=change.now_ms,
-                home=self.blob,
-                fanout=len(envelope.recipients),
-                sums=[(file.blob, file.crc) for file in self.files],
-            ),
-            HELD if envelope.held else FRESH,
+        item = Item(
+            message.id,
+            INPUT,
+            "",
+            envelope,
+            rope,
+            reason=envelope.held,
+            queued_ms=now_ms,
+            home=self.blob,
+            fanout=len(envelope.recipients),
+            sums=[(file.blob, file.crc) for file in self.files],
         )
+        self.row = Row.of(item, HELD if envelope.held else FRESH, now_ms)
+        self.place = (self.blob, self.offset)
+
+    def enqueue(self, change: Change) -> None:
+        """Put the message into the INPUT queue."""
+        if self.row is None or self.place != (self.blob, self.offset):
+            self.prepare(change.now_ms)
+        assert self.row is not None
+        change.put_row(self.row)
         for file in self.files:
             change.edit_blob(file.blob, large=True, sealed=True, length=file.length)
 
@@ -198,8 +209,8 @@ class _MessagePost(Post):
             self.done(error)
         finally:
             if error is None:
-                # After the answer: who wakes now takes a core from it. A death in between is seen by the master, which wakes all.
-                self.spool.announce(INPUT)
+                # After the answers: who wakes now takes a core from them. A death in between is seen by the master, which wakes all.
+                self.spool.announce_soon()
 
 
 class _SettlePost(Post):
@@ -289,8 +300,12 @@ class Spool:
         self.ballast = Ballast(params.path / "ballast", params.ballast_octets)
         self._writer: Writer | None = None
         self._id_ms = self._id = 0
-        self._id_steps = os.urandom(4096)
+        self._pool, self._pool_at = b"", 0
         self._closed = False
+        #: Items to be given back, with their leases, that the index did not take yet.
+        self._returning: list[tuple[Item, bytes]] = []
+        self._announcing = False
+        self._announced_s = 0.0
         self._tick = self.loop.call_later(_TICK_S, self._look)
 
     def _look(self) -> None:
@@ -300,6 +315,11 @@ class Spool:
             self.index.refresh()  # or another method was first to see the new one
             if self._writer is not None:
                 self._writer.release()
+            if self._returning:
+                channels = {item.channel for item, _ in self._returning}
+                self._return()
+                for channel in channels:
+                    self.announce(channel)
         except lmdb.Error as error:
             self._alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}")
 
@@ -340,6 +360,7 @@ class Spool:
                 segment_octets=p.segment_octets,
                 segment_s=p.segment_s,
                 flush_ms=p.flush_ms,
+                ahead_octets=p.ahead_octets,
                 alarm=self._alarm,
                 count=p.count,
             )
@@ -356,12 +377,19 @@ class Spool:
         """An id for a message: 48 bits of milliseconds since 1970, 80 random ones; of one process in the order given."""
         ms = time.time_ns() // 1_000_000
         if ms == self._id_ms:
-            self._id += 1 + int.from_bytes(self._id_steps[:4], "big")
-            self._id_steps = self._id_steps[4:] or os.urandom(4096)
+            self._id += 1 + int.from_bytes(self._random(4), "big")
         else:
             self._id_ms = ms
-            self._id = ms << 80 | int.from_bytes(os.urandom(10), "big") >> 1
+            self._id = ms << 80 | int.from_bytes(self._random(10), "big") >> 1
         return self._id.to_bytes(16, "big")
+
+    def _random(self, octets: int) -> bytes:
+        """Octets nobody can guess, each given once; the kernel is asked for 1,024 at a time."""
+        at = self._pool_at
+        if at + octets > len(self._pool):
+            self._pool, at = os.urandom(1024), 0
+        self._pool_at = at + octets
+        return self._pool[at : at + octets]
 
     def new_content(self) -> Content:
         """An empty content for a message about to arrive."""
@@ -491,6 +519,25 @@ class Spool:
         if role is not None:
             self.params.wake(role)
 
+    def announce_soon(self) -> None:
+        """Wake a worker for the INPUT queue, once for all that is told in this turn of the loop; in a stream of messages once a millisecond.
+
+        A message by itself is announced at once. Of a stream the next message is on its way already, and wants the cores that the routing of the
+        last one would take.
+        """
+        if not self._announcing:
+            self._announcing = True
+            if self.loop.time() - self._announced_s < _STREAM_S:
+                self.loop.call_later(_GATHER_S, self._announce)
+            else:
+                self.loop.call_soon(self._announce)
+
+    def _announce(self) -> None:
+        if self._announcing:
+            self._announcing = False
+            self._announced_s = self.loop.time()
+            self.announce(INPUT)
+
     def take(self, channel: int, limit: int, leave: Collection[int] = ()) -> tuple[list[Item], float | None]:
         """Lease up to `limit` items that are due; and in how many seconds the next one is, None if nothing waits.
 
@@ -519,10 +566,20 @@ class Spool:
             )
 
     def give_back(self, items: Iterable[Item]) -> None:
-        """Return leased items to the queue, unchanged and due now."""
+        """Return leased items to the queue, unchanged and due now.
+
+        Where the index can't be written (a full disk) the error is raised, and it is tried again each second: nobody else may end these leases
+        while this worker lives.
+        """
+        self._returning += [(item, item.lease) for item in items]
+        self._return()
+
+    def _return(self) -> None:
         with self.index.change() as change:
-            for item in items:
+            for item, lease in self._returning:
+                item.lease = lease  # a transaction that was dropped has taken it off
                 change.give_back(item)
+        self._returning = []
 
     def move(self, moves: list[tuple[Item, list[Item]]]) -> None:
         """Replace leased INPUT items by what routing made of them, one transaction for up to 256 entries.
@@ -543,6 +600,8 @@ class Spool:
                     _move(change, item, new)
                     channels.update(entry.channel for entry in new)
                     start += 1
+                # Who ends the hold wakes all.
+                channels = {channel for channel in channels if not change.is_on_hold(channel)}
         for channel in channels:
             self.announce(channel)
 
@@ -683,6 +742,7 @@ class Spool:
         self._tick.cancel()
         if self._writer is not None:
             self._writer.close()
+        self._announce()
         self.executor.shutdown(wait=True)
         self.blobs.close()
         self.index.close()

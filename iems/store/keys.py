@@ -57,6 +57,9 @@ MESSAGE = 0x21
 VANISHED = 0x22
 JOURNAL = 0x23
 
+#: The bit that tells a blob a partition wrote itself from one of the spool's.
+OWN_BLOBS = 1 << 63
+
 _HEAD = struct.Struct(">IB")
 _MAILBOX = struct.Struct(">IBI")
 _UID = struct.Struct(">IBII")

@@ -40,7 +40,6 @@ from iems.store.rows import (
 
 #: Findings of one partition that are named; the rest is only counted.
 FINDINGS_MAX = 100_000
-_OWN_BLOBS = 1 << 63
 _U32 = struct.Struct("<I")
 #: Rows without which an account works: removed by a repair if they can't be read. Without a list of rights nobody else has any.
 _PACKED = {keys.METADATA: "annotations", keys.ACL: "access rights", keys.SHARED: "list of those who share"}
@@ -223,7 +222,7 @@ class Check:
                 count = "has no row" if row is None else f"is counted with {live} octets"
                 self.found(f"the file {blob:016x} {count}, messages name {now}")
             if live != after:
-                own = BLOB_OWN if blob & _OWN_BLOBS else 0
+                own = BLOB_OWN if blob & keys.OWN_BLOBS else 0
                 _, length, since, bits = row or (0, 0, self.now_s, own)
                 self.puts[keys.blob(blob)] = BLOB_ROW.pack(after, length, since, bits)
 
@@ -513,7 +512,7 @@ class Check:
 
     def _has_sums(self, blob: int) -> bool:
         erased = self._rows.get(blob, (0, 0, 0, 0))[3] & BLOB_ERASED
-        return not blob & _OWN_BLOBS and not erased and self._whole.get(blob, False)
+        return not blob & keys.OWN_BLOBS and not erased and self._whole.get(blob, False)
 
 
 __all__ = ["Check"]

@@ -2,7 +2,8 @@
 
 The disk keeps what a completed fsync or fdatasync covered (writes and truncations of that file that ended before the sync
 began), and writes through an O_DSYNC descriptor. Of all else up to the cut it may keep anything: nothing, all of it, or any
-choice of 512-octet sectors in any order. A name (create, link, rename, unlink, mkdir) is kept only by a sync of its folder; without
+choice of 512-octet sectors in any order: a sector that was not kept is what it was before, zeros if the file was allocated or written ahead,
+and a length that was not kept leaves the file as short as what is behind it. A name (create, link, rename, unlink, mkdir) is kept only by a sync of its folder; without
 one it may be there or not, in any combination. A file whose name is lost is gone, synced or not.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SECTOR = 512
-WRITE, SYNC_BEGIN, SYNC_END, CREATE, RENAME, LINK, UNLINK, TRUNCATE, MKDIR, PUNCH = range(1, 11)
+WRITE, SYNC_BEGIN, SYNC_END, CREATE, RENAME, LINK, UNLINK, TRUNCATE, MKDIR, PUNCH, ALLOCATE = range(1, 12)
 _HEAD = struct.Struct("<IIQqQIIII")
 _MAGIC = 0x31435250
 _NAME_OPS = frozenset((CREATE, RENAME, LINK, UNLINK, MKDIR))
@@ -107,7 +108,7 @@ class Recording:
         open_by_folder: dict[str, list[int]] = {}
         begun: dict[tuple[int, int], list[int]] = {}
         for index, op in enumerate(self.ops):
-            if op.op in (WRITE, TRUNCATE, PUNCH):
+            if op.op in (WRITE, TRUNCATE, PUNCH, ALLOCATE):
                 if op.durable and op.op == WRITE:
                     covered[index] = index
                 else:
@@ -168,6 +169,11 @@ class Recording:
             elif op.op == TRUNCATE:
                 if durable or mode == "all" or (mode != "none" and rng.random() < 0.5):
                     self._resize(data_of(op.inode), op.offset)
+            elif op.op == ALLOCATE:
+                # Room without octets reads as zeros, and its length may be lost.
+                if durable or mode == "all" or (mode != "none" and rng.random() < 0.5):
+                    data = data_of(op.inode)
+                    self._resize(data, max(len(data), op.offset))
             elif op.op == PUNCH:
                 if durable or mode == "all" or (mode != "none" and rng.random() < 0.5):
                     data = data_of(op.inode)

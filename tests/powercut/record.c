@@ -25,7 +25,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { OP_WRITE = 1, OP_SYNC_BEGIN, OP_SYNC_END, OP_CREATE, OP_RENAME, OP_LINK, OP_UNLINK, OP_TRUNCATE, OP_MKDIR, OP_PUNCH };
+enum { OP_WRITE = 1, OP_SYNC_BEGIN, OP_SYNC_END, OP_CREATE, OP_RENAME, OP_LINK, OP_UNLINK, OP_TRUNCATE, OP_MKDIR, OP_PUNCH, OP_ALLOCATE };
 struct head { uint32_t magic, op; uint64_t inode; int64_t offset; uint64_t data; uint32_t path, path2; uint32_t durable, pid; };
 
 static int log_fd = -1;
@@ -195,7 +195,10 @@ int fallocate(int fd, int mode, off_t o, off_t n) {
     struct stat st;
     char path[PATH_MAX];
     int r = syscall(SYS_fallocate, fd, mode, o, n);
-    if (r == 0 && (mode & 2) && file_of(fd, &st, path)) { struct iovec v = {0, 0}; (void)v; emit(OP_PUNCH, st.st_ino, o, (int)(n >> 9), path, 0, 0, 0, 0); }
+    if (r == 0 && (mode & 2) && file_of(fd, &st, path)) emit(OP_PUNCH, st.st_ino, o, (int)(n >> 9), path, 0, 0, 0, 0);
+    if (r == 0 && !mode && file_of(fd, &st, path)) emit(OP_ALLOCATE, st.st_ino, o + n, 0, path, 0, 0, 0, 0);
     return r;
 }
 int fallocate64(int fd, int mode, off_t o, off_t n) { return fallocate(fd, mode, o, n); }
+int posix_fallocate(int fd, off_t o, off_t n) { int before = errno, r = fallocate(fd, 0, o, n) ? errno : 0; errno = before; return r; }
+int posix_fallocate64(int fd, off_t o, off_t n) { return posix_fallocate(fd, o, n); }

@@ -20,6 +20,11 @@ os.write(fresh, b"synced, but not its name")
 os.fsync(fresh)
 named = os.open("named", os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o600)
 os.write(named, b"synced by its descriptor")
+ahead = os.open("ahead", os.O_RDWR | os.O_CREAT, 0o600)
+os.pwrite(ahead, b"R" * 1024 + bytes(3072), 0)
+os.fdatasync(ahead)
+os.pwrite(ahead, b"T" * 1024, 1024)
+os.posix_fallocate(ahead, 0, 8192)
 folder = os.open(".", os.O_RDONLY)
 os.fsync(folder)
 os.link("named", "second")
@@ -44,7 +49,7 @@ def recording(tmp_path_factory):
 
 
 def test_states_at_the_end(recording, tmp_path):
-    seen = {"tail": set(), "names": set()}
+    seen = {"tail": set(), "names": set(), "ahead": set()}
     end = len(recording.ops)
     assert recording.written("acks", end) == b"noted\n"
     for seed in range(150):
@@ -56,10 +61,15 @@ def test_states_at_the_end(recording, tmp_path):
         assert (target / "named").read_bytes() == b"synced by its descriptor"
         assert (target / "fresh").read_bytes() == b"synced, but not its name", "named by the later folder sync"
         assert (target / "sub" / "still").read_bytes() == b"untouched"
+        ahead = (target / "ahead").read_bytes()
+        assert ahead[:1024] == b"R" * 1024 and len(ahead) in (4096, 8192)
+        assert not any(ahead[2048:]) and set(ahead[1024:2048]) <= {0, ord("T")}
+        seen["ahead"].add((ahead[1024:2048], len(ahead)))
         tail = old.read_bytes()[2048:]
         seen["tail"].add(tail)
         seen["names"].add(frozenset(names))
     assert b"o" * 2048 in seen["tail"] and b"U" * 2048 in seen["tail"] and len(seen["tail"]) > 4, "torn states too"
+    assert {length for _, length in seen["ahead"]} == {4096, 8192} and len(seen["ahead"]) > 4, "torn over zeros, and lengths lost"
     assert len(seen["names"]) > 3, "unsynced names come and go"
 
 

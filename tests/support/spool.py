@@ -57,6 +57,12 @@ class Harness:
         assert await spool.append(messages) == [None] * len(messages)
         return [message.id for message in messages]
 
+    async def heard(self) -> None:
+        """Wait until somebody was woken."""
+        async with asyncio.timeout(60):
+            while not self.woken:
+                await asyncio.sleep(0.001)
+
     def die_after(self, body: Callable[[Spool], Coroutine[Any, Any, None]], **changes: Any) -> None:
         """Run `body` with a spool in a process of its own, which then dies by SIGKILL."""
         pid = os.fork()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +26,10 @@ NONCE = b"nonce..8"
 class Open:
     """A committer on a file, with its notifications."""
 
-    def __init__(self, side: Any, path: Path, delay_ms: int = 1000) -> None:
+    def __init__(self, side: Any, path: Path, delay_ms: int = 1000, ahead: int = 0) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self.notify = os.eventfd(0)
-        self.committer = side.Committer(self.fd, NONCE, 64, self.notify, delay_ms)
+        self.committer = side.Committer(self.fd, NONCE, 64, self.notify, delay_ms, ahead)
 
     def reap(self, enough: Callable[[list[Any], list[Any], int], bool]) -> tuple[list[Any], list[Any], int]:
         """Reap until `enough` says so."""
@@ -167,6 +168,8 @@ def test_bad_arguments(side: Any, opener: Callable[..., Open]) -> None:
         one.committer.submit(1, 0, 0, bytes(16), 0, b"", [], True, None)
     with pytest.raises(ValueError, match="8 octets"):
         side.Committer(one.fd, b"short", 64, one.notify)
+    with pytest.raises(ValueError, match="4 MiB"):
+        side.Committer(one.fd, NONCE, 64, one.notify, 1000, (4 << 20) + 1)
 
 
 @SIDES
@@ -193,3 +196,58 @@ def test_tokens_are_released() -> None:
     assert sys.getrefcount(token) == before
     os.close(fd)
     os.close(notify)
+
+
+AHEAD = 256 << 10
+
+
+def one_by_one(one: Open, sizes: list[int]) -> list[int]:
+    """Write records with contents of these sizes, each a group; octets of the file after each."""
+    lengths = []
+    for number, size in enumerate(sizes):
+        one.committer.submit(1, 0, 0, bytes(16), 0, b"p", [b"c" * size], True, number)
+        one.committer.kick()
+        one.reap(lambda good, bad, error, number=number: good == [number])
+        lengths.append(os.fstat(one.fd).st_size)
+    return lengths
+
+
+def test_same_room_is_prepared(opener: Callable[..., Open], tmp_path: Path) -> None:
+    sizes = [4000, 20_000, 40_000, 40_000, *[30_000] * 4, 4000, 40_000, 200_000, 4000]
+    lengths = {}
+    for name, side in (("native", committer), ("python", committer_py)):
+        one = opener(side, name, ahead=AHEAD)
+        lengths[name] = one_by_one(one, sizes)
+        end = one.committer.written
+        data = (tmp_path / name).read_bytes()
+        assert end < len(data) and not any(data[end:]) and any(data[end - 8 : end])
+        one.committer.seal()
+        one.reap(lambda *_, one=one: one.committer.sealed)
+        assert os.fstat(one.fd).st_size == one.committer.written == one.committer.flushed
+    plain = opener(committer, "plain")
+    one_by_one(plain, sizes)
+    plain.committer.seal()
+    plain.reap(lambda *_: plain.committer.sealed)
+    assert lengths["native"] == lengths["python"]
+    # Once for the first, not again until a small group leaves what is prepared; large ones are appended.
+    assert sorted(set(lengths["native"])) == [lengths["native"][0], *lengths["native"][-2:]]
+    octets = {(tmp_path / name).read_bytes() for name in ("native", "python", "plain")}
+    assert len(octets) == 1, "a sealed segment does not show how it was written"
+
+
+@SIDES
+def test_no_room_to_prepare(side: Any, opener: Callable[..., Open]) -> None:
+    """The records fit and the zeros don't: nothing fails, and no more is tried in this file."""
+    one = opener(side, ahead=AHEAD)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        lengths = one_by_one(one, [4000, 4000])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert lengths == [100_000, 100_000]
+    assert one_by_one(one, [20_000] * 6)[-1] == one.committer.offset
+    one.committer.seal()
+    one.reap(lambda *_: one.committer.sealed)
+    assert one.committer.failed == 0
+    assert os.fstat(one.fd).st_size == one.committer.written

@@ -45,8 +45,16 @@ def test_the_spool_fills(ballast: int) -> None:
             time.sleep(1.1)  # the other worker looks once a second whether the ballast is there
         else:
             home.disks["spool"].fill()  # to the last octet
-        for _ in range(3):
-            assert home.send("refused", BODY).startswith(b"452 4.3.1")
+        refused = 0
+        while refused < 3:
+            # The other worker may have room prepared in its segment: what fits there is taken.
+            reply = home.send(f"late{len(taken)}", BODY)
+            if reply.startswith(b"250"):
+                taken.append(f"late{len(taken)}")
+                assert len(taken) < 2000
+                continue
+            refused += 1
+            assert reply.startswith(b"452 4.3.1")
             assert home.send("refused", BODY * 100).startswith(b"452 4.3.1")  # a large content of its own
         assert reader.fetch("1", "(BODY[])")[0] == "OK"
         assert home.imap().select()[1] == [b"1"]

@@ -11,12 +11,15 @@ from iems.net.stream import Stream
 
 
 class Handler:
-    def __init__(self):
+    def __init__(self, answers):
+        self.answers = answers
         self.octets = 0
         self.lost = asyncio.get_running_loop().create_future()
 
     def data_received(self, view):
         self.octets += len(view)
+        if self.answers:
+            self.stream.send(b"answer")
 
     def eof_received(self):
         raise AssertionError("a reset is no orderly end")
@@ -27,14 +30,15 @@ class Handler:
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("size", [1, 1000, 600_000])
-def test_reset(factory, size):
+@pytest.mark.parametrize("answers", [False, True])
+def test_reset(factory, size, answers):
     async def go():
         with socket.create_server(("127.0.0.1", 0)) as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_000_000)
             peer = socket.create_connection(server.getsockname())
             sock, _ = server.accept()
-            handler = Handler()
-            Stream(asyncio.get_running_loop(), sock, handler)
+            handler = Handler(answers)
+            handler.stream = Stream(asyncio.get_running_loop(), sock, handler)
             sent = 0
             peer.setblocking(False)
             while sent < size:
@@ -45,7 +49,7 @@ def test_reset(factory, size):
             # Data and reset are both there before the loop looks.
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
-            cause = await asyncio.wait_for(handler.lost, 5)
+            cause = await asyncio.wait_for(handler.lost, 60)
             assert isinstance(cause, OSError) and 0 < handler.octets <= sent
 
     with asyncio.Runner(loop_factory=factory) as runner:

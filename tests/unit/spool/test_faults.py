@@ -558,3 +558,30 @@ def test_outcome_of_a_new_lease_ends_it(harness: Harness, run: Any) -> None:
         spool.close()
 
     run(body())
+
+
+def test_a_lease_that_can_not_be_given_back_is_not_kept(harness: Harness, run: Any) -> None:
+    """The index has no room when a worker gives an item back: it is tried again, as nobody else may end the lease."""
+
+    async def body() -> None:
+        spool = harness.open()
+        assert await submit(spool, b"one") is None
+        items, _ = spool.take(INPUT, 9)
+
+        def full(change: Any) -> None:
+            raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("iems.spool.index.Change.commit", full)
+            with pytest.raises(lmdb.DiskError):
+                spool.give_back(items)
+            spool._look()
+        assert spool.take(INPUT, 9)[0] == []
+        await harness.heard()
+        harness.woken.clear()
+        spool._look()
+        assert harness.woken == ["preprocessor"]
+        assert await contents(spool) == [b"one"]
+        spool.close()
+
+    run(body())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ def test_whole_path(harness: Harness, run: Any) -> None:
     async def body() -> None:
         spool = harness.open()
         ids = await harness.accept(spool, b"one\r\n", b"two\r\n" * 1000)
-        assert harness.woken == ["preprocessor"] * 2 or harness.woken
+        await harness.heard()
+        assert harness.woken == ["preprocessor"], "once for both"
         items, due = spool.take(INPUT, 10)
         assert [i.id for i in items] == ids and due is None
         assert spool.blobs.read(items[1].rope) == b"two\r\n" * 1000
@@ -36,6 +38,51 @@ def test_whole_path(harness: Harness, run: Any) -> None:
         await spool.flushed()
         rows = spool.index.blob_rows()
         assert [row.live for row in rows.values()] == [0]
+        spool.close()
+
+    run(body())
+
+
+def test_a_stream_of_messages_is_announced_together(harness: Harness, run: Any) -> None:
+    """The first at once, those that follow it closely after a while; none is forgotten at the end."""
+
+    async def body() -> None:
+        spool = harness.open()
+        calls: list[float] = []
+        later = spool.loop.call_later
+        for last_s, gathered in ((0.0, False), (spool.loop.time() + 1000, True)):
+            calls.clear()
+            harness.woken.clear()
+            spool._announced_s = last_s
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(spool, "loop", SimpleNamespace(time=spool.loop.time, call_soon=spool.loop.call_soon,
+                              call_later=lambda s, f: (calls.append(s), later(s, f))))  # fmt: skip
+                for _ in range(3):
+                    spool.announce_soon()
+            await harness.heard()
+            assert harness.woken == ["preprocessor"] and bool(calls) == gathered
+        spool._announced_s = spool.loop.time() + 1000
+        harness.woken.clear()
+        spool.announce_soon()
+        spool.close()
+        assert harness.woken == ["preprocessor"], "not forgotten at the end"
+
+    run(body())
+
+
+def test_nobody_is_woken_for_a_channel_on_hold(harness: Harness, run: Any) -> None:
+    async def body() -> None:
+        spool = harness.open()
+        await harness.accept(spool, b"one", b"two")
+        await harness.heard()
+        [one, two], _ = spool.take(INPUT, 2)
+        harness.woken.clear()
+        spool.index.hold_channel(Channel.LOCAL, True)
+        spool.move([(one, [routed(one)])])
+        assert harness.woken == []
+        spool.index.hold_channel(Channel.LOCAL, False)
+        spool.move([(two, [routed(two)])])
+        assert harness.woken == ["lmda"]
         spool.close()
 
     run(body())

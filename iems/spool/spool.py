@@ -291,11 +291,17 @@ class Spool:
         self._id_ms = self._id = 0
         self._id_steps = os.urandom(4096)
         self._closed = False
+        self._returning: list[Item] = []
         self._tick = self.loop.call_later(_TICK_S, self._look)
 
     def _look(self) -> None:
         """Once a second: has a damaged index been replaced? A process that has nothing to write must let go, too."""
         self._tick = self.loop.call_later(_TICK_S, self._look)
+        if self._returning:
+            channels = {item.channel for item in self._returning}
+            if self._return():
+                for channel in channels:
+                    self.announce(channel)
         try:
             self.index.refresh()  # or another method was first to see the new one
             if self._writer is not None:
@@ -519,10 +525,22 @@ class Spool:
             )
 
     def give_back(self, items: Iterable[Item]) -> None:
-        """Return leased items to the queue, unchanged and due now."""
-        with self.index.change() as change:
-            for item in items:
-                change.give_back(item)
+        """Return leased items to the queue, unchanged and due now; as soon as the index takes it, if its disk is full or broken."""
+        self._returning += items
+        self._return()
+
+    def _return(self) -> bool:
+        """Whether all that was given back is in the queue."""
+        items, self._returning = self._returning, []
+        try:
+            with self.index.change() as change:
+                for item in items:
+                    change.give_back(item)
+        except lmdb.Error as error:
+            self._returning = items  # still leased, by a worker that lives: nobody else would ever look at them
+            self._alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}")
+            return False
+        return True
 
     def move(self, moves: list[tuple[Item, list[Item]]]) -> None:
         """Replace leased INPUT items by what routing made of them, one transaction for up to 256 entries.
@@ -681,6 +699,8 @@ class Spool:
             return
         self._closed = True
         self._tick.cancel()
+        if self._returning:
+            self._return()
         if self._writer is not None:
             self._writer.close()
         self.executor.shutdown(wait=True)

@@ -558,3 +558,30 @@ def test_outcome_of_a_new_lease_ends_it(harness: Harness, run: Any) -> None:
         spool.close()
 
     run(body())
+
+
+def test_what_can_not_be_given_back_is_given_back_later(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index's disk is full: the lease ends once there is room, in a worker that lives on, and somebody is woken."""
+
+    async def body() -> None:
+        spool = harness.open()
+        assert await submit(spool, b"kept") is None
+        [item], _ = spool.take(INPUT, 1)
+
+        def full() -> Any:
+            raise lmdb.DiskError("no space left on device")
+
+        monkeypatch.setattr(spool.index, "change", full)
+        spool.give_back([item])
+        assert [name for name, _ in harness.events] == ["spool_index_fails"]
+        monkeypatch.undo()
+        assert spool.take(INPUT, 1)[0] == []
+        harness.woken.clear()
+        async with asyncio.timeout(60):
+            while not harness.woken:
+                await asyncio.sleep(0.02)
+        [again], _ = spool.take(INPUT, 1)
+        assert again.id == item.id and harness.woken == ["preprocessor"]
+        spool.close()
+
+    run(body())

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from iems.perf import queue
 from iems.perf.home import PASSWORD, PrivateHome
+from tests.support.waiting import until
 
 A, B, C = "a1@load.test", "a2@load.test", "a3@load.test"
 
@@ -36,7 +38,7 @@ def user(home: PrivateHome, *arguments: str, stdin: str = "") -> str:
 
 
 def send(home: PrivateHome, sender: str, to: str, subject: str, head: str = "") -> str:
-    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=60) as client:
         client.ehlo()
         client.mail(sender)
         client.rcpt(to)
@@ -46,7 +48,7 @@ def send(home: PrivateHome, sender: str, to: str, subject: str, head: str = "") 
 
 
 def subjects(home: PrivateHome, who: str, mailbox: str = "INBOX", flags: str = "ALL") -> list[str]:
-    with imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=20) as client:
+    with imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=60) as client:
         client.login(who, PASSWORD)
         if client.select(f'"{mailbox}"', readonly=True)[0] != "OK":
             return []
@@ -59,10 +61,7 @@ def subjects(home: PrivateHome, who: str, mailbox: str = "INBOX", flags: str = "
 
 
 def wait(home: PrivateHome, who: str, subject: str, mailbox: str = "INBOX") -> None:
-    until = time.monotonic() + 10
-    while subject not in (found := subjects(home, who, mailbox)):
-        assert time.monotonic() < until, (who, mailbox, found, (home.path / "log/mail.log").read_text()[-3000:])
-        time.sleep(0.05)
+    until(lambda: subject in subjects(home, who, mailbox))
 
 
 def test_mailsort_moves_copies_forwards_and_rejects(server: PrivateHome) -> None:
@@ -92,11 +91,9 @@ def test_a_loop_of_two_forwards_ends(server: PrivateHome) -> None:
     user(server, "mailsort", "add", B, "--header", "subject", "--contains", "forward", "--forward", A)
     send(server, "x@far.test", A, "forward-round")
     wait(server, B, "forward-round")
-    until = time.monotonic() + 10
-    while subjects(server, A).count("forward-round") < 2:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    assert server.waiting() == 0 and subjects(server, B).count("forward-round") == 1
+    until(lambda: subjects(server, A).count("forward-round") >= 2)
+    queue.until_drained(server.path)
+    assert subjects(server, B).count("forward-round") == 1
 
 
 def test_vacation_once_and_not_to_lists(server: PrivateHome) -> None:
@@ -129,15 +126,9 @@ def test_no_crash_forwards_or_answers_twice(server: PrivateHome) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)  # let it get somewhere, never the same place
-    until = time.monotonic() + 30
-    while not all(set(names) <= set(subjects(server, who)) for who in (A, C)):
-        assert time.monotonic() < until
-        time.sleep(0.2)
+    until(lambda: all(set(names) <= set(subjects(server, who)) for who in (A, C)))
     wait(server, B, "Storm")
-    until = time.monotonic() + 20
-    while server.waiting():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    queue.until_drained(server.path)
     for who in (A, C):
         assert sorted(s for s in subjects(server, who) if s.startswith("storm")) == sorted(names)
     assert subjects(server, B).count("Storm") == 1

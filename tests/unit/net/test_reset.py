@@ -45,7 +45,7 @@ def test_reset(factory, size):
             # Data and reset are both there before the loop looks.
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
-            cause = await asyncio.wait_for(handler.lost, 5)
+            cause = await asyncio.wait_for(handler.lost, 60)
             assert isinstance(cause, OSError) and 0 < handler.octets <= sent
 
     with asyncio.Runner(loop_factory=factory) as runner:

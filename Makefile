@@ -21,10 +21,10 @@ run: $(VENV)/.installed
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -q -n $(JOBS)
+	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-long: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -q -m long
+	IEMS_TEST_EXEC=1 $(VENV)/bin/python -m pytest -q -m long
 
 test-shared: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m shared

@@ -157,12 +157,15 @@ class PidFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.read(self.fd, 32).decode("ascii", "replace").strip()
-            os.close(self.fd)
-            raise StartError(f"already running (pid {pid or '?'})") from None
+        for _ in range(20):
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.01)  # who asks whether a master runs has the lock for a moment
+        pid = os.read(self.fd, 32).decode("ascii", "replace").strip()
+        os.close(self.fd)
+        raise StartError(f"already running (pid {pid or '?'})")
 
     def write(self) -> None:
         """Notes our pid."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 #: What a home listens on, added to its base (those of roles to come among them).
-OFFSETS = (24, 25, 80, 110, 143, 389, 443, 465, 587, 636, 993, 995, 4190, 9100)
+OFFSETS = (24, 25, 80, 110, 143, 366, 389, 443, 465, 587, 636, 993, 995, 4190, 9100)
 #: Bases are a hundred apart and end where the kernel's own ports for outgoing connections begin (32,768).
 BASES = range(12_000, 23_600, 100)
 #: A process keeps the claims of so many of its last bases.

@@ -71,9 +71,12 @@ DESTINATION_IN_HAND: Final = 256
 #: From so many items in hand on, a destination without a session gets few more: one in so many of the places left.
 CROWDED: Final = MAX_IN_HAND // 2
 FEW: Final = 512
-#: With so many items in hand, arrivals and outcomes are gathered for a moment: fewer and larger transactions of the queue.
+#: With so many items in hand, outcomes are gathered for a moment: fewer and larger transactions of the queue. So are arrivals, if
+#: the queue was looked at for others so many times within so short a time.
 BUSY: Final = 8
 GATHER_S: Final = 0.003
+FLOOD: Final = 8
+FLOOD_S: Final = 0.03
 #: Outcomes recorded at once.
 SETTLE: Final = 256
 #: The same, where senders hear of them.
@@ -291,7 +294,7 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._scheduled = False
-        self._pumped_s = 0.0
+        self._news: deque[float] = deque(maxlen=FLOOD)  # when the queue was looked at for what came last
         self._stopped = False
         self._over = False
         #: Domains whose sites fetch their mail, and the connections on which they do.
@@ -431,9 +434,15 @@ class Worker:
         """Something was put into the queue."""
         if self._scheduled:
             return
-        # Many of those in hand may only wait for a dead host: what counts is how soon after the last look this comes.
-        wait_s = self._pumped_s + GATHER_S - self._loop.time() if self._in_hand >= BUSY else 0.0
-        if wait_s <= 0.0:
+        # Many of those in hand may only wait for a dead host, and looks may have been for its sake: what counts is how densely this kind
+        # of news has come of late.
+        now_s = self._loop.time()
+        news = self._news
+        wait_s = 0.0
+        if self._in_hand >= BUSY and len(news) == FLOOD and now_s - news[0] <= FLOOD_S:
+            wait_s = max(news[-1] + GATHER_S - now_s, 0.0)
+        news.append(now_s + wait_s)
+        if not wait_s:
             self._pump_soon()
         else:
             self._scheduled = True
@@ -447,7 +456,7 @@ class Worker:
             self._timer = None
         ctx = self._ctx
         touched: dict[str, Destination] = {}
-        now_s = self._pumped_s = self._loop.time()
+        now_s = self._loop.time()
         turns = 0
         interval_s = self._config.run_interval_s
         while not self._stopped and not ctx.draining:

@@ -317,9 +317,9 @@ class Spool:
                 self._writer.release()
             if self._returning:
                 channels = {item.channel for item, _ in self._returning}
-                self._return()
-                for channel in channels:
-                    self.announce(channel)
+                if self._return():
+                    for channel in channels:
+                        self.announce(channel)
         except lmdb.Error as error:
             self._alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}")
 
@@ -566,20 +566,26 @@ class Spool:
             )
 
     def give_back(self, items: Iterable[Item]) -> None:
-        """Return leased items to the queue, unchanged and due now.
+        """Return leased items to the queue, unchanged and due now; as soon as the index takes it, if its disk is full or broken.
 
-        Where the index can't be written (a full disk) the error is raised, and it is tried again each second: nobody else may end these leases
-        while this worker lives.
+        Nobody else may end these leases while this worker lives, so it is tried again each second.
         """
         self._returning += [(item, item.lease) for item in items]
         self._return()
 
-    def _return(self) -> None:
-        with self.index.change() as change:
-            for item, lease in self._returning:
-                item.lease = lease  # a transaction that was dropped has taken it off
-                change.give_back(item)
-        self._returning = []
+    def _return(self) -> bool:
+        """Whether all that was given back is in the queue."""
+        returning, self._returning = self._returning, []
+        try:
+            with self.index.change() as change:
+                for item, lease in returning:
+                    item.lease = lease  # a transaction that was dropped has taken it off
+                    change.give_back(item)
+        except lmdb.Error as error:
+            self._returning = returning
+            self._alarm("spool_index_fails", reason=f"{type(error).__name__}: {error}")
+            return False
+        return True
 
     def move(self, moves: list[tuple[Item, list[Item]]]) -> None:
         """Replace leased INPUT items by what routing made of them, one transaction for up to 256 entries.
@@ -740,6 +746,8 @@ class Spool:
             return
         self._closed = True
         self._tick.cancel()
+        if self._returning:
+            self._return()
         if self._writer is not None:
             self._writer.close()
         self._announce()

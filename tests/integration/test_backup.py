@@ -18,6 +18,7 @@ from iems.store.reader import Reader
 from tests.integration.test_spam_control import user
 from tests.integration.test_transfer import contents
 from tests.support.senders import Senders, delivered
+from tests.support.waiting import until
 
 
 def ctl(*arguments, fails=False):
@@ -42,9 +43,10 @@ def test_hot_and_back_again(tmp_path):
         put = [sys.executable, "-m", "iems.cli.iemsuser", "--home", str(home.path), "sieve", "put", "a3@load.test", "mine"]
         subprocess.run(put, input=(tmp_path / "s.sieve").read_bytes(), check=True, capture_output=True)
         senders = Senders(home.port("smtp"), [f"a{n}@load.test" for n in (1, 2, 3)], body=b"x" * 3000, pause_s=0.005)
-        time.sleep(0.5)
+        until(lambda: len(delivered(home.path)) > 5)
         first = json.loads(home.ctl("backup", "make", str(folder), "--json"))
-        time.sleep(1.1)
+        seen, at = len(delivered(home.path)), int(time.time())
+        until(lambda: len(delivered(home.path)) > seen + 5 and int(time.time()) > at)  # a snapshot has the name of its second
         second = json.loads(home.ctl("backup", "make", str(folder), "--json"))
         senders.stop()
         assert second["messages"] > first["messages"] > 1 and second["accounts"] == 3
@@ -87,9 +89,8 @@ def test_hot_and_back_again(tmp_path):
         assert sum(delivered(target).values()) >= second["messages"] - 1
         assert uidvalidity(back, "a2@load.test") > validity, "uids that came after the snapshot will be given again"
         more = Senders(back.port("smtp"), ["a2@load.test"], body=b"y", pause_s=0.01)
-        time.sleep(0.5)
+        until(lambda: more.acknowledged)
         more.stop()
-        assert more.acknowledged
     finally:
         back.stop()
 
@@ -100,9 +101,10 @@ def test_damage_and_pruning(tmp_path):
         (tmp_path / "one.eml").write_bytes(b"Subject: kept\r\n\r\n" + b"words\r\n" * 500)
         user(home, "import", "a1@load.test", str(tmp_path / "one.eml"))
         names = []
-        for _ in range(3):
+        for number in range(3):
+            if number:
+                time.sleep(1.05)  # a snapshot has the name of its second
             names.append(json.loads(home.ctl("backup", "make", str(folder), "--json")))
-            time.sleep(1.05)
         assert names[0]["copied_octets"] > 3000 and names[1]["copied_octets"] == 0, "content is copied once"
         (folder / "snapshots" / "20200101T000000Z").mkdir()
         assert len(snapshot.names(folder)) == 3, "one that was not finished is none"

@@ -6,15 +6,14 @@ import imaplib
 import json
 import random
 import smtplib
-import time
 
 import pytest
 
 from iems.perf import queue
 from iems.perf.home import PASSWORD, PrivateHome
 from iems.store.homes import bayes_folder
-from tests.integration.test_screen import events
 from tests.integration.test_spam_control import mailbox, user
+from tests.support.waiting import events, until
 
 GOOD = ["meeting", "agenda", "minutes", "project", "review", "budget", "invoice", "schedule", "colleagues", "report", "draft", "attached", "regards", "thursday"]
 SPAM = ["casino", "winner", "pills", "cheap", "viagra", "lottery", "million", "prize", "claim", "urgent", "bonus", "free", "click", "offer", "guaranteed"]
@@ -46,9 +45,9 @@ def teach(home, choices):
 
 
 def send(home, recipients, subject, kind, seed):
-    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=20) as smtp:
+    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=60) as smtp:
         smtp.sendmail("x@else.test", recipients, f"From: x@else.test\r\nSubject: {subject}\r\n\r\n{words(kind, seed)}\r\n".encode())
-    queue.until_drained(home.path, 60)
+    queue.until_drained(home.path)
 
 
 def move(home, address, aim, criterion, source="INBOX"):
@@ -62,13 +61,6 @@ def move(home, address, aim, criterion, source="INBOX"):
 
 def learnt(home, address):
     return json.loads(user(home, "bayes", "show", address, "--json"))["learnt"]
-
-
-def until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
 
 
 def test_taught_by_moving_mail(server):

@@ -23,21 +23,11 @@ from iems.bsmtp.batch import Entry, encode
 from iems.cli.run import status_of
 from iems.model import Recipient
 from iems.perf.home import PASSWORD, PrivateHome
+from tests.support.waiting import until
 
 poplib._MAXLINE = 1 << 20
 TUNNEL = "a1@load.test"
 KEY = "a shared key of this test\n"
-
-
-def until(found, limit_s=60.0):
-    """What `found` gives, once it is true."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, poplib.error_proto, smtplib.SMTPException):
-            if answer := found():
-                return answer
-        time.sleep(0.05)
-    raise AssertionError(f"did not happen in {limit_s} s")
 
 
 def secret(home, name, text):
@@ -154,7 +144,7 @@ def subjects(server, user):
 
 def mails(server, user):
     """Contents of a mailbox."""
-    client = poplib.POP3("127.0.0.1", server.port("pop3"), timeout=20)
+    client = poplib.POP3("127.0.0.1", server.port("pop3"), timeout=60)
     try:
         client.user(user)
         client.pass_(PASSWORD)
@@ -174,7 +164,7 @@ BODY = b"Subject: dots\r\nTo: somebody@else.test\r\n\r\n.\r\n..two\r\n.QUIT\r\nM
 def test_a_domain_through_a_tunnel(near):
     """Hidden recipients, the null path and every octet arrive; the maildrop is empty afterwards."""
     with Far(near, 'tls = "starttls"\nverify = false') as far:
-        with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
+        with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=60) as client:
             stuffed = BODY.replace(b"\r\n.", b"\r\n..")
             for path in (b"sender@out.test", b""):
                 client.ehlo()
@@ -206,7 +196,7 @@ def test_pick_up_by_imap(near):
     """The same tunnel with the other protocol: from INBOX, and TLS by STARTTLS."""
     extra = f'protocol = "imap"\ntls = "starttls"\nverify = false\nport = {near.port("imap")}'
     with Far(near, extra, protocol_port="imap") as far:
-        with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
+        with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=60) as client:
             for number in range(5):
                 client.sendmail("sender@out.test", ["u1@far.test", "u4@far.test"], b"Subject: m%03d\r\n\r\n.dot\r\n" % number)
         for user in ("a2@load.test", "a3@load.test"):
@@ -237,7 +227,7 @@ def test_a_worker_killed_at_every_step_takes_each_mail_in_once():
         drop.port = lambda name: drop.server_address[1]
         far = stack.enter_context(Far(drop, 'tls = "none"'))
         drop.mails.update((n, batch_mail(n, b"u1@far.test", b"u4@far.test", key=key)) for n in range(9))
-        until(lambda: not drop.mails, 30)
+        until(lambda: not drop.mails)
         expected = [b"Subject: m%03d%s" % (n, half) for n in range(9) for half in (b"a", b"b")]
         for user in ("a2@load.test", "a3@load.test"):
             until(lambda user=user: len(set(subjects(far, user))) == len(expected))
@@ -278,7 +268,7 @@ def test_what_is_no_batch_for_us_goes_to_the_postmaster():
 def test_a_tunnel_to_no_address_fails_with_a_report(near):
     near.ctl("forward", "set", "broken.test", "BSMTPOUT", "noaddress")
     before = len(mails(near, "a2@load.test"))
-    with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=60) as client:
         client.sendmail("a2@load.test", ["x@broken.test"], b"Subject: lost?\r\n\r\nx\r\n")
     [report] = until(lambda: mails(near, "a2@load.test")[before:])
     assert b"Status: 5.1.3" in report and b"Subject: lost?" in report
@@ -287,7 +277,7 @@ def test_a_tunnel_to_no_address_fails_with_a_report(near):
 def test_a_tunnel_into_itself_ends(near):
     near.ctl("forward", "set", "loop.test", "BSMTPOUT", "again@loop.test")
     before = len(mails(near, "a2@load.test"))
-    with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=60) as client:
         client.sendmail("a2@load.test", ["x@loop.test"], b"Subject: round\r\n\r\nx\r\n")
     reports = until(lambda: (found := mails(near, "a2@load.test")) and len(found) > before and found)
     assert b"Status: 5.4.6" in reports[-1]
@@ -298,7 +288,7 @@ def test_encoders_killed_in_between(near):
     """The workers of both ends are killed while mail goes through the tunnel; each mail is there once."""
     count = 24
     with Far(near, 'tls = "none"') as far:
-        with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=20) as client:
+        with smtplib.SMTP("127.0.0.1", near.port("smtp"), timeout=60) as client:
             for number in range(count):
                 client.sendmail("s@out.test", ["u2@far.test"], b"Subject: m%03d\r\n\r\nx\r\n" % number)
                 if number % 8 == 5:

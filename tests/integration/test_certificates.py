@@ -1,16 +1,15 @@
 """Certificates of a real server: the one of the name asked for at every door, renewed without a restart, kept if the new one is bad."""
 
 import imaplib
-import json
 import shutil
 import ssl
 import subprocess
-import time
 
 import pytest
 
 from iems.cli.init import self_signed
 from iems.perf.home import PrivateHome
+from tests.support.waiting import events, until
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
@@ -43,7 +42,7 @@ def shown(home, port, name="", starttls=""):
         ["openssl", "s_client", "-connect", f"127.0.0.1:{home.base + port}"]
         + (["-servername", name] if name else ["-noservername"])
         + (["-starttls", starttls] if starttls else []),
-        input=b"", capture_output=True, timeout=20,
+        input=b"", capture_output=True, timeout=60,
     )  # fmt: skip
     return next(line for line in done.stdout.decode().splitlines() if line.startswith("subject="))
 
@@ -58,22 +57,11 @@ def test_the_certificate_of_the_name_at_every_door(home):
         assert "first.test" in shown(home, port, "third.test", starttls), port
 
 
-def until(what):
-    end = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < end
-
-
-def events(home, name):
-    lines = (json.loads(line) for line in (home.path / "log/mail.log").read_text().splitlines())
-    return [line for line in lines if line["event"] == name]
-
-
 def test_renewal_and_a_bad_pair_without_a_restart(home):
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     roles = home.roles()
-    with imaplib.IMAP4_SSL("127.0.0.1", home.port("imaps"), ssl_context=context, timeout=20) as client:
+    with imaplib.IMAP4_SSL("127.0.0.1", home.port("imaps"), ssl_context=context, timeout=60) as client:
         client.login("a1@load.test", "pw")
         put(home.path / "conf/tls", "renewed.test")
         until(lambda: all("renewed.test" in shown(home, port, "", starttls) for port, starttls in DOORS))
@@ -94,6 +82,6 @@ def test_old_tls_is_refused(home):
     for version, good in (("-tls1_1", False), ("-tls1_2", True), ("-tls1_3", True)):
         done = subprocess.run(
             ["openssl", "s_client", "-connect", f"127.0.0.1:{home.base + 993}", version, "-cipher", "ALL:@SECLEVEL=0"],
-            input=b"", capture_output=True, timeout=20,
+            input=b"", capture_output=True, timeout=60,
         )  # fmt: skip
         assert (b"BEGIN CERTIFICATE" in done.stdout) == good, version

@@ -7,9 +7,9 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 from iems.perf.ports import free_base
+from tests.support.waiting import until
 
 
 def start(folder, base):
@@ -41,19 +41,16 @@ def test_demo(tmp_path):
         pasted = [line for line in lines if line.startswith("python3 -c") or line.endswith("status --watch")]
         assert len(pasted) == 3, lines
         send, read, watch = pasted
-        assert subprocess.run(send, shell=True, timeout=30, capture_output=True, text=True).returncode == 0
-        for _ in range(100):
-            done = subprocess.run(read, shell=True, timeout=30, capture_output=True, text=True)
-            if done.returncode == 0 and "Subject" in done.stdout:
-                break
-            time.sleep(0.05)
-        assert "Subject" in done.stdout, done.stdout + done.stderr
-        watching = subprocess.run(f"timeout 3 {watch}", shell=True, timeout=30, capture_output=True, text=True)
-        assert "smtpd" in watching.stdout, watching.stdout + watching.stderr
+        assert subprocess.run(send, shell=True, timeout=60, capture_output=True, text=True).returncode == 0
+        until(lambda: "Subject" in subprocess.run(read, shell=True, timeout=60, capture_output=True, text=True).stdout)
+        watching = subprocess.Popen(f"exec {watch}", shell=True, stdout=subprocess.PIPE, text=True)
+        assert any("smtpd" in line for line in watching.stdout)
+        watching.kill()
+        watching.communicate()
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     again, lines = start(tmp_path / "demo", base)
     again.send_signal(signal.SIGINT)
-    assert again.wait(20) == 0
+    assert again.wait(60) == 0
     assert accounts(lines) == people

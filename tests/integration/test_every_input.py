@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 
 import pytest
@@ -15,6 +14,7 @@ from iems.preprocessor.modules.antivirus import AntiVirus
 from iems.scan.clamd import Clamd
 from iems.scan.icap import Icap
 from tests.support.scanners import CICAP, CLAMD, EICAR, CicapDaemon, ClamdDaemon
+from tests.support.waiting import soon
 from tests.unit.preprocessor.test_worker import home, run, taken  # noqa: F401
 
 INPUTS = [channel for channel in Channel if channel < 32]
@@ -38,10 +38,7 @@ def test_from_every_input(home, tmp_path, kind):  # noqa: F811
             s.worker._wants.append(s.worker.modules["antivirus"].wants)
             for channel in INPUTS:
                 await s.post(b"john@example.test", b"eve@other.test", content=EVIL, channel=channel)
-            for _ in range(2_000):
-                await asyncio.sleep(0.01)
-                if sum(name == "routed" for name, *_ in s.ctx.events) == len(INPUTS):
-                    break
+            await soon(lambda: sum(name == "routed" for name, *_ in s.ctx.events) == len(INPUTS))
             await s.settled()
             assert taken(s.spool, INPUT) == [] and taken(s.spool, Channel.LOCAL) == []
             assert len(taken(s.spool, Channel.SMTPC)) == len(INPUTS), "its cell is off"

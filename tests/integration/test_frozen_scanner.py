@@ -5,7 +5,6 @@ from __future__ import annotations
 import imaplib
 import json
 import os
-import signal
 import smtplib
 import threading
 import time
@@ -15,8 +14,8 @@ import pytest
 from iems.perf.home import PASSWORD, PrivateHome
 from iems.spool import admin
 from tests.integration.test_scanners import emptied, send_quick
-from tests.integration.test_screen import events
 from tests.support.scanners import CLAMD, ClamdDaemon
+from tests.support.waiting import events
 
 FROZEN_S = float(os.environ.get("IEMS_FROZEN_SECONDS", "150"))
 
@@ -81,14 +80,14 @@ def test_frozen_for_minutes(tmp_path):
             with Sender(home, "before") as before:
                 alone = reader.rounds(20)
             emptied(home)
-            daemon.signal(signal.SIGSTOP)
+            daemon.pause()
             with Sender(home, "frozen") as frozen:
                 beside = reader.rounds(FROZEN_S)
             waiting = admin.counts(home.path / "spool")["INPUT"]
             assert waiting["deferred"] + waiting["leased"] + waiting["ready"] >= frozen.sent - 1 > 100, "taken, kept, not passed on"
             assert events(home, "scanner_away")
             figures = {"alone_p99_ms": p99(alone) * 1e3, "beside_p99_ms": p99(beside) * 1e3, "rounds": len(beside), "waiting": frozen.sent}
-            daemon.signal(signal.SIGCONT)
+            daemon.go_on()
             begun = time.monotonic()
             home.ctl("queue", "retry", "--channel", "INPUT")
             # Tries that began while it was frozen come back when their wait is over.

@@ -3,12 +3,12 @@
 import imaplib
 import json
 import os
-import time
 
 import pytest
 
 from iems.perf.filled import multiply
 from iems.perf.home import PrivateHome
+from tests.support.waiting import until
 
 COUNT = 600
 
@@ -28,7 +28,7 @@ def home():
 
 
 def login(home, user="a1@load.test"):
-    client = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=20)
+    client = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=60)
     client.login(user, "pw")
     client.select("INBOX")
     return client
@@ -53,10 +53,7 @@ def built(home):
 
 def wait(condition):
     """The log has no event to await: look until it is there."""
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until, "no index was made"
-        time.sleep(0.02)
+    until(condition)
 
 
 def test_life(home):

@@ -13,9 +13,9 @@ from iems.net.breaker import Breaker, NoAnswer
 from iems.perf.home import PrivateHome
 from iems.scan.icap import Icap
 from tests.integration.test_modules import inbox, part, send
-from tests.integration.test_screen import events
 from tests.support.certificates import Authority
 from tests.support.scanners import CICAP, CLAMD, EICAR, CicapDaemon, ClamdDaemon
+from tests.support.waiting import events
 
 pytestmark = pytest.mark.skipif(CICAP is None or CLAMD is None, reason="c-icap or clamd is not installed")
 VIRUS = base64.encodebytes(EICAR).replace(b"\n", b"\r\n")

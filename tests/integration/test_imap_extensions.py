@@ -28,7 +28,7 @@ class Client:
     """A connection that tells apart what came untagged and what a tag got; with `deflate` after COMPRESS."""
 
     def __init__(self, home, user):
-        self.sock = socket.create_connection(("127.0.0.1", home.port("imap")), timeout=20)
+        self.sock = socket.create_connection(("127.0.0.1", home.port("imap")), timeout=60)
         self.buffer = b""
         self.inflater = self.deflater = None
         self.number = 0
@@ -366,7 +366,7 @@ def test_a_day_of_a_mail_reader(home):
 
 def test_search_finds_what_envelope_says(home):
     """From the index rows for many, from the message for few: both say the same."""
-    client = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=20)
+    client = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=60)
     client.login("a5@load.test", "pw")
     for number in range(60):
         client.append(

@@ -128,7 +128,7 @@ def test_many_questions_share_one_connection(files, slapd):
 
 def rcpt(home, *addresses):
     """Replies to RCPT in one session."""
-    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=30) as client:
+    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=60) as client:
         client.ehlo("c.test")
         client.mail("s@out.test")
         return [client.docmd("RCPT", f"TO:<{address}>") for address in addresses]
@@ -137,7 +137,7 @@ def rcpt(home, *addresses):
 def test_at_the_door(files, slapd):
     """250, 550 5.1.1, 451 4.4.3; nobody else waits while the server does; a cached answer outlives it."""
     settings = {
-        "ldap.uris": [slapd.uri], "ldap.base": BASE, "ldap.bind_dn": BIND_DN, "ldap.password_file": "conf/ldap", "ldap.timeout_s": 1.0, "smtpd.workers": 1,
+        "ldap.uris": [slapd.uri], "ldap.base": BASE, "ldap.bind_dn": BIND_DN, "ldap.password_file": "conf/ldap", "ldap.timeout_s": 3.0, "smtpd.workers": 1,
     }  # fmt: skip
     with PrivateHome(1, settings) as home:
         (home.path / "conf/ldap").write_text(PASSWORD + "\n")
@@ -148,7 +148,7 @@ def test_at_the_door(files, slapd):
         assert replies[2][1].startswith(b"5.1.1")
         slapd.pause()
         try:
-            with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=30) as waiting:
+            with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=60) as waiting:
                 waiting.ehlo("c.test")
                 waiting.mail("s@out.test")
                 waiting.putcmd("RCPT", "TO:<new@far.test>")

@@ -11,28 +11,19 @@ import smtplib
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from iems.master.child import lives
 from iems.perf.ports import free_base
+from tests.support.waiting import status, until
 
 CONTENT = b"Subject: hello\r\nFrom: anna@example.test\r\n\r\nThe first mail.\r\n"
-
-
-def until(found: Callable[[], Any], limit_s: float = 20.0) -> Any:
-    """What `found` gives, once it gives something true."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        if answer := found():
-            return answer
-        time.sleep(0.02)
-    raise AssertionError("did not happen in time")
 
 
 class Server:
@@ -59,8 +50,7 @@ class Server:
         return self.call("iemsctl", *args, code=code)
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.ctl("status", "--json"))
-        return found
+        return status(SimpleNamespace(path=self.home))
 
     def start_in_foreground(self) -> None:
         self.master = subprocess.Popen(
@@ -107,7 +97,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
             if found.master.poll() is None:
                 found.master.send_signal(signal.SIGTERM)
                 try:
-                    found.master.wait(30)
+                    found.master.wait(60)
                 except subprocess.TimeoutExpired:
                     found.master.kill()
             found.master.communicate()
@@ -121,9 +111,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_a_server_lives(server: Server) -> None:
     server.start_in_foreground()
     assert server.master is not None
-    status = server.status()
-    assert status["pid"] == server.master.pid
-    assert set(status) >= {
+    shown = json.loads(server.ctl("status", "--json"))
+    assert shown["pid"] == server.master.pid
+    assert set(shown) >= {
         "version",
         "home",
         "pid",
@@ -133,21 +123,26 @@ def test_a_server_lives(server: Server) -> None:
         "channels",
         "counters",
     }
-    roles = status["roles"]
+    roles = shown["roles"]
     assert {"smtpd", "preprocessor", "lmda", "store", "imapd", "pop3d", "janitor"} <= set(roles)
     for role in roles.values():
         assert role["state"] == "running" and role["alive"] == role["workers"] == len(role["pids"])
     assert {"ready", "leased", "deferred", "held", "quarantined", "oldest_s"} <= set(
-        status["channels"]["LOCAL"]
+        shown["channels"]["LOCAL"]
     )
 
-    shown = server.send()
+    sent = server.send()
     until(lambda: server.messages() == 1)
-    events = [json.loads(line) for line in server.ctl("trace", shown, "--json").splitlines()]
-    assert {"accepted", "routed", "delivered"} <= {event["event"] for event in events}
-    assert events[0]["event"] == "accepted"
+    traced: list[str] = []
 
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.base + 9100}/metrics", timeout=10) as answer:
+    def told() -> bool:
+        traced[:] = [json.loads(line)["event"] for line in server.ctl("trace", sent, "--json").splitlines()]
+        return {"accepted", "routed", "delivered"} <= set(traced)
+
+    until(told)
+    assert traced[0] == "accepted"
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.base + 9100}/metrics", timeout=60) as answer:
         assert b'iems_messages_accepted_total{role="smtpd"} 1' in answer.read()
 
     # Any worker may be killed: the master replaces it, and mail goes on.
@@ -186,7 +181,7 @@ def test_a_server_lives(server: Server) -> None:
     pids = [pid for role in server.status()["roles"].values() for pid in role["pids"]]
     waiting = server.imap()
     server.ctl("stop")
-    assert server.master.wait(10) == 0
+    assert server.master.wait(60) == 0
     assert not any(map(lives, pids))
     assert b"BYE" in waiting.readline()
     server.ctl("status", code=3)

@@ -21,6 +21,7 @@ from iems.net.tls import bindings
 from iems.perf.home import PrivateHome
 from tests.support.introspection import Endpoint
 from tests.support.scram import Client
+from tests.support.waiting import until
 
 USER, KEY = "a1@load.test", ECKey.generate_key("P-256", {"kid": "k"})
 SETTINGS = {
@@ -68,7 +69,7 @@ def token(user=USER):
 
 
 def smtp(home, tls=None):
-    client = smtplib.SMTP("127.0.0.1", home.port("submission"), timeout=20)
+    client = smtplib.SMTP("127.0.0.1", home.port("submission"), timeout=60)
     if tls is not None:
         client.starttls(context=tls)
     client.ehlo()
@@ -76,14 +77,14 @@ def smtp(home, tls=None):
 
 
 def imap(home, tls=None):
-    client = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=20)
+    client = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=60)
     if tls is not None:
         client.starttls(tls)
     return client
 
 
 def pop3(home, tls=None):
-    client = poplib.POP3("127.0.0.1", home.port("pop3"), timeout=20)
+    client = poplib.POP3("127.0.0.1", home.port("pop3"), timeout=60)
     if tls is not None:
         client.stls(tls)
     return client
@@ -225,7 +226,7 @@ def test_swaks(home):
     for mechanism in ("PLAIN", "LOGIN"):
         done = subprocess.run(
             ["swaks", "--server", "127.0.0.1", "--port", str(home.port("submission")), "--tls", "--auth", mechanism, "--auth-user", USER, "--auth-password", "pw", "--from", USER, "--to", USER],
-            capture_output=True, text=True, timeout=30,
+            capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -263,13 +264,7 @@ def test_a_login_with_the_password_makes_the_keys_for_scram(home):
         by_imap(home, "SCRAM-SHA-256", scram(user=user))
     with imap(home) as client:
         client.login(user, "pw")
-    until = time.monotonic() + 10
-    while True:
-        try:
-            by_imap(home, "SCRAM-SHA-256", scram(user=user))
-            break
-        except imaplib.IMAP4.error:
-            assert time.monotonic() < until
+    until(lambda: by_imap(home, "SCRAM-SHA-256", scram(user=user)) or True)
     audit = [json.loads(line) for line in (home.path / "log/directory.log").read_text().splitlines()]
     assert any(record["action"] == "account keys" and "(hidden)" in str(record["new"]) for record in audit)
 

@@ -10,21 +10,10 @@ import poplib
 import signal
 import smtplib
 import threading
-import time
 
 from iems.perf.home import PASSWORD, PrivateHome
 from tests.support.smtpserver import SmtpServer
-
-
-def until(found, limit_s=20.0):
-    """What `found` gives, once it is true."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, poplib.error_proto):
-            if answer := found():
-                return answer
-        time.sleep(0.05)
-    raise AssertionError(f"did not happen in {limit_s} s")
+from tests.support.waiting import events, status, until
 
 
 @contextlib.contextmanager
@@ -41,23 +30,13 @@ def hop():
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield server
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join()
         loop.close()
-
-
-def events(home, *names):
-    found = []
-    for path in sorted((home.path / "log").glob("mail.log*")):
-        for line in path.read_text("utf-8").splitlines():
-            event = json.loads(line)
-            if event["event"] in names:
-                found.append(event)
-    return found
 
 
 def test_dialogues_in_the_log_without_secrets():
@@ -87,7 +66,7 @@ def test_dialogues_in_the_log_without_secrets():
         config = home.path / "conf/iems.toml"
         config.write_text(config.read_text().replace('level = "informational"\n', ""))
         home.ctl("reload")
-        until(lambda: json.loads(home.ctl("status", "--json"))["generation"] == 2)
+        until(lambda: status(home)["generation"] == 2)
         before = len(events(home, "accepted", "smtp"))
         until(lambda: _accepts(home))
         assert len(events(home, "accepted", "smtp")) == before
@@ -113,7 +92,7 @@ def test_an_old_log_comes_by_mail_and_goes():
                 client.sendmail("s@x.test", ["a1@load.test"], b"Subject: %d\r\n\r\nx\r\n" % number)
 
         def mails():
-            client = poplib.POP3("127.0.0.1", home.port("pop3"), timeout=10)
+            client = poplib.POP3("127.0.0.1", home.port("pop3"), timeout=60)
             client.user("a1@load.test")
             client.pass_(PASSWORD)
             found = [b"\n".join(client.retr(n + 1)[1]) for n in range(client.stat()[0])]

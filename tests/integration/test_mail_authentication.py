@@ -26,6 +26,7 @@ from iems.perf.home import PASSWORD, PrivateHome
 from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
 from tests.support.smtpserver import SmtpServer
+from tests.support.waiting import until
 from tests.support.zones import Zones
 
 KEY = sign.new_key("rsa")
@@ -78,7 +79,7 @@ def swaks(server, content, *more, to="a1@load.test", sender="a@d.example", clien
 
 def stored(server, number):
     """The message with this number in its Message-ID."""
-    queue.until_drained(server.path, 20)
+    queue.until_drained(server.path)
     with imaplib.IMAP4("127.0.0.1", server.port("imap")) as client:
         client.login("a1@load.test", PASSWORD)
         client.select()
@@ -88,10 +89,7 @@ def stored(server, number):
 
 def relayed(outside, server, count):
     """Octets of the last message the next host got."""
-    end = time.monotonic() + 20
-    while len(outside.host.messages) < count:
-        assert time.monotonic() < end, "nothing came"
-        time.sleep(0.02)
+    until(lambda: len(outside.host.messages) >= count)
     return outside.host.messages[-1][2].replace(b"\r\n..", b"\r\n.")
 
 
@@ -183,7 +181,7 @@ def test_forwarded_mail_is_sealed_not_signed(server, outside):
 
 def test_a_report_is_shown_and_sent(server, outside):
     swaks(server, HEAD % 6 + b"\r\nx\r\n")
-    queue.until_drained(server.path, 20)
+    queue.until_drained(server.path)
     (row,) = [json.loads(line) for line in server.ctl("dmarc", "report", "show", "--json").splitlines()]
     assert row["domain"] == "d.example" and row["to"] == ["reports@d.example"] and row["messages"] >= row["passed"] >= 1
     assert "<org_name>load.test</org_name>" in server.ctl("dmarc", "report", "show", "--domain", "d.example")

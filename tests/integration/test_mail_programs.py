@@ -30,7 +30,7 @@ def server():
 
 
 def imap(server, user, mailbox="INBOX"):
-    client = imaplib.IMAP4("127.0.0.1", server.port("imap"), timeout=20)
+    client = imaplib.IMAP4("127.0.0.1", server.port("imap"), timeout=60)
     client.login(user, PASSWORD)
     client.select(mailbox)
     return client

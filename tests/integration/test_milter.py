@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import serialization
 
 from iems.perf.home import PrivateHome
 from tests.integration.test_modules import inbox, send
-from tests.integration.test_screen import events
 from tests.support.milter import OPENDKIM, FakeMilter, OpendkimDaemon, packet, u32
+from tests.support.waiting import events, status
 
 
 class InThread:
@@ -26,7 +26,7 @@ class InThread:
 
     def __enter__(self):
         self.thread.start()
-        return asyncio.run_coroutine_threadsafe(self.fake.start(self.path), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(self.fake.start(self.path), self.loop).result(60)
 
     def __exit__(self, *_):
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -47,7 +47,7 @@ def test_chain_of_two(tmp_path):
     with OpendkimDaemon(tmp_path / "opendkim") as daemon, InThread(fake, str(tmp_path / "milter")) as place:
         settings = {"milter.milters": [place, f"inet:127.0.0.1:{daemon.port}"], "smtpd.trusted_networks": ["127.0.0.0/8"]}
         with PrivateHome(2, settings) as home:
-            with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=20) as smtp:
+            with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=60) as smtp:
                 smtp.sendmail("a2@load.test", ["a1@load.test"], b"From: a2@load.test\r\nTo: a1@load.test\r\nSubject: sign\r\n\r\nold\r\n")
             send(home, ["a1@load.test"], subject="refuse")
             send(home, ["a1@load.test"], subject="forget")
@@ -61,7 +61,7 @@ def test_chain_of_two(tmp_path):
             assert b"Status: 5.7.1" in report and b"Refused by a check of the content" in report
             assert any("discard" in event["detail"]["reason"] for event in events(home, "discarded"))
             assert fake.all(b"C")[0] == b"[127.0.0.1]\x004\0\x00127.0.0.1\0"
-            counters = json.loads(home.ctl("status", "--json"))["counters"]
+            counters = status(home)["counters"]
             assert counters["preprocessor_module_milter_messages_total"] >= 3
             assert counters["preprocessor_module_milter_us_total"] > counters["preprocessor_module_milter_cpu_us_total"] > 0
             assert json.loads(home.ctl("audit", "--json"))["missing"] == 0

@@ -6,14 +6,13 @@ import base64
 import json
 import poplib
 import smtplib
-import time
 
 import pytest
 
 from iems.perf.home import PASSWORD, PrivateHome
 from iems.spool import admin
-from tests.integration.test_screen import events
 from tests.support.tnef import attachment, stream
+from tests.support.waiting import events, until
 
 EXE = base64.encodebytes(b"MZ" + bytes(90)).replace(b"\n", b"\r\n")
 
@@ -27,17 +26,14 @@ def server():
 def send(home, recipients, *parts, subject="s"):
     content = f"From: x@else.test\r\nSubject: {subject}\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=B\r\n\r\n".encode()
     content += b"".join(b"--B\r\n" + part + b"\r\n" for part in (b"\r\ntext", *parts)) + b"--B--\r\n"
-    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=20) as smtp:
+    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=60) as smtp:
         smtp.sendmail("a2@load.test", recipients, content)
-    until = time.monotonic() + 20
-    while any(c["ready"] + c["leased"] + c["deferred"] for name, c in admin.counts(home.path / "spool").items() if name != "SMTPC"):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    until(lambda: not any(c["ready"] + c["leased"] + c["deferred"] for name, c in admin.counts(home.path / "spool").items() if name != "SMTPC"))
 
 
 def inbox(home, address):
     """Contents of an INBOX, the last one last."""
-    pop = poplib.POP3("127.0.0.1", home.port("pop3"), timeout=20)
+    pop = poplib.POP3("127.0.0.1", home.port("pop3"), timeout=60)
     pop.user(address)
     pop.pass_(PASSWORD)
     found = [b"\r\n".join(pop.retr(number + 1)[1]) for number in range(len(pop.list()[1]))]

@@ -12,26 +12,15 @@ import signal
 import smtplib
 import socket
 import threading
-import time
 
 import pytest
 
 from iems.cli.run import status_of
 from iems.perf.home import PASSWORD, PrivateHome
+from tests.support.waiting import until
 
 poplib._MAXLINE = 1 << 20
 LARGE = b"".join(b"%07d 123456789\r\n" % number for number in range(80_000))
-
-
-def until(found, limit_s=60.0):
-    """What `found` gives, once it is true."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, poplib.error_proto, smtplib.SMTPException):
-            if answer := found():
-                return answer
-        time.sleep(0.05)
-    raise AssertionError(f"did not happen in {limit_s} s")
 
 
 class Named(PrivateHome):
@@ -90,12 +79,12 @@ def provider():
 
 
 def send(server, subject, *recipients, body=b"x\r\n"):
-    with smtplib.SMTP("127.0.0.1", server.port("smtp"), timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", server.port("smtp"), timeout=60) as client:
         client.sendmail("sender@out.test", list(recipients), b"Subject: %s\r\n\r\n%s" % (subject, body))
 
 
 def mails(server, user="a1@load.test"):
-    client = poplib.POP3("127.0.0.1", server.port("pop3"), timeout=20)
+    client = poplib.POP3("127.0.0.1", server.port("pop3"), timeout=60)
     try:
         client.user(user)
         client.pass_(PASSWORD)
@@ -299,7 +288,7 @@ def test_the_site_killed_amid_a_message_gets_it_once():
                 while len(done) < 2:
                     sock, _ = listening.accept()
                     with sock, sock.makefile("rb") as file:
-                        sock.settimeout(20)
+                        sock.settimeout(60)
                         if dialogue(sock, file):
                             done.append(1)
             except Exception as error:

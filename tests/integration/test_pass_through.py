@@ -7,16 +7,16 @@ import re
 import smtplib
 import subprocess
 import sys
-import time
 
 import pytest
 
 from iems.perf.home import PrivateHome
-from tests.integration.test_screen import connect, events
+from tests.integration.test_screen import connect
 from tests.integration.test_spam_control import mailbox, user
 from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
 from tests.support.smtpserver import SmtpServer
+from tests.support.waiting import events, until
 
 ZONES = {("2.0.0.127.tag.test", "A"): ["127.0.0.2"], ("8.2.0.192.tag.test", "A"): ["127.0.0.9"]}
 
@@ -50,13 +50,7 @@ def send(home, recipients, subject, client="192.0.2.8", extra=""):
 
 
 def arrives(home, address, subject, name="INBOX"):
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        found = mailbox(home, address, name)
-        if subject in found:
-            return found[subject]
-        time.sleep(0.1)
-    raise AssertionError(f"{subject} does not come")
+    return until(lambda: mailbox(home, address, name).get(subject))
 
 
 def test_users_of_the_inner_system_decide(systems):
@@ -67,9 +61,7 @@ def test_users_of_the_inner_system_decide(systems):
     assert "ip=192.0.2.8;" in head and "dnsbl=tag.test (127.0.0.9)" in head and "(zone tag.test)" in head
     assert head.lower().count("x-iems-antispam") == 1 and "; s=" not in head, "the signature stays between the systems"
     assert "action=ignore" in arrives(inner, "a2@load.test", "passes")
-    until = time.monotonic() + 60
-    while not sink.messages and time.monotonic() < until:
-        time.sleep(0.05)
+    until(lambda: sink.messages)
     [plain] = [m for m in sink.messages if b"passes" in m[2]]
     assert b"antispam" not in plain[2].lower() and b"X-Spam" not in plain[2]
     # the address of the first client is what a white list sees
@@ -92,10 +84,7 @@ def test_a_signature_belongs_to_its_message(systems):
     outer.ctl("peer", "set", "plain.test", "--keep-tags", "on")
     try:
         send(outer, ["w@plain.test"], "source", extra="Message-ID: <1@else.test>\r\n")
-        until = time.monotonic() + 60
-        while not (signed := [m[2] for m in sink.messages if b"Subject: source" in m[2]]):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        signed = until(lambda: [m[2] for m in sink.messages if b"Subject: source" in m[2]])
     finally:
         outer.ctl("peer", "remove", "plain.test")
     [tagged] = signed
@@ -122,10 +111,7 @@ def test_default_of_channels_that_cannot_act(systems):
         assert "dnsbl tag.test" in gone["detail"]["reason"]
         outer.ctl("cam", "set", "antispam", "SMTPD", "SMTPC", "off")
         send(outer, ["v@plain.test"], "switched off")
-        until = time.monotonic() + 60
-        while not any(b"switched off" in m[2] for m in sink.messages):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        until(lambda: any(b"switched off" in m[2] for m in sink.messages))
         assert not any(b"stays here" in m[2] for m in sink.messages)
         with pytest.raises(RuntimeError, match="unseen: antispam: SMTPD -> SMTPC"):
             outer.ctl("cam", "prove")

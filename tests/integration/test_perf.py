@@ -75,6 +75,18 @@ def test_rigs_run(name: str):
 
 
 @pytest.mark.long
+def test_the_mix_saturates_where_it_was_predicted():
+    """Within 15 %; on a machine that other work shares, a try that it spoils is repeated."""
+    options = Options(repeats=1, warmup_s=0.3, run_s=2.0, scale=0.1, brief=True)
+    errors = []
+    for _ in range(3):
+        errors.append(records("mixed_day", options)[-1]["error_percent"])
+        if errors[-1] is not None and abs(errors[-1]) <= 15:
+            return
+    raise AssertionError(f"off by {errors} %")
+
+
+@pytest.mark.long
 def test_growth_shows_every_size():
     found = records("grow_queue")
     assert len(found) >= 2 and all(record["per_s"][0] > 0 for record in found)

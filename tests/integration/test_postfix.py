@@ -139,7 +139,7 @@ def test_smtp_source(home: PrivateHome) -> None:
     assert SMTP_SOURCE is not None
     before = len(inbox(home, "a2@load.test"))
     command = [SMTP_SOURCE, "-s", "5", "-m", "40", "-l", "3000", "-f", "s@x.test", "-t", "a2@load.test", f"127.0.0.1:{home.port('smtp')}"]
-    subprocess.run(command, check=True, timeout=30, capture_output=True)
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
     until(lambda: len(inbox(home, "a2@load.test")) == before + 40)
 
 
@@ -149,7 +149,7 @@ def test_msmtp(home: PrivateHome) -> None:
         "msmtp", "--file=/dev/null", "--host=127.0.0.1", f"--port={home.port('submission')}", "--from=a1@load.test", "--auth=plain",
         "--user=a1@load.test", "--passwordeval=echo pw", "--tls=on", "--tls-certcheck=off", "--dsn-notify=failure", "a2@load.test",
     ]  # fmt: skip
-    subprocess.run(command, input=b"Subject: by msmtp\n\n.dot\n", check=True, timeout=30, capture_output=True)
+    subprocess.run(command, input=b"Subject: by msmtp\n\n.dot\n", check=True, timeout=60, capture_output=True)
     until(lambda: any(b"Subject: by msmtp\r\n" in raw and b"\r\n.dot\r\n" in raw for raw in inbox(home, "a2@load.test")))
 
 
@@ -157,6 +157,6 @@ def test_msmtp(home: PrivateHome) -> None:
 def test_openssl(home: PrivateHome) -> None:
     command = ["openssl", "s_client", "-starttls", "smtp", "-crlf", "-quiet", "-tls1_3", "-connect", f"127.0.0.1:{home.port('smtp')}"]
     words = b"EHLO x.test\nMAIL FROM:<s@x.test> REQUIRETLS\nQUIT\n"
-    done = subprocess.run(command, input=words, capture_output=True, timeout=20, check=True)
+    done = subprocess.run(command, input=words, capture_output=True, timeout=60, check=True)
     assert b"250-REQUIRETLS\r\n" in done.stdout and b"STARTTLS" not in done.stdout
     assert b"250 2.1.0" in done.stdout and b"221 2.0.0" in done.stdout

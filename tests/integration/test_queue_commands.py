@@ -22,7 +22,7 @@ def test_queue_commands_on_a_running_server():
         with smtplib.SMTP("127.0.0.1", home.port("smtp")) as client:
             for name in ("a1", "a2"):
                 client.sendmail("s@load.test", [f"{name}@load.test"], b"Subject: x\r\n\r\nx\r\n")
-        queue.until_drained(home.path, 30, queue.unrouted)
+        queue.until_drained(home.path, look=queue.unrouted)
         [row] = listed("destinations")
         assert list(row) == [
             "channel", "destination", "on_hold", "ready", "leased", "deferred", "held", "quarantined", "oldest_s", "reason",
@@ -59,7 +59,7 @@ def test_another_way_and_files(tmp_path):
             client.rcpt("a1@load.test")
             client.rcpt("a2@load.test")
             id = client.data(b"Subject: x\r\n\r\n..dots\r\n")[1].split()[-1].decode()
-        queue.until_drained(home.path, 30, queue.unrouted)
+        queue.until_drained(home.path, look=queue.unrouted)
         home.ctl("connector", "list", "a1@load.test")
         chosen = ("route", "--from-channel", "LOCAL", "--recipient", "a2@load.test", "--channel", "CCMAIL", "--destination", "PO1")
         [entry] = ask(*chosen, "--to", "box@load.test", "--dry-run")

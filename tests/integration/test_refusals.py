@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
-import time
 
 import pytest
 
 from iems.perf.home import PrivateHome
+from tests.support.waiting import until
 
 ID = re.compile(rb" \[([0-9A-Z]{8,12})\]$")
 
@@ -18,7 +19,7 @@ class Talk:
     """A dialogue by hand."""
 
     def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=60)
         self.file = self.sock.makefile("rb")
         self.greeting = self.reply()
 
@@ -51,14 +52,12 @@ def home():
 
 def asked(home, id):
     """`iemsctl refusal ID`, which may be a second behind."""
-    end = time.monotonic() + 10
-    while True:
-        try:
+
+    def known():
+        with contextlib.suppress(RuntimeError):
             return json.loads(home.ctl("refusal", id, "--json"))
-        except RuntimeError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
+
+    return until(known)
 
 
 def test_refusals_by_their_ids(home):

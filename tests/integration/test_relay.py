@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email
 import email.policy
 import imaplib
@@ -23,18 +24,9 @@ import pytest
 from iems.perf.ports import free_base
 from tests.support.dnsserver import DnsServer
 from tests.support.smtpserver import SmtpServer
+from tests.support.waiting import events, status, until
 
 CONTENT = b"Subject: hello\r\nFrom: anna@example.test\r\nMessage-ID: <%d@example.test>\r\n\r\nline\r\n..\r\n.dotted\r\n"
-
-
-def until(found: Callable[[], Any], limit_s: float = 15.0) -> Any:
-    """What `found` gives, once it gives something true."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        if answer := found():
-            return answer
-        time.sleep(0.05)
-    raise AssertionError("did not happen in time")
 
 
 class Outside:
@@ -49,13 +41,13 @@ class Outside:
             self._run(server.__aenter__())
 
     def _run(self, coroutine: Any) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
 
     def close(self) -> None:
         for server in self.servers:
             self._run(server.__aexit__())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(5)
+        self.thread.join(60)
 
 
 class Home:
@@ -92,18 +84,16 @@ class Home:
         if self.master.poll() is None:
             self.master.send_signal(signal.SIGTERM)
             try:
-                self.master.wait(30)
+                self.master.wait(60)
             except subprocess.TimeoutExpired:
                 self.master.kill()
         self.master.communicate()
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._call("iemsctl", "status", "--json"))
-        return found
+        return status(self)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = (self.path / "log/mail.log").read_text().splitlines()
-        return [event for event in map(json.loads, lines) if event["event"] == name]
+        return events(self, name)
 
     def send(self, *recipients: str, count: int = 1, content: bytes = b"", options: tuple[str, ...] = ()) -> None:
         with smtplib.SMTP("127.0.0.1", self.base + 25) as client:
@@ -203,7 +193,7 @@ def test_deferred_mail_is_tried_again_and_survives_a_restart(started: Callable[.
 
 def test_delay_notice_and_giving_up(started: Callable[..., Home]) -> None:
     server = SmtpServer(lambda c, verb, line: "450 4.2.1 busy" if verb == "RCPT" else None)
-    home = started(server, settings=lambda s: relay_to(s, "retry_s = 0.5\ndelay_notice_s = 1.0\nlifetime_s = 3.0\n"))
+    home = started(server, settings=lambda s: relay_to(s, "retry_s = 0.5\nretry_max_s = 0.5\ndelay_notice_s = 1.0\nlifetime_s = 5.0\n"))
     home.send("bob@elsewhere.test")
     notices = until(lambda: (found := home.inbox()) and len(found) == 2 and found)
     assert [reports(notice)[0]["Action"] for notice in notices] == ["delayed", "failed"]
@@ -271,10 +261,11 @@ def test_killed_at_work_loses_nothing(started: Callable[..., Home]) -> None:
     for _ in range(3):
         time.sleep(0.15)
         for pid in home.status()["roles"]["smtpc"]["pids"]:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         until(lambda: home.status()["roles"]["smtpc"]["alive"])
-    found = until(lambda: (ids := {m[2].split(b"Message-ID: <")[1].split(b"@")[0] for m in server.messages}) and len(ids) == 200 and ids, 30)
+    found = until(lambda: (ids := {m[2].split(b"Message-ID: <")[1].split(b"@")[0] for m in server.messages}) and len(ids) == 200 and ids)
     assert len(found) == 200
-    until(lambda: not any(home.status()["channels"]["SMTPC"][what] for what in ("ready", "leased")), 30)
+    until(lambda: not any(home.status()["channels"]["SMTPC"][what] for what in ("ready", "leased")))
     twice = len(server.messages) - 200
     assert twice <= 3 * 2 * 5  # per kill at most what five sessions had sent and not recorded, and one group on its way to the disk

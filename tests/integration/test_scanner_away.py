@@ -6,7 +6,7 @@ import smtplib
 
 from iems.perf.home import PrivateHome
 from tests.integration.test_scanner_killed import counts, wait_for
-from tests.integration.test_screen import events
+from tests.support.waiting import events
 
 
 def test_the_sender_hears_of_mail_that_waits(tmp_path):

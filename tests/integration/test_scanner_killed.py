@@ -17,8 +17,8 @@ import pytest
 from iems.perf.home import PrivateHome
 from iems.spool import admin
 from tests.integration.test_modules import inbox
-from tests.integration.test_screen import events
 from tests.support.scanners import CLAMD, EICAR, ClamdDaemon
+from tests.support.waiting import events
 
 HELD_OCTETS = 1 << 20
 

@@ -8,31 +8,25 @@ import mailbox
 import signal
 import smtplib
 import sys
-import time
 
 import pytest
 
+from iems.perf import queue
 from iems.perf.home import PrivateHome
 from iems.spool import admin
 from tests.integration.test_modules import inbox, part, send
-from tests.integration.test_screen import events
 from tests.support.scanners import CLAMD, EICAR, GTUBE, RSPAMD, SPAMD, ClamdDaemon, RspamdDaemon, SpamdDaemon
+from tests.support.waiting import events, until
 
 VIRUS = base64.encodebytes(EICAR).replace(b"\n", b"\r\n")
 
 
 def waits(home, channel="INPUT", state="deferred", number=1):
-    until = time.monotonic() + 30
-    while admin.counts(home.path / "spool").get(channel, {}).get(state, 0) < number:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: admin.counts(home.path / "spool").get(channel, {}).get(state, 0) >= number)
 
 
 def emptied(home):
-    until = time.monotonic() + 60
-    while any(c["ready"] + c["leased"] + c["deferred"] for c in admin.counts(home.path / "spool").values()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    queue.until_drained(home.path, look=lambda path: queue.queued(path, ("ready", "leased", "deferred")))
 
 
 @pytest.mark.skipif(CLAMD is None, reason="clamd is not installed")
@@ -40,7 +34,7 @@ def test_clamd(tmp_path):
     with ClamdDaemon(tmp_path / "clamd") as daemon:
         settings = {
             "antivirus.scanners": [f"command:{sys.executable} -c 'import sys; sys.exit(b\"SECOND\" in open(sys.argv[1], \"rb\").read())' %F", f"clamd:127.0.0.1:{daemon.port}"],
-            "antivirus.infected": "strip", "antivirus.timeout_s": 2.0, "smtpd.trusted_networks": ["127.0.0.0/8"],
+            "antivirus.infected": "strip", "antivirus.timeout_s": 4.0, "smtpd.trusted_networks": ["127.0.0.0/8"],
         }  # fmt: skip
         with PrivateHome(2, settings) as home:
             send(home, ["a1@load.test"], part("good.bin", base64.b64encode(b"good") + b"\r\n"), subject="clean")
@@ -60,16 +54,13 @@ def test_clamd(tmp_path):
             assert b"Subject: SECOND" in inbox(home, "a1@load.test")[-1]
 
             # frozen: mail waits, others are served, nothing is lost
-            daemon.signal(signal.SIGSTOP)
+            daemon.pause()
             for number in range(12):
                 send_quick(home, f"frozen {number}")
             waits(home, number=6)
             assert len(inbox(home, "a1@load.test")) == 3, "readers are not held up"
-            until = time.monotonic() + 30
-            while not events(home, "scanner_away"):
-                assert time.monotonic() < until
-                time.sleep(0.1)
-            daemon.signal(signal.SIGCONT)
+            until(lambda: events(home, "scanner_away"))
+            daemon.go_on()
             home.stop()
             home.start()
             waits(home, number=1)
@@ -83,7 +74,7 @@ def test_clamd(tmp_path):
 
 
 def send_quick(home, subject, recipients=("a1@load.test",), text="x"):
-    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=20) as smtp:
+    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=60) as smtp:
         smtp.sendmail("a2@load.test", recipients, f"Subject: {subject}\r\n\r\n{text}\r\n".encode())
 
 
@@ -123,7 +114,7 @@ def test_rspamd(tmp_path):
         settings = {
             "content.checker": f"rspamd:127.0.0.1:{daemon.port}", "content.action": "forward", "content.inspector": "a3@load.test",
             "content.channel_actions": ["SMTPC archive", "CCMAIL bounce", "NOTES header"], "content.archive_format": "mbox",
-            "content.refusal": "Not this, please", "content.timeout_s": 2.0, "content.on_failure": "defer", "content.channel_failures": ["LOCAL pass"],
+            "content.refusal": "Not this, please", "content.timeout_s": 4.0, "content.on_failure": "defer", "content.channel_failures": ["LOCAL pass"],
             "smtpd.trusted_networks": ["127.0.0.0/8"],
         }  # fmt: skip
         with PrivateHome(3, settings, held=("SMTPC", "CCMAIL", "NOTES")) as home:
@@ -145,11 +136,11 @@ def test_rspamd(tmp_path):
             waits(home, "NOTES", "held")
             shown = home.ctl("queue", "export", "--channel", "NOTES", "--out", str(tmp_path / "out"))
             assert any(b"X-Spam-Status: YES" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()), shown
-            daemon.signal(signal.SIGSTOP)
+            daemon.pause()
             send_quick(home, "unseen", ["a1@load.test"])
             send_quick(home, "waits", ["a2@load.test", "u@far.test"])
             waits(home)
-            daemon.signal(signal.SIGCONT)
+            daemon.go_on()
             home.ctl("queue", "retry", "--channel", "INPUT")
             waits(home, "SMTPC", "held")
             assert "unseen" in folder(home, "a1@load.test") and "waits" in folder(home, "a2@load.test")

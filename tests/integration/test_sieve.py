@@ -15,7 +15,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from iems.perf import queue
 from iems.perf.home import PASSWORD, PrivateHome
+from tests.support.waiting import until
 
 #: Each test has users of its own, so that none sees the mail or the rules of another.
 USERS = iter([f"a{number}@load.test" for number in range(1, 17)])
@@ -50,7 +52,7 @@ def user(home: PrivateHome, *arguments: str, stdin: str = "") -> str:
 
 
 def send(home: PrivateHome, sender: str, to: str, subject: str, head: str = "") -> str:
-    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", home.port("smtp"), timeout=60) as client:
         client.ehlo()
         client.mail(sender)
         client.rcpt(to)
@@ -60,7 +62,7 @@ def send(home: PrivateHome, sender: str, to: str, subject: str, head: str = "") 
 
 
 def subjects(home: PrivateHome, who: str, mailbox: str = "INBOX", flags: str = "ALL") -> list[str]:
-    with imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=20) as client:
+    with imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=60) as client:
         client.login(who, PASSWORD)
         if client.select(f'"{mailbox}"', readonly=True)[0] != "OK":
             return []
@@ -73,18 +75,7 @@ def subjects(home: PrivateHome, who: str, mailbox: str = "INBOX", flags: str = "
 
 
 def wait(home: PrivateHome, who: str, subject: str, mailbox: str = "INBOX") -> None:
-    until = time.monotonic() + 60
-    while subject not in (found := subjects(home, who, mailbox)):
-        assert time.monotonic() < until, (who, mailbox, found, (home.path / "log/mail.log").read_text()[-3000:])
-        time.sleep(0.05)
-
-
-def drained(home: PrivateHome) -> None:
-    """Wait until nothing is queued."""
-    until = time.monotonic() + 60
-    while home.waiting():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: subject in subjects(home, who, mailbox))
 
 
 def test_mailsort_moves_copies_forwards_and_rejects(server: PrivateHome, three: tuple[str, str, str]) -> None:
@@ -106,7 +97,7 @@ def test_mailsort_moves_copies_forwards_and_rejects(server: PrivateHome, three: 
     send(server, C, A, "=?utf-8?q?n=C3=B6?=")
     wait(server, C, "Undelivered mail returned to sender")
     assert subjects(server, A) == ["forward-this"]
-    drained(server)
+    queue.until_drained(server.path)
     after = balance(server)
     grown = {name: after[name] - before[name] for name in after}
     assert (grown["accepted"], grown["delivered"], grown["dsn"], after["queued"]) == (3, 2, 1, 0)
@@ -120,11 +111,8 @@ def test_a_loop_of_two_forwards_ends(server: PrivateHome, three: tuple[str, str,
     user(server, "mailsort", "add", B, "--header", "subject", "--contains", "forward", "--forward", A)
     send(server, "x@far.test", A, "forward-round")
     wait(server, B, "forward-round")
-    until = time.monotonic() + 60
-    while subjects(server, A).count("forward-round") < 2:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    drained(server)
+    until(lambda: subjects(server, A).count("forward-round") >= 2)
+    queue.until_drained(server.path)
     assert subjects(server, A).count("forward-round") == 2 and subjects(server, B).count("forward-round") == 1
 
 
@@ -137,7 +125,7 @@ def test_vacation_once_and_not_to_lists(server: PrivateHome, three: tuple[str, s
     send(server, other, B, "list-mail", "List-Id: <l.test>\r\n")
     wait(server, B, "second")
     wait(server, B, "list-mail")
-    drained(server)
+    queue.until_drained(server.path)
     assert subjects(server, C).count("Away") == 1 and "Away" not in subjects(server, other)
     events = [json.loads(line) for line in server.ctl("trace", message, "--json").splitlines()]
     assert [e["event"] for e in events if e["role"] == "lmda"][:3] == ["leased", "delivered", "vacation"]
@@ -160,12 +148,9 @@ def test_no_crash_forwards_or_answers_twice(server: PrivateHome, three: tuple[st
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)  # let it get somewhere, never the same place
-    until = time.monotonic() + 60
-    while not all(set(names) <= set(subjects(server, who)) for who in (A, C)):
-        assert time.monotonic() < until
-        time.sleep(0.2)
+    until(lambda: all(set(names) <= set(subjects(server, who)) for who in (A, C)))
     wait(server, B, "Storm")
-    drained(server)
+    queue.until_drained(server.path)
     for who in (A, C):
         assert sorted(s for s in subjects(server, who) if s.startswith("storm")) == sorted(names)
     assert subjects(server, B).count("Storm") == 1

@@ -6,15 +6,15 @@ import imaplib
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
+from iems.perf import queue
 from iems.perf.home import PrivateHome
-from iems.spool import admin
-from tests.integration.test_screen import connect, events
+from tests.integration.test_screen import connect
 from tests.support.beside import beside
 from tests.support.dnsserver import DnsServer
+from tests.support.waiting import events
 
 ZONES = {
     ("2.0.0.127.tag.test", "A"): ["127.0.0.2"],
@@ -49,10 +49,7 @@ def user(server, *arguments, fails=False):
 def send(server, recipients, subject, client="192.0.2.8", sender="x@else.test", author="X <x@else.test>"):
     with connect(server, client) as smtp:
         smtp.sendmail(sender, recipients, f"From: {author}\r\nSubject: {subject}\r\n\r\nbody\r\n".encode())
-    until = time.monotonic() + 20
-    while any(c["ready"] + c["leased"] for c in admin.counts(server.path / "spool").values()):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    queue.until_drained(server.path)
 
 
 def mailbox(server, address, name="INBOX"):

@@ -28,6 +28,7 @@ from iems.store.rows import FORMAT, Meta, encode
 from tests.integration.test_spam_control import user
 from tests.integration.test_store_care import Kept, fsck
 from tests.support.senders import Senders, delivered
+from tests.support.waiting import until
 
 ME, OTHER = "a1@load.test", "a2@load.test"
 
@@ -35,6 +36,10 @@ ME, OTHER = "a1@load.test", "a2@load.test"
 @pytest.fixture(scope="module")
 def home():
     with PrivateHome(3, {"store.partitions": 2, "store.workers": 2, "lmda.retry_s": 1.0, "lmda.retry_max_s": 1.0}) as home:
+        for address in (ME, OTHER):  # each test by itself finds accounts that have been used
+            imap = session(home, address)
+            imap.append("INBOX", None, None, b"Subject: first\r\n\r\nx\r\n")
+            imap.logout()
         yield home
 
 
@@ -53,13 +58,6 @@ def where(home, address=ME):
     assert reader._find(account.number) is not None and reader._home[account.number] == account.partition
     reader.close()
     return account.partition
-
-
-def until(what):
-    end = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def once(home, senders):
@@ -108,7 +106,7 @@ def test_an_account_moves_while_it_is_used(home):
             assert mover.returncode == 0, mover.stderr.read()
             assert count and where(home) == wanted
         # IDLE hears of mail that comes to the new place.
-        idle.sock.settimeout(30)
+        idle.sock.settimeout(60)
         seen = len(senders.acknowledged)
         until(lambda: len(senders.acknowledged) > seen + 20)
         while b" EXISTS" not in (line := idle.readline()):
@@ -128,8 +126,8 @@ def test_an_account_moves_while_it_is_used(home):
 
 @pytest.mark.parametrize("after", [0.25, 0.45, 0.6])
 def test_a_killed_mover_leaves_the_account_whole_and_is_repeated(home, after):
-    senders = Senders(home.port("smtp"), [ME], count=2, pause_s=0.003)
     wanted = str(1 - where(home))
+    senders = Senders(home.port("smtp"), [ME], count=2, pause_s=0.003)
     try:
         mover = subprocess.Popen([sys.executable, "-m", "iems.cli.iemsuser", "--home", str(home.path), "move", ME, wanted])
         time.sleep(after)
@@ -142,7 +140,8 @@ def test_a_killed_mover_leaves_the_account_whole_and_is_repeated(home, after):
         # The store's writer dies in a move: the mover waits for the next one, or its repetition finishes.
         mover = subprocess.Popen([sys.executable, "-m", "iems.cli.iemsuser", "--home", str(home.path), "move", ME, str(1 - int(wanted))])
         time.sleep(after)
-        os.kill(home.roles()["store"][int(after * 100) % 2], signal.SIGKILL)
+        stores = until(lambda: len(found := home.roles().get("store", ())) == 2 and found)
+        os.kill(stores[int(after * 100) % 2], signal.SIGKILL)
         mover.wait(90)
         assert str(1 - int(wanted)) in user(home, "move", ME, str(1 - int(wanted)))
     finally:

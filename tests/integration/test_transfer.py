@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -19,6 +18,7 @@ from iems.transfer.names import from_file, to_file
 from iems.transfer.sources import crlf
 from tests.integration.test_roundtrip import corpus, for_smtp
 from tests.integration.test_spam_control import user
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,8 @@ def test_a_run_that_was_killed_is_repeated(server, tmp_path):
         (folder / f"{number}.eml").write_bytes(b"Subject: %d\n\nbody of %d\n" % (number, number) * 3)
     command = [sys.executable, "-m", "iems.cli.iemsuser", "--home", str(server.path), "import", "a6@load.test", str(folder), "--mailbox", "Old/Mail"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 30
-    while not any(name == "Old/Mail" for name, *_ in contents(server, "a6@load.test")):
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.01)
+    until(lambda: process.poll() is not None or any(name == "Old/Mail" for name, *_ in contents(server, "a6@load.test")))
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     part = len(contents(server, "a6@load.test"))

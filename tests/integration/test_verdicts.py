@@ -61,7 +61,7 @@ def send(home, recipients, subject, client="192.0.2.8", sender="x@else.test", ex
         to = ", ".join(recipients)
         code, text = smtp.data(f"From: {sender}\r\nTo: {to}\r\n{extra}Subject: {subject}\r\n{rest}".encode())
         assert code == 250
-    queue.until_drained(home.path, 30)
+    queue.until_drained(home.path)
     return text.decode().split()[-1]
 
 
@@ -287,7 +287,7 @@ def test_every_250_balances(server):
     with smtplib.SMTP("127.0.0.1", server.port("smtp")) as smtp:
         smtp.sendmail(FILES, everybody, b"From: a2@load.test\r\nTo: a6@load.test\r\nSubject: pass on\r\n\r\nx\r\n")
     send(server, everybody, "pass on tagged", sender=FILES)
-    queue.until_drained(server.path, 30)
+    queue.until_drained(server.path)
     after = json.loads(server.ctl("audit", "--json"))
     grown = {name: after[name] - before[name] for name in after}
     # Each of the six has one end, and what they caused (report, forwards, answer) is nobody's 250 but is looked for, too.

@@ -58,7 +58,7 @@ class Case:
             try:
                 home.start()
                 audit = json.loads(home.ctl("audit", "--json"))
-                queue.until_drained(home.path, 30)
+                queue.until_drained(home.path, 120)
             except (RuntimeError, TimeoutError) as error:
                 return f"cut {cut}, seed {seed}: {error}"
             finally:
@@ -98,7 +98,7 @@ def cut_power(top: Path, seconds: float, cuts: int, seed: int, extra: dict[str, 
 
 
 def test_power_cuts_short(tmp_path):
-    assert cut_power(tmp_path, 2, cuts=10, seed=1) == []
+    assert cut_power(tmp_path, 1.5, cuts=5, seed=1) == []
 
 
 @pytest.mark.long

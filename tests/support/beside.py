@@ -18,12 +18,12 @@ def beside(*servers: Any) -> Iterator[None]:
     entered = []
     try:
         for server in servers:
-            asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(60)
             entered.append(server)
         yield
     finally:
         for server in reversed(entered):
-            asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
+        thread.join(60)
         loop.close()

@@ -57,7 +57,7 @@ class TestPostfix(Postfix):
     def postcat(self, name: str) -> str:
         """One message in its queue."""
         command = ["/usr/sbin/postcat", "-c", str(self.path / "etc"), "-q", name]
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30).stdout
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=60).stdout
 
     def log(self) -> str:
         """Its log."""

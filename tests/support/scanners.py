@@ -7,8 +7,10 @@ import pwd
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
+
+from iems.perf.ports import free_base
+from tests.support.waiting import family, freeze, thaw, until
 
 #: The EICAR test file, in two pieces so that this file is none.
 EICAR = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$" + rb"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
@@ -19,18 +21,12 @@ CICAP = shutil.which("c-icap")
 RSPAMD = shutil.which("rspamd")
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 class Daemon:
     """A process that listens on a port; use it in a `with` block. `pause` and `go_on` freeze and wake it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_base() + 25
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -40,20 +36,30 @@ class Daemon:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = open(self.folder / "log", "wb")
         self.process = subprocess.Popen(self.command(), stdout=self.log, stderr=self.log, start_new_session=True)
-        until = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return self
-            except OSError:
-                assert self.process.poll() is None, (self.folder / "log").read_text()
-                assert time.monotonic() < until, (self.folder / "log").read_text()
-                time.sleep(0.05)
+
+
+        def answers() -> bool:
+            assert self.process is not None and self.process.poll() is None, (self.folder / "log").read_text()
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+
+        until(answers)
+        return self
 
     def signal(self, number: int) -> None:
         """To all its processes."""
         assert self.process is not None
         os.killpg(self.process.pid, number)
+
+    def pause(self) -> None:
+        """Let it answer nothing until `go_on`."""
+        assert self.process is not None
+        freeze(*family(self.process.pid))
+
+    def go_on(self) -> None:
+        """Undo `pause`."""
+        assert self.process is not None
+        thaw(*family(self.process.pid))
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
@@ -63,7 +69,7 @@ class Daemon:
                 except ProcessLookupError:
                     pass
             try:
-                self.process.wait(10)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, 9)
                 self.process.wait()
@@ -104,7 +110,7 @@ class CicapDaemon(Daemon):
 
     def __init__(self, folder: Path, clamd_port: int | None = None, more: str = "", pem: Path | None = None) -> None:
         super().__init__(folder)
-        self.tls_port = _free_port() if pem is not None else 0
+        self.tls_port = free_base() + 26 if pem is not None else 0
         if pem is not None:
             more += f"TlsPort 127.0.0.1:{self.tls_port} cert={pem} key={pem}\n"
         self._clamd_port = clamd_port

@@ -43,7 +43,7 @@ class Senders:
             text = b"From: s@load.test\r\nX-Number: %b\r\nSubject: number\r\n\r\n%b\r\n" % (name.encode(), self._body)
             try:
                 if client is None:
-                    client = smtplib.SMTP("127.0.0.1", self._port, timeout=20)
+                    client = smtplib.SMTP("127.0.0.1", self._port, timeout=60)
                 number += 1
                 with self._lock:
                     self.attempted.add(name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
+
+from iems.perf.ports import free_base
+from tests.support.waiting import freeze, thaw, until
 
 PATH = "/usr/sbin:/usr/bin:/usr/libexec:/usr/lib/openldap"
 SLAPD = shutil.which("slapd", path=PATH)
@@ -27,7 +28,8 @@ class Slapd:
 
     def __init__(self, folder: Path, people: list[str], certificate: Path | None = None, authority: Path | None = None) -> None:
         self.folder = folder
-        self.port, self.tls_port = _free(), _free()
+        base = free_base()
+        self.port, self.tls_port = base + 389, base + 636
         self._process: subprocess.Popen[bytes] | None = None
         self._certificate = certificate
         (folder / "data").mkdir(parents=True)
@@ -74,23 +76,24 @@ class Slapd:
             [str(SLAPD), "-f", str(self.folder / "slapd.conf"), "-h", listeners, "-d", "0"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        for _ in range(600):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            if self._process.poll() is not None:
-                break
-            time.sleep(0.02)
-        raise RuntimeError("slapd did not start")
+
+        def answers() -> bool:
+            if self._process is None or self._process.poll() is not None:
+                raise RuntimeError("slapd did not start")
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+
+        until(answers)
 
     def pause(self) -> None:
         """Let it answer nothing until `go_on`."""
         assert self._process is not None
-        self._process.send_signal(19)
+        freeze(self._process.pid)
 
     def go_on(self) -> None:
         """Undo `pause`."""
         assert self._process is not None
-        self._process.send_signal(18)
+        thaw(self._process.pid)
 
     def kill(self) -> None:
         """End it at once."""
@@ -101,9 +104,3 @@ class Slapd:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-
-
-def _free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port

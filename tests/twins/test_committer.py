@@ -36,7 +36,7 @@ class Open:
         good: list[Any] = []
         bad: list[Any] = []
         error = 0
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not enough(good, bad, error):
             assert time.monotonic() < until
             os.eventfd_read(self.notify)

@@ -16,6 +16,7 @@ from types import TracebackType
 
 from iems.perf import machine
 from iems.perf.home import DOMAIN
+from iems.perf.ports import OFFSETS, free_base
 
 #: Seconds a peer may take to open its ports, and to go.
 PATIENCE_S = 30.0
@@ -149,11 +150,9 @@ class PrivatePeer:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in held:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in held]
+    """Ports nobody takes before the peer binds them: none that the kernel gives to outgoing connections."""
+    base = free_base()
+    return [base + offset for offset in OFFSETS[:count]]
 
 
 def _wait_for(port: int, log: Callable[[], str]) -> None:

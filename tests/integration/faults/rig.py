@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import imaplib
-import json
 import os
 import re
 import resource
@@ -21,7 +20,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import psutil
 import pytest
 
 from iems.perf.home import PrivateHome
+from tests.support.waiting import events, status, until
 
 HERE = Path(__file__).parent
 _QUEUED = re.compile(rb"queued as (\S+)")
@@ -46,20 +46,6 @@ def shim() -> Path:
     if done.returncode:
         pytest.skip(f"shim.c does not compile: {done.stderr[-200:]}")
     return library
-
-
-def until(found: Callable[[], Any], limit_s: float = 90.0) -> Any:
-    """What `found` gives, once it gives something true; an OSError or SMTPException of it counts as not yet."""
-    end = time.monotonic() + limit_s
-    last: Exception | None = None
-    while time.monotonic() < end:
-        try:
-            if answer := found():
-                return answer
-        except (OSError, smtplib.SMTPException, imaplib.IMAP4.error) as error:
-            last = error
-        time.sleep(0.02)
-    raise AssertionError(f"did not happen in {limit_s} s" + (f": {last}" if last else ""))
 
 
 class Disk:
@@ -228,7 +214,7 @@ class FaultHome(PrivateHome):
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
-        until(lambda: not any(map(_runs, pids)), 10)
+        until(lambda: not any(map(_runs, pids)))
 
     def stop(self) -> None:
         """Stop, and wait."""
@@ -270,8 +256,7 @@ class FaultHome(PrivateHome):
 
     def status(self) -> dict[str, Any]:
         """`iemsctl status --json`."""
-        found: dict[str, Any] = json.loads(self.ctl("status", "--json"))
-        return found
+        return status(self)
 
     def restarts(self) -> int:
         """Workers that died and were replaced, of all roles."""
@@ -288,12 +273,7 @@ class FaultHome(PrivateHome):
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """The lines of the log with these events."""
-        found = []
-        for line in (self.path / "log/mail.log").read_text("utf-8").splitlines():
-            event = json.loads(line)
-            if not names or event["event"] in names:
-                found.append(event)
-        return found
+        return events(self, *names)
 
     def rss(self, role: str) -> int:
         """Resident octets of the role's workers, what they share counted once each by share (PSS where the kernel tells)."""
@@ -301,7 +281,7 @@ class FaultHome(PrivateHome):
 
     # --- clients
 
-    def smtp(self, timeout_s: float = 15.0) -> smtplib.SMTP:
+    def smtp(self, timeout_s: float = 60.0) -> smtplib.SMTP:
         """A connected client."""
         return smtplib.SMTP("127.0.0.1", self.port("smtp"), timeout=timeout_s)
 
@@ -326,7 +306,7 @@ class FaultHome(PrivateHome):
 
     def imap(self, user: int = 1) -> imaplib.IMAP4:
         """A client logged in as user aN, with its INBOX selected."""
-        client = imaplib.IMAP4("127.0.0.1", self.port("imap"), timeout=15)
+        client = imaplib.IMAP4("127.0.0.1", self.port("imap"), timeout=60)
         client.login(f"a{user}@load.test", "pw")
         client.select()
         return client
@@ -353,7 +333,7 @@ def queued_as(reply: bytes) -> str:
 class Wire:
     """A connection by hand: lines out, lines in."""
 
-    def __init__(self, port: int, timeout_s: float = 15.0) -> None:
+    def __init__(self, port: int, timeout_s: float = 60.0) -> None:
         self.sock: socket.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self._rest = b""
 

@@ -31,22 +31,23 @@ def fill_with_mail(home: FaultHome, most: int = 2000) -> tuple[list[str], bytes]
 @pytest.mark.parametrize("ballast", [0, 1 << 20], ids=["no-ballast", "ballast"])
 def test_the_spool_fills(ballast: int) -> None:
     """452 4.3.1 while it is full; IMAP and POP3 go on, what is queued is delivered; it heals when room returns."""
-    settings = {"spool.ballast_octets": ballast}
+    # With a ballast one worker: another would fill the room that it gives before it has looked, once a second, whether it is there.
+    settings = {"spool.ballast_octets": ballast, "smtpd.workers": 1 if ballast else 2}
     with FaultHome(settings=settings, disks={"spool": ("8m", 0)}) as home:
         assert home.send("first").startswith(b"250")
         until_drained(home.path)
         reader = home.imap()
         home.ctl("queue", "hold", "--channel", "LOCAL")
+        if ballast:
+            until((home.path / "spool/ballast").exists)  # the janitor makes it
         home.disks["spool"].fill(leave=2 << 20)
         taken, refusal = fill_with_mail(home)
         assert refusal.startswith(b"452 4.3.1"), refusal
         assert taken
-        if ballast:
-            time.sleep(1.1)  # the other worker looks once a second whether the ballast is there
-        else:
+        if not ballast:
             home.disks["spool"].fill()  # to the last octet
         refused = 0
-        while refused < 3:
+        while refused < 6:
             # The other worker may have room prepared in its segment: what fits there is taken.
             reply = home.send(f"late{len(taken)}", BODY)
             if reply.startswith(b"250"):
@@ -55,7 +56,8 @@ def test_the_spool_fills(ballast: int) -> None:
                 continue
             refused += 1
             assert reply.startswith(b"452 4.3.1")
-            assert home.send("refused", BODY * 100).startswith(b"452 4.3.1")  # a large content of its own
+        for _ in range(3):
+            assert home.send("large", BODY * 100).startswith(b"452 4.3.1")  # a large content of its own
         assert reader.fetch("1", "(BODY[])")[0] == "OK"
         assert home.imap().select()[1] == [b"1"]
         with home.wire("pop3") as pop:
@@ -66,11 +68,13 @@ def test_the_spool_fills(ballast: int) -> None:
         home.ctl("queue", "release", "--channel", "LOCAL")
         # Settling what is queued needs little room; a ballast gives it, else it waits for room.
         if ballast:
-            until_drained(home.path, 15)
+            until_drained(home.path)
         home.disks["spool"].empty()
         until(lambda: home.send("healed").startswith(b"250"))
-        until_drained(home.path, 15)
-        assert delivered(home.path) == dict.fromkeys([*taken, "first", "healed"], 1)
+        until_drained(home.path)
+        found = delivered(home.path)
+        found.pop("refused", None)  # what another worker had room for
+        assert found == dict.fromkeys([*taken, "first", "healed"], 1)
         assert home.restarts() == 0
         assert home.events("spool_segment_failed", "spool_refuses", "spool_index_fails")
 
@@ -90,7 +94,7 @@ def test_the_spool_fills_under_a_flow() -> None:
                 home.disks["spool"].empty()
         finally:
             senders.stop()
-        until_drained(home.path, 15)
+        until_drained(home.path)
         found = delivered(home.path)
         found.pop("probe", None)
         assert senders.acknowledged == set(found)
@@ -109,7 +113,7 @@ def test_no_inode_is_left() -> None:
         assert home.imap().noop()[0] == "OK"
         home.disks["spool"].empty()
         until(lambda: home.send("healed").startswith(b"250"))
-        until_drained(home.path, 15)
+        until_drained(home.path)
         assert delivered(home.path) == dict.fromkeys([*taken, "first", "healed"], 1)
         assert home.restarts() == 0
 
@@ -139,15 +143,13 @@ def test_the_store_alone_fills(kind: str, unsafe: str) -> None:
         for name in names:
             assert home.send(name, BODY).startswith(b"250")
         until(lambda: home.events("error"))
-        time.sleep(1.0)
-        waiting = home.status()["channels"]["LOCAL"]
-        assert waiting["ready"] + waiting["leased"] + waiting["deferred"] == len(names), waiting
+        until(lambda: sum(home.status()["channels"]["LOCAL"][what] for what in ("ready", "leased", "deferred")) == len(names))
         assert set(delivered(home.path)) == {"first"}
         assert reader.fetch("1", "(BODY[])")[0] == "OK"
         assert reader.store("1", "+FLAGS", "\\Flagged")[0] == ("NO" if kind == "octets" else "OK")
         assert reader.noop()[0] == "OK"
         disk.empty()
-        until_drained(home.path, 15)
+        until_drained(home.path)
         assert delivered(home.path) == dict.fromkeys(["first", *names], 1)
         assert home.imap().store("1", "+FLAGS", "\\Flagged")[0] == "OK"
         assert home.restarts() == (0 if kind == "octets" else 1)
@@ -196,5 +198,5 @@ def test_read_only(folder: str) -> None:
         with contextlib.suppress(RuntimeError):
             home.ctl("queue", "release", "--channel", "LOCAL")
         assert home.send("healed").startswith(b"250")
-        until_drained(home.path, 15)
+        until_drained(home.path)
         assert delivered(home.path) == dict.fromkeys(["first", "healed", *taken], 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import imaplib
-import time
 from collections.abc import Iterator
 
 import psutil
@@ -297,18 +296,17 @@ def test_mail_that_is_hard_to_read(unsafe: str) -> None:
                 assert code == 250, (name, text)
                 sizes[name] = len(content)
         cpu = cpu_of(home, "lmda")
-        until_drained(home.path, 15)
+        until_drained(home.path)
         assert home.events("error") == [], "a message could not be summarized"
         assert cpu_of(home, "lmda") - cpu < 0.5 * len(HARD)
         assert home.restarts() == 0
-        session = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=15)
+        session = imaplib.IMAP4("127.0.0.1", home.port("imap"), timeout=60)
         session.login("a1@load.test", "pw")
         imaplib._MAXLINE = 64 << 20  # type: ignore[attr-defined]
         _, (count,) = session.select()
         assert int(count) == len(HARD)
         before = home.rss("imapd")
         for number, (name, content) in enumerate(HARD.items(), 1):
-            begun = time.monotonic()
             cpu = cpu_of(home, "imapd")
             _, data = session.fetch(str(number), "(BODY.PEEK[])")
             assert data[0][1].endswith(content), name
@@ -319,7 +317,7 @@ def test_mail_that_is_hard_to_read(unsafe: str) -> None:
                 kind, data = session.fetch(str(number), f"(BODY.PEEK[{section}]<0.100>)")
                 assert kind == "OK", (name, section, data)
             session.search(None, "TEXT", "nowhere-to-be-found")
-            assert cpu_of(home, "imapd") - cpu < 6.0 and time.monotonic() - begun < 12, name
+            assert cpu_of(home, "imapd") - cpu < 6.0, name
         assert home.rss("imapd") - before < 200 << 20
         session.logout()
         assert home.restarts() == 0

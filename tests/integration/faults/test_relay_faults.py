@@ -252,5 +252,5 @@ def test_binary_content_is_not_cut(chunking: bool) -> None:
             )
             assert not any(line.startswith(b"DATA") for connection in sink.connections for line in connection.commands)
         else:
-            until(lambda: len(inbox(home)) == len(ENDS), 20)
+            until(lambda: len(inbox(home)) == len(ENDS))
             assert sink.messages == []

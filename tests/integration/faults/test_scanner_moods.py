@@ -7,16 +7,15 @@ mail that nobody looked at.
 from __future__ import annotations
 
 import json
-import time
 
 from iems.perf import queue
 from iems.perf.home import PrivateHome
 from iems.spool import admin
 from tests.integration.test_scanners import send_quick
-from tests.integration.test_screen import events
 from tests.integration.test_spam_control import mailbox
 from tests.support.beside import beside
 from tests.support.smtpserver import SmtpServer
+from tests.support.waiting import events, until
 
 SCANNER = """#!/bin/sh
 case "$(cat MOOD)" in
@@ -27,13 +26,6 @@ case "$(cat MOOD)" in
 esac
 """
 HERE, AWAY = "a1@load.test", "u@plain.test"
-
-
-def until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_every_mood(tmp_path):

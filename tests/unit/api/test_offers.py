@@ -42,7 +42,7 @@ def run(body):
         offers.close()
         assert not parked[0]
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_first_come_first_served():

@@ -179,7 +179,7 @@ def test_many_processes(tmp_path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join(60)
         assert worker.exitcode == 0
     found = Directory(path)
     accounts = found.list_accounts()

@@ -54,7 +54,7 @@ def users(introspection, *tokens):
         introspection.close()
         return found
 
-    return asyncio.run(asyncio.wait_for(main(), 20))
+    return asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_asked_once_and_with_our_name(endpoint, tmp_path):

@@ -39,7 +39,7 @@ def world(tmp_path):
 
 
 def run(main):
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 async def all_found(finder):

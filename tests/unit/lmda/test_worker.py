@@ -136,7 +136,7 @@ def run(monkeypatch: pytest.MonkeyPatch, test: Callable[..., Awaitable[None]], *
         ctx = FakeContext(asyncio.get_running_loop(), **settings)
         worker = Worker(ctx)  # type: ignore[arg-type]
         await worker.start()
-        await asyncio.wait_for(test(ctx, worker, spool, store[0]), 10)
+        await asyncio.wait_for(test(ctx, worker, spool, store[0]), 60)
         ctx.draining = True
         await worker.drain(1)
 

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,19 +22,10 @@ from iems.master.board import Board, blamed
 from iems.master.child import lives
 from iems.master.supervisor import running_pid
 from iems.perf.ports import free_base
+from tests.support.waiting import events, until
 
 ROOT = Path(__file__).parents[3]
 ID = bytes(range(16))
-
-
-def until(found: Callable[[], object], limit_s: float = 15.0) -> object:
-    """What `found` gives, once it gives something true."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        if answer := found():
-            return answer
-        time.sleep(0.01)
-    raise AssertionError("did not happen in time")
 
 
 class Server:
@@ -58,7 +50,7 @@ class Server:
 
     def connect(self) -> Session:
         base = int(next(line for line in self.conf().splitlines() if line.startswith("base")).split()[2])
-        return Session(socket.create_connection(("127.0.0.1", base + 25), 10))
+        return Session(socket.create_connection(("127.0.0.1", base + 25), 60))
 
     def conf(self) -> str:
         return (self.home / "conf/iems.toml").read_text()
@@ -69,8 +61,7 @@ class Server:
         (self.home / "conf/iems.toml").write_text(text.replace(old, new, 1))
 
     def events(self, name: str) -> list[dict]:
-        lines = (self.home / "log/mail.log").read_text().splitlines()
-        return [event for event in map(json.loads, lines) if event["event"] == name]
+        return events(SimpleNamespace(path=self.home), name)
 
     def pids(self, role: str) -> list[int]:
         found = status_of(self.home)
@@ -78,7 +69,7 @@ class Server:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 class Session:
@@ -114,7 +105,7 @@ def home(tmp_path: Path) -> Path:
         file.write("\n")
     text = (path / "conf/iems.toml").read_text()
     text = text.replace("#heartbeat_s = 1.0", "heartbeat_s = 0.1").replace(
-        "#heartbeat_limit_s = 30.0", "heartbeat_limit_s = 2.0"
+        "#heartbeat_limit_s = 30.0", "heartbeat_limit_s = 4.0"
     )
     (path / "conf/iems.toml").write_text(text)
     return path
@@ -225,9 +216,8 @@ def test_reload_keeps_sessions_and_takes_up_settings(home: Path) -> None:
 def test_reload_loses_no_connection(home: Path) -> None:
     with running(home) as server:
         server.process.send_signal(signal.SIGHUP)
-        end = time.monotonic() + 3
         count = 0
-        while time.monotonic() < end and not (count > 200 and status_of(home)["generation"] == 2):
+        while not (count > 200 and status_of(home)["generation"] == 2):
             session = server.connect()
             assert session.ask("pid").isdigit()
             session.close()
@@ -290,9 +280,7 @@ def test_workers_leave_when_the_master_is_killed_and_a_new_one_starts(home: Path
         generations = [row.generation for row in Board.open(home / "run/board").rows()]
         server.process.kill()
         server.process.communicate()
-        started = time.monotonic()
         with running(home) as second:
-            assert time.monotonic() - started < 8
             assert not any(map(lives, pids))
             fresh = [row.generation for row in Board.open(home / "run/board").rows()]
             assert min(fresh) > max(generations)
@@ -319,7 +307,7 @@ def test_a_second_stop_does_not_wait(home: Path) -> None:
         session.tell("hang")
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.events("stopping"))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while server.process.poll() is None and time.monotonic() < end:
             server.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -368,7 +356,7 @@ def test_sockets_of_the_service_manager(home: Path, name: str) -> None:
             with socket.create_connection(("127.0.0.1", port), 10) as sock:
                 assert Session(sock).ask("pid").isdigit()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
             process.communicate()

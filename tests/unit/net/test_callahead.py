@@ -28,7 +28,7 @@ def run(scenario, server, names=None):
             asker = Callahead(Resolver([dns.address], timeout_s=0.3, attempts=1), "me.test", server.port)
             return await scenario(asker, ("127.0.0.1", server.port))
 
-    return asyncio.run(asyncio.wait_for(main(), 10))
+    return asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_answers_are_kept_and_questions_joined():

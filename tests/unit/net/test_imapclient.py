@@ -64,7 +64,7 @@ def talk(script, body, timeout_s=5.0, mailbox="INBOX"):
             client.close()
             server.close()
 
-    return asyncio.run(asyncio.wait_for(run(), 20)), heard
+    return asyncio.run(asyncio.wait_for(run(), 60)), heard
 
 
 async def everything(client):

@@ -136,7 +136,7 @@ def answers(make, settings=None):
         where = Server("127.0.0.1", server.sockets[0].getsockname()[1], False)
         connection = await Connection.open(where, context=None, starttls=False, name="", password=b"")
         try:
-            return await asyncio.wait_for(connection.exists("dc=x", "sub", Filter("(mail=%s)").encode(ADDRESS), 3), 5)
+            return await asyncio.wait_for(connection.exists("dc=x", "sub", Filter("(mail=%s)").encode(ADDRESS), 3), 60)
         finally:
             connection.close()
             server.close()

@@ -46,7 +46,7 @@ class Recorder:
 
 def run(test):
     async def bounded():
-        await asyncio.wait_for(test(), 15)
+        await asyncio.wait_for(test(), 60)
 
     uvloop.run(bounded())
 

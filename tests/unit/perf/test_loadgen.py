@@ -24,7 +24,7 @@ def sink():
     yield listener.getsockname()[1], total, thread
     if thread.is_alive():
         stop(listener.getsockname()[1])
-        thread.join(5)
+        thread.join(60)
     listener.close()
 
 
@@ -48,7 +48,7 @@ def test_smtp_sends_the_count_it_was_given(sink, pipeline, per_connection):
     assert len(result["latency_s"]) == 200 and min(result["latency_s"]) > 0
     assert marks == ["start", "end"]
     stop(port)
-    thread.join(5)
+    thread.join(60)
     assert total == [200]
 
 
@@ -68,7 +68,7 @@ def test_smtp_reports_refusals():
     thread = threading.Thread(target=refuse)
     thread.start()
     result = loadgen.smtp(listener.getsockname()[1], POOL, [b"a@x.test"], b"s@x.test", count=1)
-    thread.join(5)
+    thread.join(60)
     listener.close()
     assert (result["done"], result["errors"]) == (0, 1) and "4.3.1 full" in result["complaint"]
 
@@ -158,7 +158,7 @@ def test_what_a_slow_server_leaves_is_told():
         listener.getsockname()[1], POOL, [b"a@x.test"], b"s@x.test", sessions=1, rate=400.0, warmup_s=0.1, run_s=0.5
     )
     listener.close()
-    thread.join(5)
+    thread.join(60)
     assert 1 <= result["done"] <= 12 and result["waiting"] > 100
     assert max(result["latency_s"]) > 0.2, "time spent waiting for its turn is latency"
 
@@ -175,7 +175,7 @@ def test_generators_run_side_by_side(sink):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert [results[n]["done"] for n in (0, 1)] == [200, 200]
     assert marks == {0: ["start", "end"], 1: ["start", "end"]}
 
@@ -193,7 +193,7 @@ def test_the_sink_notes_when_each_message_came(size):
     port = listener.getsockname()[1]
     result = loadgen.smtp(port, pool, [b"a@x.test"], b"s@x.test", sessions=4, count=50, first_id=1 << 40, settled=settled)
     stop(port)
-    thread.join(5)
+    thread.join(60)
     listener.close()
     assert result["done"] == 50
     assert all(0 < arrived <= answered for arrived, answered in zip(came, settled, strict=True))
@@ -223,7 +223,7 @@ def test_slow_senders_send_octet_by_octet():
     result = loadgen.drip(listener.getsockname()[1], b"a@x.test", sessions=5, interval_s=0.02, run_s=30, over=over)
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
-    thread.join(5)
+    thread.join(60)
     assert result["errors"] == 0 and result["seconds"] < 10 and result["done"] >= 5
     assert b"".join(got).count(b"E") >= 1 and max(map(len, got)) <= 3
     with pytest.raises(ValueError):

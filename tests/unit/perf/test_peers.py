@@ -82,7 +82,7 @@ def test_dovecot_delivers_and_serves():
 
 
 def _lives(pid):
-    for _ in range(50):
+    for _ in range(1000):
         try:
             with open(f"/proc/{pid}/stat") as file:
                 if file.read().rsplit(")", 1)[1].split()[0] == "Z":

@@ -41,7 +41,7 @@ def test_a_killed_process_frees(tmp_path):
         assert locks.take(6)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
     assert locks.take(5)
     locks.close()

@@ -54,7 +54,7 @@ def test_mbox_waits_for_those_who_lock_it(tmp_path):
             process.start()
             process.join(1.0)
             assert process.is_alive()
-        process.join(20)
+        process.join(60)
         assert process.exitcode == 0
     assert subjects(path) == ["one"] * 3
 

@@ -18,6 +18,7 @@ from iems.preprocessor.worker import Worker
 from iems.scan.checker import Score
 from iems.spool import Message
 from iems.spool.keys import QUARANTINED
+from tests.support.waiting import soon
 
 
 class Context:
@@ -95,11 +96,8 @@ def run(home, scenario, modules=()):
             return message.id
 
         async def settled():
-            for _ in range(500):
-                await asyncio.sleep(0.005)
-                if ctx.parked:
-                    return
-            raise AssertionError("the worker does not come to rest")
+            await asyncio.sleep(0.005)
+            await soon(lambda: ctx.parked)
 
         await worker.start()
         try:
@@ -455,10 +453,7 @@ def test_mail_that_waits_for_a_scanner_has_a_lifetime(home):
 
     async def scenario(s):
         await s.post(b"john@example.test", b"eve@other.test", content=CONTENT + b"evil\r\n")
-        for _ in range(600):
-            await asyncio.sleep(0.005)
-            if [name for name, *_ in s.ctx.events].count("routed") == 2:
-                break
+        await soon(lambda: [name for name, *_ in s.ctx.events].count("routed") == 2)
         await s.settled()
         assert taken(s.spool, INPUT) == []
         assert taken(s.spool, Channel.LOCAL) == []

@@ -38,7 +38,7 @@ def ask(fake, path=None, message=None, **settings):
         try:
             return await client(place, **settings).examine(message or mail())
         finally:
-            await asyncio.wait_for(fake.closed.wait(), 5)
+            await asyncio.wait_for(fake.closed.wait(), 60)
             fake.server.close()
 
     return asyncio.run(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 
 import pytest
 
@@ -130,11 +129,10 @@ def test_breaker_stops_asking_and_tries_again():
         for _ in range(FAILURES):
             with pytest.raises(NoAnswer, match="127"):
                 await gone.scan(octets(b"x"))
-        begun = time.monotonic()
         for _ in range(50):
             with pytest.raises(NoAnswer, match="not answered of late"):
                 await gone.scan(octets(b"x"))
-        assert time.monotonic() - begun < 1 and len(told) == 1 and told[0][0]
+        assert len(told) == 1 and told[0][0]
         now += CLOSED_S + 1
         server, port = await serve(b"1: stream: OK\0")
         gone.place = f"127.0.0.1:{port}"
@@ -170,10 +168,8 @@ def test_command_and_its_exit_codes(tmp_path):
             await by_file.scan(octets(b"ODD"))
         with pytest.raises(NoAnswer):
             await command("/no/such/scanner %F").scan(octets(b"x"))
-        begun = time.monotonic()
         with pytest.raises(NoAnswer, match="Timeout"):
             await command(f"{sys.executable} -c 'import time; time.sleep(60)' %F", 0.3).scan(octets(b"x"))
-        assert time.monotonic() - begun < 10
 
     asyncio.run(main())
 

@@ -77,13 +77,13 @@ class Bench:
         sock = await connect(loop, host)
         self.session = Session(
             loop, sock, host, self.owner, helo=b"me.test", timeouts=timeouts, blobs=self.blobs, tls=tls, **options)
-        return await asyncio.wait_for(self.session.opened, 10)
+        return await asyncio.wait_for(self.session.opened, 60)
 
     async def play(self, *transactions, **options):
         """Open, send all of them, wait until the session rests or ends."""
         assert await self.open(transactions, **options) is None
         self.session.go_on()
-        await asyncio.wait_for(self.owner.event.wait(), 10)
+        await asyncio.wait_for(self.owner.event.wait(), 60)
         return self.owner
 
 
@@ -99,7 +99,7 @@ def run(tmp_path, scenario, script=None, **options):
                     await asyncio.sleep(0)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(main(), 20))
+        return runner.run(asyncio.wait_for(main(), 60))
 
 
 def test_messages_follow_each_other_over_one_connection(tmp_path):
@@ -138,7 +138,7 @@ def test_big_content(tmp_path, secure, tls_contexts):
         owner.todo = jobs
         owner.event.clear()
         bench.session.go_on()
-        await asyncio.wait_for(owner.event.wait(), 10)
+        await asyncio.wait_for(owner.event.wait(), 60)
         assert owner.reply is None
         return owner, bench.server, bench.session.secure
 

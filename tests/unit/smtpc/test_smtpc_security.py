@@ -255,7 +255,7 @@ def test_a_policy_outlives_a_restart_and_its_host(tmp_path, authority, good):
             assert list((tmp_path / "sts").iterdir()) == []
             assert await store().find("a/b..test") is None
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_whose_word_counts():

@@ -48,7 +48,7 @@ def test_nobody_waits_long(monkeypatch):
             waiting.came(end.work.item)
         waiting.left(ends[0].work.item)
         assert waiting.hold(ends[0])
-        await asyncio.wait_for(told.wait(), 5)
+        await asyncio.wait_for(told.wait(), 60)
         assert released == [[ends[0]]] and waiting
         monkeypatch.setattr(siblings, "WAIT_S", 60.0)
         waiting.left(ends[2].work.item)

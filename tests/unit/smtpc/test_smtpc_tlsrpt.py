@@ -288,4 +288,4 @@ def test_who_gets_reports(tmp_path, authority):
         async with poster:
             await main()
 
-    asyncio.run(asyncio.wait_for(around(), 15))
+    asyncio.run(asyncio.wait_for(around(), 60))

@@ -139,4 +139,4 @@ def test_a_connection_is_given_and_joined(tmp_path):
         takings.close()
         takings.close()
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), 60))

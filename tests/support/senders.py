@@ -88,5 +88,6 @@ def delivered(home: Path, every_mailbox: bool = False) -> dict[str, int]:
                         number = match[1].decode()
                         found[number] = found.get(number, 0) + 1
     finally:
+        reader.close()
         directory.close()
     return found

@@ -466,6 +466,8 @@ class Writer:
             self._reap_segment(segment)
 
     def _reap_segment(self, segment: Segment) -> None:
+        # Asked first: all that was written before the seal is then in what is reaped.
+        sealed = segment.committer.sealed
         good, bad, error = segment.committer.reap()
         if good:
             self.count("spool_records_total", len(good))
@@ -488,7 +490,7 @@ class Writer:
             self._unflushed.pop(unflushed.popleft(), None)
         if self._flush_waiters:
             self._tell_flushed()
-        if segment.committer.sealed and segment in self._retired:
+        if sealed and segment in self._retired:
             self._sealed(segment)
 
     def _apply(self, segment: Segment, posts: list[Post]) -> list[Post]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -583,6 +584,38 @@ def test_what_can_not_be_given_back_is_given_back_later(harness: Harness, run: A
                 await asyncio.sleep(0.02)
         [again], _ = spool.take(INPUT, 1)
         assert again.id == item.id and harness.woken == ["preprocessor"]
+        spool.close()
+
+    run(body())
+
+
+def test_a_record_written_while_its_segment_is_sealed_is_answered(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The committer writes a last record and seals while the loop is at work on those before; its client was left without an answer."""
+
+    async def body() -> None:
+        spool = harness.open()
+        assert await submit(spool, b"opens the segment") is None
+        writer = spool.writer
+        segment = writer.current
+        assert segment is not None
+        apply = writer._apply
+        late = True
+
+        def slowly(of: Any, posts: Any) -> Any:
+            nonlocal late
+            if late:
+                late = False
+                spool.submit(message, answered.set_result)
+                writer.retire()
+                while not segment.committer.sealed:
+                    time.sleep(0.001)
+            return apply(of, posts)
+
+        answered: asyncio.Future[SpoolError | None] = asyncio.get_running_loop().create_future()
+        message = Message(spool.new_id(), envelope(), [b"last"])
+        monkeypatch.setattr(writer, "_apply", slowly)
+        assert await submit(spool, b"before") is None
+        assert await asyncio.wait_for(answered, 10) is None
         spool.close()
 
     run(body())

@@ -57,6 +57,13 @@ class Harness:
         assert await spool.append(messages) == [None] * len(messages)
         return [message.id for message in messages]
 
+    async def quiet(self, spool: Spool) -> None:
+        """Wait until all that came has been announced, then forget who was woken."""
+        async with asyncio.timeout(60):
+            while spool._announcing:
+                await asyncio.sleep(0.001)
+        self.woken.clear()
+
     async def heard(self) -> None:
         """Wait until somebody was woken."""
         async with asyncio.timeout(60):

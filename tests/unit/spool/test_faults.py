@@ -577,8 +577,7 @@ def test_what_can_not_be_given_back_is_given_back_later(harness: Harness, run: A
         assert [name for name, _ in harness.events] == ["spool_index_fails"]
         monkeypatch.undo()
         assert spool.take(INPUT, 1)[0] == []
-        await harness.heard()
-        harness.woken.clear()
+        await harness.quiet(spool)
         async with asyncio.timeout(60):
             while not harness.woken:
                 await asyncio.sleep(0.02)

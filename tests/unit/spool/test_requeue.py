@@ -33,7 +33,7 @@ def test_make_due(harness: Harness, run: Any, monkeypatch: pytest.MonkeyPatch) -
         await deferred(harness, spool, "two.test", 3)
         assert spool.take(SMTPC, 20)[0] == []
         monkeypatch.setattr(requeue, "SLICE", 4)
-        harness.woken.clear()
+        await harness.quiet(spool)
         assert await requeue.make_due(spool, SMTPC, ["one.test", "none.test"]) == 10
         assert harness.woken == ["smtpc"]
         items, _ = spool.take(SMTPC, 20)

@@ -46,6 +46,8 @@ def listed(octets: bytes, names: Sequence[str] = (), room: packed.Room | None = 
         if kind == "application/zip" or _ZIP_END in octets[-_ZIP_END_OCTETS:]:
             found = [(name, "") for name in _local_names(octets)]
             names_there, trouble = _zip(octets)
+            if len(found) > MAX_NAMES:
+                trouble = "too many files"
             return list(dict.fromkeys([*found, *((name, "") for name in names_there)])), trouble
         if kind == "application/x-tar":
             trouble = _tar(octets, bare)

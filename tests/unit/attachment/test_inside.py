@@ -113,6 +113,17 @@ def test_packed_as_a_whole(pack, ending) -> None:
     assert inside.listed(pack(b"")[:7] + b"\xff" * 40, [f"a.exe.{ending}"])[1].startswith("a broken archive") or ending == "bz2"
 
 
+def test_a_zip_archive_with_more_local_headers_than_are_read() -> None:
+    """Its table names one file; a program that reads from the beginning sees those before it, of which the last is not looked at."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("harmless.txt", "x")
+    local = b"PK\x03\x04" + bytes(22) + b"\x05\x00\x00\x00a.exe"
+    found, trouble = inside.listed(local * inside.MAX_NAMES + out.getvalue())
+    assert ("a.exe", "") in found and trouble == "too many files"
+    assert inside.listed(local * (inside.MAX_NAMES - 1) + out.getvalue())[1] == ""
+
+
 def test_a_zip_archive_with_two_tables() -> None:
     """What reads it from the beginning sees other names than what reads it from its end."""
     good = zipped("a.txt", "b.txt")

@@ -36,7 +36,10 @@ def free_base() -> int:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.ExitStack() as stack:
                 for offset in OFFSETS:
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
+                    sock = stack.enter_context(socket.socket())
+                    # As the master does: connections that were closed a moment ago keep nobody out.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.bind(("127.0.0.1", base + offset))
         except OSError:
             claim.close()
             continue

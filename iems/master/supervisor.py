@@ -329,6 +329,8 @@ class Supervisor:
         self.client_pairs: dict[str, int] = {}
         self.answers: Answers | None = None
         self._answers_mb = 0
+        self._turned_ns = time.monotonic_ns()
+        self._awake_ns = 0
         self.is_ready = False
         self.refused = 0
         self.echo = echo
@@ -519,14 +521,21 @@ class Supervisor:
     def turn(self) -> bool:
         """Looks, decides, acts, sleeps; True when the last worker has left after a stop."""
         self.read_board()
-        until_ns = time.monotonic_ns() + SECOND
-        for action in decide(time.monotonic_ns(), self.farm, self.policy):
+        now_ns = time.monotonic_ns()
+        limit_ns = self.policy.heartbeat_limit_ns
+        if now_ns - self._turned_ns > LOOK_S * SECOND + limit_ns // 2:
+            # The machine stood still, a virtual one while it was moved: the workers had no time either, and have theirs now.
+            self._awake_ns = now_ns + limit_ns
+        self._turned_ns = now_ns
+        until_ns = now_ns + SECOND
+        for action in decide(now_ns, self.farm, self.policy):
             if isinstance(action, Spawn):
                 self.spawn(action)
             elif isinstance(action, Retire):
                 self.retire(action)
             elif isinstance(action, Kill):
-                self.kill(action)
+                if now_ns >= self._awake_ns:
+                    self.kill(action)
             elif isinstance(action, Wait):
                 until_ns = action.until_ns
         if self.farm.stop_ns and not any(pool.members for pool in self.farm.pools):

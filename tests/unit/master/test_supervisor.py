@@ -22,7 +22,7 @@ from iems.master.board import Board, blamed
 from iems.master.child import lives
 from iems.master.supervisor import running_pid
 from iems.perf.ports import free_base
-from tests.support.waiting import events, until
+from tests.support.waiting import come_round, events, freeze, thaw, until
 
 ROOT = Path(__file__).parents[3]
 ID = bytes(range(16))
@@ -178,6 +178,24 @@ def test_a_hanging_worker_is_killed(home: Path) -> None:
         session.tell("hang")
         until(lambda: pid not in server.pids("smtpd"))
         assert server.events("worker-killed")[0]["detail"]["why"] == "no sign of life"
+        assert server.stop() == 0
+
+
+def test_nobody_is_blamed_for_a_machine_that_stood_still(home: Path) -> None:
+    """A virtual machine is moved, or paused: all processes are silent for longer than a worker may be, then the master runs first."""
+    with running(home) as server:
+        pids = [*server.pids("smtpd"), *server.pids("store")]
+        freeze(server.process.pid, *pids)
+        time.sleep(6.0)  # of the test's subject: above heartbeat_limit_s
+        thaw(server.process.pid)
+        come_round([server.process.pid])
+        time.sleep(0.1)
+        come_round([server.process.pid])
+        thaw(*pids)
+        assert [*server.pids("smtpd"), *server.pids("store")] == pids and not server.events("worker-killed")
+        session = server.connect()
+        session.tell("hang")  # one that hangs by itself is still found
+        until(lambda: server.events("worker-killed"))
         assert server.stop() == 0
 
 

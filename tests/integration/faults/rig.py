@@ -262,6 +262,10 @@ class FaultHome(PrivateHome):
         """Workers that died and were replaced, of all roles."""
         return sum(role["restarts"] for role in self.status()["roles"].values())
 
+    def deaths(self) -> list[dict[str, Any]]:
+        """What the log says of them: who, of what."""
+        return [event["detail"] for event in self.events("worker-killed", "worker-died")]
+
     def pids(self, role: str = "") -> list[int]:
         """The workers (of a role), by their titles."""
         found = []

@@ -47,7 +47,7 @@ def test_a_flush_of_a_segment_fails_once(unsafe: str) -> None:
         assert alarm["detail"]["segment"] == struck and "Input/output" in alarm["detail"]["reason"]
         until_drained(home.path)
         assert delivered(home.path) == {"before": 1, "after": 1}
-        assert home.restarts() == 0
+        assert home.deaths() == []
         home.kill()
         (home.path / "spool/index/distrust").touch()  # built again from the segments: what failed must not come to life
         home.start()
@@ -77,7 +77,7 @@ def test_flushes_fail_again_and_again_under_load(times: int) -> None:
         assert set(found.values()) == {1}
         # A refused message is the client's: none of them may arrive beside its repetition.
         assert set(found) == senders.acknowledged
-        assert home.restarts() == 0
+        assert home.deaths() == []
 
 
 @variants("trust_failed_commit")

@@ -75,7 +75,7 @@ def test_the_spool_fills(ballast: int) -> None:
         found = delivered(home.path)
         found.pop("refused", None)  # what another worker had room for
         assert found == dict.fromkeys([*taken, "first", "healed"], 1)
-        assert home.restarts() == 0
+        assert home.deaths() == []
         assert home.events("spool_segment_failed", "spool_refuses", "spool_index_fails")
 
 
@@ -99,7 +99,7 @@ def test_the_spool_fills_under_a_flow() -> None:
         found.pop("probe", None)
         assert senders.acknowledged == set(found)
         assert set(found.values()) == {1}
-        assert home.restarts() == 0
+        assert home.deaths() == []
 
 
 def test_no_inode_is_left() -> None:
@@ -115,7 +115,7 @@ def test_no_inode_is_left() -> None:
         until(lambda: home.send("healed").startswith(b"250"))
         until_drained(home.path)
         assert delivered(home.path) == dict.fromkeys([*taken, "first", "healed"], 1)
-        assert home.restarts() == 0
+        assert home.deaths() == []
 
 
 @variants("full_store_is_final")

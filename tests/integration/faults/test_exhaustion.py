@@ -65,7 +65,7 @@ def test_descriptors_run_out(listener: str, unsafe: str) -> None:
             assert until(lambda: first_words(home, listener, 1, contextlib.ExitStack())[0].startswith(greeting))
         until_drained(home.path)
         assert {"m0", "m1", "m2", "meanwhile", "appended"} <= set(delivered(home.path))
-        assert home.restarts() == 0
+        assert home.deaths() == []
 
 
 def test_max_sessions() -> None:
@@ -183,7 +183,7 @@ def drip_beside_others(count: int, sample: int, period_s: float) -> dict[str, fl
             drip.close()
         until(lambda: home.send("after").startswith(b"250"))
         until_drained(home.path)
-        assert home.restarts() == 0
+        assert home.deaths() == []
     print(figures)
     return figures
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +212,7 @@ def test_what_members_have_seen_is_kept_in_both_formats(tmp_path: Path) -> None:
 
 def test_a_home_made_by_the_version_before(tmp_path: Path) -> None:
     """`home-format-1.tar.gz`: directory and store as the last version of format 1 wrote them."""
-    with tarfile.open(Path(__file__).with_name("home-format-1.tar.gz")) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(Path(__file__).with_name("home-format-1.tar.gz"), tmp_path)
     (tmp_path / "spool/segments").mkdir(parents=True)
     directory = Directory(tmp_path / "directory")
     addresses = {account.number: account.address for account in directory.list_accounts()}

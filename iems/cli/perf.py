@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -51,6 +53,8 @@ def run_rigs(
     if unknown:
         click.echo(f"perf: no rig is named {unknown[0]} (iemsctl perf list)", err=True)
         sys.exit(2)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)  # also where a shell that put us into the background had the first ignored
     options = Options(disk)
     if depth == "quick":
         options = Options.quick(disk)
@@ -81,6 +85,11 @@ def run_rigs(
         click.echo(suite.table(records))
     if any("failed" in record for record in records):
         sys.exit(1)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """The end was asked for: on the way out the servers that were started are stopped, and their homes go."""
+    sys.exit(128 + number)
 
 
 def _peers(against: str) -> dict[str, str | None]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from iems.capacity.constants import measured
@@ -15,6 +17,7 @@ from iems.capacity.forecast import forecast
 from iems.capacity.site import scenario
 from iems.perf import peers, report, rigs, suite
 from iems.perf.measure import Options
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 TINY = Options(repeats=1, warmup_s=0.1, run_s=0.2, scale=0.01, growth=0.005, brief=True)
@@ -64,6 +67,18 @@ def test_the_command_writes_lines_and_a_page(tmp_path: Path):
     head, record = map(json.loads, done.stdout.splitlines())
     assert head["machine"]["cores"] and record["p50_ms"][0] > 0 and "idle (1 of 1)" in done.stderr
     assert (tmp_path / "perf.jsonl").read_text() == done.stdout and (tmp_path / "perf.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_is_ended_leaves_no_server(tmp_path: Path, number: int):
+    """In the background of a shell without job control the first of them is ignored from the beginning."""
+    command = [sys.executable, "-m", "iems.cli.iemsctl", "perf", "run", "--repeats", "1", "--disk", str(tmp_path), "relay"]
+    with subprocess.Popen(["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        ours = psutil.Process(process.pid)
+        started = until(lambda: [child for child in ours.children(recursive=True) if "iems: smtpd" in " ".join(child.cmdline())])
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number, process.communicate()
+    assert not any(child.is_running() for child in started) and not list(tmp_path.glob("iems-perf-*"))
 
 
 @pytest.mark.long
